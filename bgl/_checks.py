@@ -1,0 +1,97 @@
+"""Argument checks shared by the whole package.
+
+They look at types, ranks, shapes and dtypes only, which costs nothing on any device and leaves
+``torch.compile(fullgraph=True)`` whole. Values (NaN, unknown labels) are checked where data
+enters: in datasets, samplers, metrics and once per step of the training loop.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def describe(value: Any) -> str:
+    """A short description of an offending value for an error message."""
+    if isinstance(value, Tensor):
+        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {list(value.shape)}"
+    return repr(value)
+
+
+def check_matrix(x: Tensor, name: str = "x", dims: str = "[N, C]") -> None:
+    """Raise unless ``x`` is a 2-D floating-point tensor."""
+    if not isinstance(x, Tensor) or x.dim() != 2 or not x.is_floating_point():
+        raise ValueError(
+            f"Expected argument `{name}` to be a floating-point tensor of shape {dims}, "
+            f"but got {describe(x)}"
+        )
+
+
+def check_index_vector(v: Tensor, n: int, name: str) -> None:
+    """Raise unless ``v`` is a 1-D integer tensor with ``n`` entries (labels, batch vectors)."""
+    if (
+        not isinstance(v, Tensor)
+        or v.dim() != 1
+        or v.is_floating_point()
+        or v.is_complex()
+        or v.dtype == torch.bool
+    ):
+        raise ValueError(
+            f"Expected argument `{name}` to be an integer tensor of shape [N], "
+            f"but got {describe(v)}"
+        )
+    if v.size(0) != n:
+        raise ValueError(
+            f"Expected argument `{name}` to have one entry per row ({n}), but got {v.size(0)}"
+        )
+
+
+def check_int(value: int, name: str, minimum: int) -> int:
+    """Raise unless ``value`` is an integer ≥ ``minimum``; return it."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ValueError(f"Expected argument `{name}` to be an integer ≥ {minimum}, got {value!r}")
+    return value
+
+
+def check_real(
+    value: float,
+    name: str,
+    minimum: float = -math.inf,
+    maximum: float = math.inf,
+    exclusive: bool = False,
+) -> float:
+    """Raise unless ``value`` is finite and in [minimum, maximum]; return it as a float.
+
+    ``exclusive=True`` leaves out the minimum itself.
+    """
+    ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not ok or value < minimum or value > maximum or (exclusive and value == minimum):
+        bounds = f"{'(' if exclusive else '['}{minimum}, {maximum}]"
+        raise ValueError(
+            f"Expected argument `{name}` to be a finite number in {bounds}, got {value!r}"
+        )
+    return float(value)
+
+
+def check_choice(value: str, name: str, choices: tuple[str, ...]) -> str:
+    """Raise unless ``value`` is one of ``choices``; return it."""
+    if value not in choices:
+        raise ValueError(f"Expected argument `{name}` to be one of {choices}, got {value!r}")
+    return value
+
+
+def check_finite(x: Tensor, name: str) -> None:
+    """Raise if ``x`` holds NaN or infinite values, naming the first bad row. Waits for the device.
+
+    Only for places where data enters; never inside a layer or a loss.
+    """
+    bad = ~torch.isfinite(x).reshape(x.size(0), -1).all(dim=1)
+    if bad.any():
+        rows = bad.nonzero().flatten().tolist()
+        raise ValueError(
+            f"Expected argument `{name}` to be finite, but got NaN or infinity in "
+            f"{len(rows)} row(s), the first at index {rows[0]}"
+        )

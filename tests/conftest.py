@@ -1,0 +1,32 @@
+"""Shared fixtures: one thread (as in CI) and the reference arrays in ``tests/goldens``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+GOLDENS = Path(__file__).parent / "goldens"
+Golden = dict[str, Tensor]
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def golden() -> Callable[[str], Golden]:
+    """Load the arrays of a reference case by name; a missing file fails the test."""
+
+    def load(name: str) -> Golden:
+        with np.load(GOLDENS / f"{name}.npz") as arrays:
+            return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
+
+    return load
