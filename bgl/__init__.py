@@ -1,0 +1,10 @@
+"""bgl: batch graph learning on PyTorch Geometric.
+
+Learn a sparse graph over the samples of a mini-batch, pass messages on it, and train an image
+encoder through it.
+"""
+
+from bgl.graph import to_batch_graph
+
+__version__ = "0.1.0"
+__all__ = ["to_batch_graph"]

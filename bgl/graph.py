@@ -1,0 +1,49 @@
+"""Between tensors and PyTorch Geometric's ``Data``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch_geometric.data import Data
+
+from bgl._checks import check_index_vector, check_matrix
+from bgl.layers.adaptive_graph import AdaptiveGraph, Graph
+
+
+def to_batch_graph(
+    x: Tensor,
+    y: Tensor | None = None,
+    learner: Callable[..., Graph] | None = None,
+    **attributes: Any,
+) -> Data:
+    """Turn the features of a mini-batch into a PyG graph.
+
+    Args:
+        x: Features [N, C], the node features.
+        y: Integer labels [N] or None.
+        learner: Called as ``learner(x, y)``, or ``learner(x, y, batch)`` when a ``batch`` vector
+            is among the attributes; returns ``(edge_index, edge_weight)``.
+            Default: ``AdaptiveGraph()``.
+        attributes: Stored on the graph as they are (for instance ``batch=``, ``image_id=``).
+
+    Returns:
+        ``Data(x, edge_index, edge_weight, y, **attributes)``; ``edge_weight`` carries the gradient
+        of the learner to ``x``.
+
+    Raises:
+        ValueError: If ``x`` or ``y`` has the wrong type, rank or length.
+
+    Example:
+        >>> import torch
+        >>> to_batch_graph(torch.randn(6, 4), learner=AdaptiveGraph(k=2))
+        Data(x=[6, 4], edge_index=[2, 12], edge_weight=[12])
+    """
+    check_matrix(x)
+    if y is not None:
+        check_index_vector(y, x.size(0), "y")
+    learner = AdaptiveGraph() if learner is None else learner
+    batch = attributes.get("batch")
+    edge_index, edge_weight = learner(x, y) if batch is None else learner(x, y, batch)
+    return Data(x=x, edge_index=edge_index, edge_weight=edge_weight, y=y, **attributes)

@@ -1,0 +1,66 @@
+"""What the blocks of all methods share: pre-norm residual mixing and a feed-forward network."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+from torch import Tensor, nn
+from torch_geometric.nn import GraphNorm
+
+from bgl._checks import check_choice, check_index_vector, check_int, check_matrix, check_real
+from bgl.layers.adaptive_graph import Graph
+
+
+class BatchBlock(nn.Module):
+    r"""Base of the blocks: :math:`x' = x + \text{mix}(\text{norm}_1(x))`, then
+    :math:`x' + \text{FFN}(\text{norm}_2(x'))`.
+
+    Subclasses implement :meth:`mix`, which exchanges information between the samples of a batch.
+    Parameter names (``norm1``, ``norm2``, ``mlp.fc1``, ``mlp.fc2``) are those of timm's blocks.
+    """
+
+    def __init__(self, channels: int, ffn_ratio: float = 4.0, norm: str = "layer") -> None:
+        super().__init__()
+        self.channels = check_int(channels, "channels", 1)
+        hidden = int(channels * check_real(ffn_ratio, "ffn_ratio", 0.0, exclusive=True))
+        check_choice(norm, "norm", ("layer", "graph"))
+        self.norm1: nn.Module = nn.LayerNorm(channels) if norm == "layer" else GraphNorm(channels)
+        self.norm2: nn.Module = nn.LayerNorm(channels) if norm == "layer" else GraphNorm(channels)
+        self.mlp = nn.Sequential(
+            OrderedDict(
+                fc1=nn.Linear(channels, hidden), act=nn.GELU(), fc2=nn.Linear(hidden, channels)
+            )
+        )
+
+    def mix(
+        self, x: Tensor, y: Tensor | None, batch: Tensor | None, return_graph: bool
+    ) -> tuple[Tensor, list[Graph]]:
+        """Mixed features [N, C] and, if asked for, the graphs along which they were mixed."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        x: Tensor,
+        y: Tensor | None = None,
+        batch: Tensor | None = None,
+        return_graph: bool = False,
+    ) -> Any:
+        check_matrix(x)
+        if x.size(1) != self.channels:
+            raise ValueError(
+                f"Expected argument `x` to have {self.channels} channels, but got {x.size(1)}"
+            )
+        if y is not None:
+            check_index_vector(y, x.size(0), "y")
+        if batch is not None:
+            check_index_vector(batch, x.size(0), "batch")
+        mixed, graphs = self.mix(self._normalize(self.norm1, x, batch), y, batch, return_graph)
+        x = x + mixed
+        x = x + self.mlp(self._normalize(self.norm2, x, batch))
+        return (x, graphs) if return_graph else x
+
+    @staticmethod
+    def _normalize(norm: nn.Module, x: Tensor, batch: Tensor | None) -> Tensor:
+        normalized: Tensor = norm(x, batch) if isinstance(norm, GraphNorm) else norm(x)
+        return normalized

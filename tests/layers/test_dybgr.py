@@ -1,0 +1,200 @@
+"""DyBGR, its block and BatchGraphConv: the released arrays, symmetries, precision, compile."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import assert_close
+from torch_geometric.utils import to_torch_csr_tensor
+
+from bgl.layers import BatchGraphConv, DyBGR, DyBGRBlock, batch_graph_conv
+
+FORMULATIONS = ["released", "paper"]
+
+
+@pytest.mark.parametrize(
+    ("name", "k", "t", "lam", "beta", "epsilon"),
+    [
+        ("B12_C8_K3_T1", 3, 1, 0.3, 0.5, 0.5),
+        ("B36_C16_K10_T3", 10, 3, 0.3, 0.5, 0.5),
+        ("B405_C64_K30_T3", 30, 3, 0.3, 0.5, 0.5),
+        ("B24_lam.7_beta.25_eps.9_T5", 4, 5, 0.7, 0.25, 0.9),
+        ("T0", 5, 0, 0.3, 0.5, 0.5),
+        ("edge_K_eq_Bminus2", 10, 2, 0.3, 0.5, 0.5),
+        ("edge_all_same_label", 4, 2, 0.3, 0.5, 0.5),
+        ("eps0_lam0", 4, 3, 0.0, 0.5, 0.0),
+    ],
+)
+def test_equals_released_code(golden, name, k, t, lam, beta, epsilon):
+    g = golden(f"dybgr_graph_learning__{name}")
+    x = g["x"].requires_grad_()
+    out = DyBGR(k, t, lam, beta, epsilon)(x, g["labels"])
+    assert_close(out, g["out"])
+    (grad,) = torch.autograd.grad(out, x, g["cotangent"])
+    assert_close(grad, g["grad_x"])
+
+
+def test_equals_released_code_on_duplicates(golden):
+    """Which of several equal rows is a neighbour is arbitrary; output and summed gradient not."""
+    g = golden("dybgr_graph_learning__edge_duplicate_rows_beta.5")
+    x = g["x"].requires_grad_()
+    out = DyBGR(4, 2)(x, g["labels"])
+    assert_close(out, g["out"])
+    (grad,) = torch.autograd.grad(out, x, g["cotangent"])
+    twins = torch.tensor([0, 1, 7])
+    others = torch.tensor([i for i in range(12) if i not in twins])
+    assert_close(grad[others], g["grad_x"][others])
+    assert_close(grad[twins].sum(0), g["grad_x"][twins].sum(0))
+
+
+@pytest.mark.parametrize(
+    ("name", "k", "t", "depth", "ratio"),
+    [
+        ("B12_C8_d1", 3, 1, 1, 4.0),
+        ("B36_C16_d2", 10, 3, 2, 4.0),
+        ("B135_C32_d2", 30, 3, 2, 2.0),
+    ],
+)
+def test_block_equals_released_code(golden, name, k, t, depth, ratio):
+    g = golden(f"dybgr_block__{name}")
+    x = g["x"].requires_grad_()
+    out = x
+    blocks = []
+    for i in range(depth):
+        block = DyBGRBlock(x.size(1), k, t, ffn_ratio=ratio).double()
+        prefix = f"param.{i}."
+        block.load_state_dict(
+            {n.removeprefix(prefix): v for n, v in g.items() if n.startswith(prefix)}, strict=True
+        )
+        blocks.append(block)
+        out = block(out, g["labels"])
+    assert_close(out, g["out"])
+    out.backward(g["cotangent"])
+    assert_close(x.grad, g["grad_x"])
+    for i, block in enumerate(blocks):
+        for name_, parameter in block.named_parameters():
+            assert_close(parameter.grad, g[f"grad.{i}.{name_}"])
+
+
+@pytest.mark.parametrize("formulation", FORMULATIONS)
+@pytest.mark.parametrize("norm", ["layer", "graph"])
+def test_permutation_equivariance(norm, formulation):
+    block = DyBGRBlock(8, k=4, norm=norm, formulation=formulation).double()
+    x, y, p = torch.randn(20, 8).double(), torch.arange(20) // 4, torch.randperm(20)
+    assert_close(block(x[p], y[p]), block(x, y)[p], 1e-12)
+
+
+@pytest.mark.parametrize("formulation", FORMULATIONS)
+@pytest.mark.parametrize("norm", ["layer", "graph"])
+def test_batch_vector_equals_separate_calls(norm, formulation):
+    block = DyBGRBlock(8, k=4, norm=norm, formulation=formulation).double()
+    x, y = torch.randn(22, 8).double(), torch.arange(22) // 4
+    batch = torch.tensor([0] * 10 + [1] * 12)
+    separate = torch.cat([block(x[:10], y[:10]), block(x[10:], y[10:])])
+    assert_close(block(x, y, batch), separate, 1e-12)
+
+
+@pytest.mark.parametrize("formulation", FORMULATIONS)
+def test_gradcheck(formulation):
+    x = torch.randn(8, 4, dtype=torch.float64, requires_grad=True)
+    layer = DyBGR(3, 2, formulation=formulation)
+    assert torch.autograd.gradcheck(lambda a: layer(a, torch.arange(8) // 2), x)
+
+
+@pytest.mark.parametrize("formulation", FORMULATIONS)
+def test_float32_is_as_close_as_the_reference(golden, formulation):
+    g = golden("dybgr_graph_learning__B36_C16_K10_T3")
+    layer = DyBGR(10, 3, formulation=formulation)
+    assert_close(layer(g["x"].float(), g["labels"]).double(), layer(g["x"], g["labels"]), tol=1e-3)
+
+
+@pytest.mark.parametrize("formulation", FORMULATIONS)
+def test_autocast_stays_finite(formulation):
+    block = DyBGRBlock(16, k=4, formulation=formulation)
+    x = torch.randn(20, 16, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = block(x, torch.arange(20) // 4)
+    out.float().square().sum().backward()
+    assert torch.isfinite(out).all()
+    assert torch.isfinite(x.grad).all()
+
+
+@pytest.mark.filterwarnings("ignore:k=30")
+@pytest.mark.parametrize("formulation", FORMULATIONS)
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_tiny_batches(n, formulation):
+    x = torch.randn(n, 4, requires_grad=True)
+    out, graphs = DyBGR(formulation=formulation)(x, torch.arange(n), return_graph=True)
+    assert len(graphs) == 3
+    assert torch.isfinite(out).all()
+    assert torch.isfinite(torch.autograd.grad(out.sum(), x)[0]).all()
+    if n == 1:
+        assert torch.equal(DyBGR(epsilon=0.0)(x), x)
+
+
+def test_return_graph_gives_every_iteration():
+    x, y = torch.randn(20, 8).double(), torch.arange(20) // 4
+    out, graphs = DyBGRBlock(8, k=4, num_iterations=3).double()(x, y, return_graph=True)
+    assert out.shape == x.shape
+    assert [edge_index.shape for edge_index, _ in graphs] == [(2, 80)] * 3
+    h = torch.randn(20, 8).double()
+    mixed, graphs = DyBGR(4, 3)(h, y, return_graph=True)
+    assert_close(BatchGraphConv()(h, *graphs[-1]), mixed, 1e-12)
+
+
+@pytest.mark.parametrize("formulation", FORMULATIONS)
+def test_compiles_whole_for_all_batch_sizes(formulation):
+    torch._dynamo.reset()
+    block = DyBGRBlock(8, k=4, formulation=formulation)
+    compiled = torch.compile(block, fullgraph=True, dynamic=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for n in (12, 20, 33):
+            x, y = torch.randn(n, 8), torch.arange(n) // 4
+            torch.testing.assert_close(compiled(x, y), block(x, y))
+
+
+def test_conv_paths_agree(monkeypatch):
+    """Dense product, messages and PyG's sparse adjacency are three forms of the same sum."""
+    x = torch.randn(12, 5, dtype=torch.float64)
+    edge_index = torch.randint(12, (2, 40)).unique(dim=1)
+    weight = torch.rand(edge_index.size(1), dtype=torch.float64)
+    conv = BatchGraphConv(0.7)
+    expected = torch.stack(
+        [
+            0.3 * x[i]
+            + 0.7 * sum((w * x[j] for (j, t), w in zip(edge_index.t(), weight, strict=True)
+                         if t == i), torch.zeros(5).double())
+            for i in range(12)
+        ]
+    )  # fmt: skip
+    dense = conv(x, edge_index, weight)
+    adjacency = to_torch_csr_tensor(edge_index.flip(0), weight, size=(12, 12))
+    monkeypatch.setattr(batch_graph_conv, "DENSE_NODES", 0)
+    messages = conv(x, edge_index, weight)
+    for out in (dense, messages, conv(x, adjacency)):
+        assert_close(out, expected, 1e-12)
+    repeated = conv(x, edge_index.repeat(1, 2), weight.repeat(2))
+    monkeypatch.undo()
+    assert_close(conv(x, edge_index.repeat(1, 2), weight.repeat(2)), repeated, 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda: DyBGR(num_iterations=-1), "`num_iterations`"),
+        (lambda: DyBGR(epsilon=1.5), "`epsilon`"),
+        (lambda: DyBGRBlock(0), "`channels`"),
+        (lambda: DyBGRBlock(8, ffn_ratio=0.0), "`ffn_ratio`"),
+        (lambda: DyBGRBlock(8, norm="batch"), "`norm`"),
+        (lambda: DyBGRBlock(8)(torch.randn(4, 7)), "8 channels, but got 7"),
+        (lambda: DyBGRBlock(8)(torch.randn(4, 8), torch.zeros(3).long()), "`y`"),
+        (lambda: BatchGraphConv()(torch.randn(4, 8), torch.zeros(3, 5).long()), "`edge_index`"),
+        (
+            lambda: BatchGraphConv()(torch.randn(4, 8), torch.zeros(2, 5).long(), torch.ones(4)),
+            "`edge_weight`",
+        ),
+    ],
+)
+def test_errors(call, match):
+    with pytest.raises(ValueError, match=match):
+        call()

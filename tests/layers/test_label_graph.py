@@ -1,0 +1,35 @@
+"""LabelGraph against the released arrays."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import assert_close
+
+from bgl.layers import LabelGraph
+
+
+@pytest.mark.parametrize("normalization", ["row", "symmetric"])
+@pytest.mark.parametrize("name", ["sizes_5_4_2_1", "shuffled_36", "all_same_7"])
+def test_equals_released_code(golden, name, normalization):
+    g = golden(f"dybgr_label_graph__{name}")
+    n = g["labels"].numel()
+    edge_index, weight = LabelGraph(normalization)(g["labels"])
+    dense = torch.zeros(n, n).index_put((edge_index[1], edge_index[0]), weight)
+    assert_close(dense.double(), g["L"], 1e-7)
+
+
+def test_classes_of_different_graphs_are_apart():
+    y, batch = torch.zeros(4).long(), torch.tensor([0, 0, 1, 1])
+    edge_index, _ = LabelGraph()(y, batch)
+    assert (batch[edge_index[0]] == batch[edge_index[1]]).all()
+    assert edge_index.size(1) == 8
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="`normalization`"):
+        LabelGraph("column")
+    with pytest.raises(ValueError, match="`y`"):
+        LabelGraph()(torch.zeros(3))
+    with pytest.raises(ValueError, match="`batch`"):
+        LabelGraph()(torch.zeros(3).long(), torch.zeros(2).long())
