@@ -1,0 +1,227 @@
+"""Labelled images in memory or in files, and the class-disjoint parts of a benchmark."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from bgl._checks import check_index_vector, describe
+from bgl.datasets.reading import read_image
+
+Transform = Callable[[Tensor], Tensor]
+
+
+class ImageDataset(Dataset[tuple[Tensor, int]]):
+    """Images with class labels, from files read on demand or from a tensor in memory.
+
+    An item is ``(image, label)``: an RGB uint8 tensor [3, H, W], after the transform if there is
+    one, and an ``int``.
+
+    Args:
+        images: paths of image files, or a uint8 tensor of shape [N, 3, H, W].
+        labels: int64 tensor of shape [N] with ids into ``class_names``.
+        class_names: one name a class.
+        transform: applied to an image when it is asked for.
+        paths: a name of every image for people to read; by default the files' paths, and the
+            position for images in memory.
+
+    Raises:
+        ValueError: if the shapes or types do not fit, or a label is no id into ``class_names``.
+            Reading an image that cannot be decoded raises
+            :class:`~bgl.datasets.BrokenImageError`, a ``ValueError`` that names the file.
+
+    Example:
+        >>> images = torch.zeros(3, 3, 8, 8, dtype=torch.uint8)
+        >>> data = ImageDataset(images, torch.tensor([0, 1, 1]), ["cat", "dog"])
+        >>> len(data), data.num_classes, data.select_classes([1]).class_names
+        (3, 2, ['dog'])
+    """
+
+    def __init__(
+        self,
+        images: Tensor | Sequence[str | Path],
+        labels: Tensor,
+        class_names: Sequence[str],
+        transform: Transform | None = None,
+        paths: Sequence[str] | None = None,
+    ) -> None:
+        if isinstance(images, Tensor):
+            if images.dtype != torch.uint8 or images.dim() != 4 or images.size(1) != 3:
+                raise ValueError(
+                    "Expected argument `images` to be a uint8 tensor of shape [N, 3, H, W] or a "
+                    f"list of paths, but got {describe(images)}"
+                )
+        elif isinstance(images, (str, Path)):
+            raise ValueError(f"Expected argument `images` to be a list of paths, got {images!r}")
+        self.images: Tensor | list[Path] = (
+            images if isinstance(images, Tensor) else [Path(path) for path in images]
+        )
+        check_index_vector(labels, len(images), "labels")
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(class_names):
+            raise ValueError(
+                f"Expected argument `labels` to be ids into {len(class_names)} `class_names`, "
+                f"but got values from {int(labels.min())} to {int(labels.max())}"
+            )
+        if paths is None:
+            if isinstance(images, Tensor):
+                paths = [str(i) for i in range(len(images))]
+            else:
+                paths = [str(path) for path in images]
+        if len(paths) != len(images):
+            raise ValueError(
+                f"Expected argument `paths` to have one entry per image ({len(images)}), "
+                f"but got {len(paths)}"
+            )
+        self.labels = labels.to(torch.int64)
+        self.class_names = list(class_names)
+        self.transform = transform
+        self.paths = list(paths)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image = self.read(index)
+        if self.transform is not None:
+            image = self.transform(image)
+        return image, int(self.labels[index])
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} images, {self.num_classes} classes)"
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    def read(self, index: int) -> Tensor:
+        """The image before the transform, a uint8 tensor [3, H, W].
+
+        Raises:
+            BrokenImageError: if its file cannot be decoded.
+        """
+        image = self.images[index]
+        return image if isinstance(image, Tensor) else read_image(image)
+
+    def with_transform(self, transform: Transform | None) -> ImageDataset:
+        """A copy with another transform that shares images and labels."""
+        other = copy.copy(self)
+        other.transform = transform
+        return other
+
+    def subset(self, indices: Tensor | Sequence[int]) -> ImageDataset:
+        """The images at ``indices``, in that order.
+
+        Classes that none of them belongs to are dropped and the others numbered again, in their
+        old order and under their old names.
+
+        Raises:
+            ValueError: if there are no indices, or one is out of range.
+        """
+        chosen = _index_vector(indices, "indices", len(self))
+        if chosen.numel() == 0:
+            raise ValueError("Expected argument `indices` to have at least one entry, but got 0")
+        kept, labels = self.labels[chosen].unique(return_inverse=True)
+        positions = chosen.tolist()
+        return ImageDataset(
+            self.images[chosen]
+            if isinstance(self.images, Tensor)
+            else [self.images[i] for i in positions],
+            labels,
+            [self.class_names[c] for c in kept.tolist()],
+            self.transform,
+            [self.paths[i] for i in positions],
+        )
+
+    def select_classes(self, ids: Tensor | Sequence[int]) -> ImageDataset:
+        """All images of the classes ``ids``, numbered again in their old order.
+
+        Raises:
+            ValueError: if an id is out of range or no image is left.
+        """
+        wanted = _index_vector(ids, "ids", self.num_classes)
+        return self.subset(torch.isin(self.labels, wanted).nonzero().flatten())
+
+
+def _index_vector(values: Tensor | Sequence[int], name: str, limit: int) -> Tensor:
+    """``values`` as an int64 vector, if they are integers from 0 to ``limit - 1``."""
+    vector = torch.as_tensor(values)
+    if vector.numel() == 0:
+        return vector.long()
+    check_index_vector(vector, vector.numel(), name)
+    if not 0 <= int(vector.min()) <= int(vector.max()) < limit:
+        raise ValueError(
+            f"Expected argument `{name}` to be integers from 0 to {limit - 1}, "
+            f"but got values from {int(vector.min())} to {int(vector.max())}"
+        )
+    return vector.long()
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The parts of a benchmark; no class is in two of train, validation and test.
+
+    Attributes:
+        name: the dataset's name.
+        train: images to train on.
+        val: images to choose the epoch on, or None.
+        test: the queries, which are the gallery as well if there is no other.
+        gallery: a separate gallery that numbers its classes as ``test`` does, or None.
+        skipped: files left out because they cannot be decoded.
+
+    Raises:
+        ValueError: if two parts share a class name, or the gallery's classes are not the test
+            set's.
+    """
+
+    name: str
+    train: ImageDataset
+    val: ImageDataset | None
+    test: ImageDataset
+    gallery: ImageDataset | None = None
+    skipped: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        seen: dict[str, str] = {}
+        for part, dataset in self.parts().items():
+            if part == "gallery":
+                continue
+            shared = [name for name in dataset.class_names if name in seen]
+            if shared:
+                raise ValueError(
+                    f"Expected argument `{part}` to share no class with `{seen[shared[0]]}`, "
+                    f"but got {shared[0]!r} in both"
+                )
+            seen.update(dict.fromkeys(dataset.class_names, part))
+        if self.gallery is not None and self.gallery.class_names != self.test.class_names:
+            raise ValueError(
+                "Expected argument `gallery` to have the class names of `test` in the same order"
+            )
+
+    def parts(self) -> dict[str, ImageDataset]:
+        """The parts there are, by name: train, val, test, gallery."""
+        parts: dict[str, Any] = {
+            "train": self.train,
+            "val": self.val,
+            "test": self.test,
+            "gallery": self.gallery,
+        }
+        return {part: dataset for part, dataset in parts.items() if dataset is not None}
+
+    @property
+    def digest(self) -> str:
+        """12 hexadecimal digits that stand for which image is in which part and class."""
+        lines = sorted(
+            f"{part}\t{dataset.class_names[label]}\t{path}\n"
+            for part, dataset in self.parts().items()
+            for label, path in zip(dataset.labels.tolist(), dataset.paths, strict=True)
+        )
+        return hashlib.sha256("".join(lines).encode()).hexdigest()[:12]

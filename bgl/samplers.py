@@ -1,0 +1,160 @@
+"""Batches with the same number of samples of every class in them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from bgl._checks import check_index_vector, check_int
+
+
+class ClassBalancedSampler(Sampler[list[int]]):
+    """Batches of ``batch_size / per_class`` distinct classes with ``per_class`` samples each.
+
+    A batch sampler: hand it to ``DataLoader(batch_sampler=...)`` and call :meth:`set_epoch`
+    before every epoch, as with PyTorch's ``DistributedSampler``. An epoch depends on
+    ``(seed, epoch)`` only; the global random generators are neither read nor changed.
+
+    Classes are dealt from a shuffled deck, so each is seen once before any is seen twice and
+    every epoch covers all of them. The samples of a class are dealt the same way: all are used
+    before one repeats, and no batch holds a sample twice unless its class has fewer than
+    ``per_class``. Such a class is drawn with repeats, each of its samples as often as the others
+    (to within one), and a ``UserWarning`` at construction counts these classes.
+
+    Args:
+        labels: class of every sample, any integers, of shape [N].
+        batch_size: samples in a batch; a multiple of ``per_class``.
+        per_class: samples of each class in a batch.
+        seed: a non-negative integer.
+        batches_per_epoch: length of an epoch; by default as many batches as N samples fill, or
+            more if it takes more to cover every class.
+
+    Raises:
+        ValueError: if ``labels`` is not an integer vector with at least one entry,
+            ``batch_size`` is not a multiple of ``per_class``, there are fewer classes than a
+            batch holds, or ``batches_per_epoch`` is too small to cover all classes.
+
+    Example:
+        >>> sampler = ClassBalancedSampler([0, 0, 1, 1, 2, 2], batch_size=4, per_class=2)
+        >>> len(sampler), [len(batch) for batch in sampler]
+        (2, [4, 4])
+    """
+
+    def __init__(
+        self,
+        labels: Tensor | Sequence[int],
+        batch_size: int,
+        per_class: int,
+        seed: int = 0,
+        batches_per_epoch: int | None = None,
+    ) -> None:
+        labels = torch.as_tensor(labels)
+        check_index_vector(labels, labels.numel(), "labels")
+        if labels.numel() == 0:
+            raise ValueError("Expected argument `labels` to have at least one entry, but got 0")
+        self.batch_size = check_int(batch_size, "batch_size", 1)
+        self.per_class = check_int(per_class, "per_class", 1)
+        self.seed = check_int(seed, "seed", 0)
+        self.epoch = 0
+        if batch_size % per_class != 0:
+            raise ValueError(
+                "Expected argument `batch_size` to be a multiple of `per_class` "
+                f"({per_class}), got {batch_size}"
+            )
+        self.classes_per_batch = batch_size // per_class
+        self.classes, self._members = _members(labels)
+        if len(self.classes) < self.classes_per_batch:
+            raise ValueError(
+                f"Expected argument `labels` to have at least {self.classes_per_batch} classes "
+                f"(`batch_size` {batch_size} / `per_class` {per_class}), "
+                f"but got {len(self.classes)}"
+            )
+        to_cover = -(-len(self.classes) // self.classes_per_batch)
+        if batches_per_epoch is None:
+            batches_per_epoch = max(-(-labels.numel() // batch_size), to_cover)
+        elif check_int(batches_per_epoch, "batches_per_epoch", 1) < to_cover:
+            raise ValueError(
+                f"Expected argument `batches_per_epoch` to be at least {to_cover}, to cover "
+                f"{len(self.classes)} classes with {self.classes_per_batch} in a batch, "
+                f"got {batches_per_epoch}"
+            )
+        self.batches_per_epoch = batches_per_epoch
+        self._warn_small_classes()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration yields.
+
+        Raises:
+            ValueError: if ``epoch`` is not a non-negative integer.
+        """
+        self.epoch = check_int(epoch, "epoch", 0)
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return self.batches_per_epoch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Lists of ``batch_size`` indices, the samples of a class next to each other."""
+        rng = np.random.default_rng([self.seed, self.epoch])
+        class_deck = _Deck(len(self.classes), rng)
+        sample_decks = [_Deck(len(members), rng) for members in self._members]
+        for _ in range(self.batches_per_epoch):
+            batch: list[int] = []
+            for c in class_deck.deal(self.classes_per_batch):
+                batch.extend(self._members[c][sample_decks[c].deal(self.per_class)].tolist())
+            yield batch
+
+    def _warn_small_classes(self) -> None:
+        small = [c for c, members in enumerate(self._members) if len(members) < self.per_class]
+        if small:
+            warnings.warn(
+                f"{len(small)} of {len(self.classes)} classes have fewer than per_class = "
+                f"{self.per_class} samples, which are repeated inside a batch; for example "
+                f"class {self.classes[small[0]]} with {len(self._members[small[0]])}",
+                UserWarning,
+                stacklevel=3,
+            )
+
+
+class _Deck:
+    """Deals 0 … size-1 in shuffled passes: each number once before any comes again."""
+
+    def __init__(self, size: int, rng: np.random.Generator) -> None:
+        self.size = size
+        self.rng = rng
+        self.queue: list[int] = []
+
+    def deal(self, count: int) -> list[int]:
+        """The next ``count`` numbers: distinct ones if ``count`` ≤ ``size``."""
+        rounds, count = divmod(count, self.size)
+        # Whole rounds use every number equally often and need no place in the queue. They are
+        # shuffled all the same: losses may pair the i-th and j-th sample of each class.
+        dealt: list[int] = []
+        for _ in range(rounds):
+            dealt += self.rng.permutation(self.size).tolist()
+        if len(self.queue) < count:
+            self._shuffle_behind(count)
+        dealt += self.queue[:count]
+        del self.queue[:count]
+        return dealt
+
+    def _shuffle_behind(self, count: int) -> None:
+        """Queue another pass; numbers left over from the last one don't come up in this deal."""
+        fresh = self.rng.permutation(self.size).tolist()
+        left = set(self.queue)
+        fill = [number for number in fresh if number not in left][: count - len(left)]
+        used = set(fill)
+        self.queue += fill + [number for number in fresh if number not in used]
+
+
+def _members(labels: Tensor) -> tuple[list[int], list[np.ndarray]]:
+    """The distinct labels in ascending order and the indices of the samples of each."""
+    values = labels.cpu().numpy()
+    order = np.argsort(values, kind="stable")
+    classes, starts = np.unique(values[order], return_index=True)
+    return classes.tolist(), np.split(order, starts[1:])

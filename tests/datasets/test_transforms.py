@@ -1,0 +1,88 @@
+"""Transforms: shapes, ranges, and what is left alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from bgl.datasets import eval_transform, train_transform
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.5, 0.25, 0.2)
+
+
+def noise(height: int, width: int) -> torch.Tensor:
+    return torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+
+
+def normalised(image: torch.Tensor) -> torch.Tensor:
+    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+    return (image.float() / 255 - mean) / std
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (20, 90), (200, 100)])
+def test_train_shape_and_range(shape: tuple[int, int]) -> None:
+    transform = train_transform(48, MEAN, STD)
+    image = noise(*shape)
+    out = transform(image)
+    assert out.shape == (3, 48, 48)
+    assert out.dtype == torch.float32
+    plain = out * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
+    assert plain.min() > -1e-5
+    assert plain.max() < 1 + 1e-5
+    assert not torch.equal(transform(image), out)
+
+
+def test_train_flip_alone() -> None:
+    image = noise(64, 64)
+    for flip, expected in ((0.0, image), (1.0, image.flip(-1))):
+        transform = train_transform(64, MEAN, STD, crop_scale=(1.0, 1.0), flip=flip)
+        # A crop of the whole area may still change the aspect ratio; take a draw that didn't.
+        outs = [transform(image) for _ in range(30)]
+        distance = min(float((out - normalised(expected)).abs().max()) for out in outs)
+        assert distance < 1e-5
+
+
+def test_eval_leaves_an_image_that_fits_alone() -> None:
+    image = noise(64, 64)
+    torch.testing.assert_close(eval_transform(64, MEAN, STD)(image), normalised(image))
+
+
+def test_eval_crops_the_centre() -> None:
+    image = noise(64, 100)
+    out = eval_transform(64, MEAN, STD)(image)
+    torch.testing.assert_close(out, normalised(image[:, :, 18:82]))
+
+
+def test_eval_margin() -> None:
+    """A photo's shorter side becomes 256, of which 224 are seen; a small image is seen whole."""
+    frame = torch.full((3, 512, 512), 255, dtype=torch.uint8)
+    frame[:, 28:-28, 28:-28] = 0  # 14 of 256 at each edge; the crop takes 16
+    assert (eval_transform(224, MEAN, STD)(frame) == normalised(frame)[:, 99:100, 99:100]).all()
+    whole = eval_transform(224, MEAN, STD, resize=224)(frame)
+    assert (whole[:, 0] > 0).all()
+    small = torch.zeros(3, 32, 32, dtype=torch.uint8)
+    small[:, 0] = 255
+    assert (eval_transform(224, MEAN, STD)(small)[:, 0] > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({"image_size": 0}, "image_size"),
+        ({"mean": (0.5,)}, "mean"),
+        ({"std": (0.5, 0.0, 0.5)}, "std"),
+        ({"crop_scale": (0.0, 1.0)}, "crop_scale"),
+        ({"crop_scale": (0.8, 0.5)}, "crop_scale"),
+        ({"flip": 1.5}, "flip"),
+    ],
+)
+def test_bad_arguments_are_named(arguments: dict[str, Any], name: str) -> None:
+    with pytest.raises(ValueError, match=f"`{name}"):
+        train_transform(**{"image_size": 64, "mean": MEAN, "std": STD, **arguments})
+
+
+def test_resize_below_the_crop_is_refused() -> None:
+    with pytest.raises(ValueError, match="`resize`"):
+        eval_transform(64, MEAN, STD, resize=32)
