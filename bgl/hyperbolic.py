@@ -1,0 +1,277 @@
+r"""The Poincaré ball of curvature :math:`-c`: free functions, and thin modules over them.
+
+All of it is computed in float32 or wider, with autocast switched off: half-precision inputs are
+converted first, and the results stay float32.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from pytorch_metric_learning.distances import BaseDistance
+from torch import Tensor, nn
+
+from bgl._checks import check_matrix, check_real
+
+# The constants of the published implementation, which the results follow to the last digits.
+_NORM_EPS = 1e-5  # added to a norm before dividing by it
+_BALL_EPS = 1e-3  # points stay this far (relatively) inside the ball
+_RATIO_EPS = 1e-5  # distance of the artanh argument from 1, and offset of the Möbius denominator
+_TANH_LIMIT = 15.0
+
+# |x-y|² from inner products carries up to some 10 units of rounding of |x|² + |y|².
+_ROUNDING = 16.0
+
+
+def to_poincare_ball(x: Tensor, *, c: float, clip_radius: float | None = None) -> Tensor:
+    r"""Map rows of a Euclidean space into the Poincaré ball.
+
+    Rows longer than ``clip_radius`` :math:`r` are shortened to it, and then follow the
+    exponential map at the origin:
+
+    .. math::
+        x \leftarrow x \min(1, r / (|x| + 10^{-5})), \qquad
+        z = \tanh(\sqrt{c}\,|x|) \frac{x}{\sqrt{c}\,|x|}, \qquad
+        |z| \le (1 - 10^{-3}) / \sqrt{c}
+
+    From Ermolov et al., "Hyperbolic Vision Transformers: Combining Improvements in Metric
+    Learning" (CVPR 2022), section 3.1 and the released code (clipping: Guo et al., "Clipped
+    Hyperbolic Classifiers Are Super-Hyperbolic Classifiers", CVPR 2022).
+
+    Args:
+        x: points ``[..., C]``, any floating-point type.
+        c: the ball has curvature :math:`-c` and radius :math:`1/\sqrt{c}`.
+        clip_radius: the largest norm before the map; ``None`` leaves the norms as they are.
+
+    Returns:
+        Points of the same shape, at least float32. A zero row stays zero, with a finite gradient.
+
+    >>> to_poincare_ball(torch.tensor([[3.0, 4.0], [0.0, 0.0]]), c=1.0, clip_radius=1.0)
+    tensor([[0.4570, 0.6093],
+            [0.0000, 0.0000]])
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        x = _at_least_float32(x)
+        if clip_radius is not None:
+            x = x * (clip_radius / (_norm(x) + _NORM_EPS)).clamp_max(1.0)
+        scaled = math.sqrt(c) * _norm(x).clamp_min(_NORM_EPS)
+        z = scaled.clamp_max(_TANH_LIMIT).tanh() * x / scaled
+        norm = _norm(z).clamp_min(_NORM_EPS)
+        limit = (1 - _BALL_EPS) / math.sqrt(c)
+        return torch.where(norm > limit, z / norm * limit, z)
+
+
+def distance_matrix(x: Tensor, y: Tensor, *, c: float) -> Tensor:
+    r"""Hyperbolic distances between all rows of ``x`` and all rows of ``y``.
+
+    .. math::
+        d(x, y) = \frac{2}{\sqrt{c}} \operatorname{artanh}(\sqrt{c}\, |(-x) \oplus_c y|)
+
+    (Ganea et al., "Hyperbolic Neural Networks", NeurIPS 2018, section 2.4; Ermolov et al. 2022,
+    equation 2), from inner products and norms alone, so that no ``[Q, R, C]`` tensor exists:
+
+    .. math::
+        |(-x) \oplus_c y| = \frac{\sqrt{\delta}\, |x - y|}{\delta + 10^{-5}}, \qquad
+        \delta = c\,|x - y|^2 + (1 - c|x|^2)(1 - c|y|^2)
+
+    :math:`\delta` is the Möbius denominator :math:`1 - 2c\langle x, y\rangle + c^2|x|^2|y|^2`
+    without its cancellation; the :math:`10^{-5}` is the released code's.
+
+    **Close points.** :math:`|x - y|^2` is exact to a few roundings of the squared spread of the
+    points about the mean of ``y``. Pairs below that (in float32, closer than about 0.002 of their
+    distance from the mean; in float64, 1e-7) count as coincident: distance and gradient are 0.
+
+    **Far points.** The artanh argument stops at :math:`1 - 10^{-5}`, which caps the distance at
+    :math:`12.2/\sqrt{c}`. As in the released code, the gradient passes that cap as if the
+    argument had the capped value: pairs beyond it still attract and repel each other. Points on
+    or outside the boundary :math:`c|x|^2 = 1` are no points of the ball; their distances are
+    meaningless, but finite.
+
+    Args:
+        x: points ``[Q, C]`` of the ball, any floating-point type.
+        y: points ``[R, C]`` of the ball.
+        c: the ball has curvature :math:`-c`.
+
+    Returns:
+        Distances ``[Q, R]``, at least float32.
+
+    >>> points = torch.tensor([[0.0, 0.0], [0.5, 0.0]])
+    >>> distance_matrix(points, points, c=1.0)
+    tensor([[0.0000, 1.0986],
+            [1.0986, 0.0000]])
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        x, y = _at_least_float32(x), _at_least_float32(y)
+        # Distances do not change with the origin; a central one loses the fewest digits.
+        centre = y.detach().mean(dim=0)
+        from_x, from_y = x - centre, y - centre
+        scale = _squared_norm(from_x) + _squared_norm(from_y).T
+        squared = scale - 2 * from_x @ from_y.T
+        rounding = _ROUNDING * torch.finfo(squared.dtype).eps * scale.detach()
+        squared = squared.masked_fill(squared <= rounding, 0.0)
+        return _distance(squared, _squared_norm(x), _squared_norm(y).T, c)
+
+
+def paired_distance(x: Tensor, y: Tensor, *, c: float) -> Tensor:
+    """Hyperbolic distances between each row of ``x`` and the same row of ``y``.
+
+    The formula of :func:`distance_matrix`, from the differences themselves: close points keep
+    all their digits.
+
+    Args:
+        x: points ``[N, C]`` of the ball, any floating-point type.
+        y: points ``[N, C]`` of the ball.
+        c: the ball has curvature ``-c``.
+
+    Returns:
+        Distances ``[N]``, at least float32.
+
+    >>> paired_distance(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.5, 0.0]]), c=1.0)
+    tensor([1.0986])
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        x, y = _at_least_float32(x), _at_least_float32(y)
+        return _distance(_squared_norm(x - y), _squared_norm(x), _squared_norm(y), c).squeeze(-1)
+
+
+@torch.no_grad()
+def rank_matrix(x: Tensor, y: Tensor, *, c: float) -> Tensor:
+    """A cheap matrix that orders pairs as :func:`distance_matrix` does; no gradient.
+
+    It is the square of the artanh argument before the cap, divided by ``c``, so it also orders
+    the pairs beyond the cap. Pairs that are closer than the rounding of an inner product come out
+    in any order: rank in float64 where that matters.
+
+    Args:
+        x: points ``[Q, C]`` of the ball, any floating-point type.
+        y: points ``[R, C]`` of the ball.
+        c: the ball has curvature ``-c``.
+
+    Returns:
+        Keys ``[Q, R]``, smaller for closer pairs.
+
+    >>> points = torch.tensor([[0.0, 0.0], [0.3, 0.0], [0.0, 0.8]])
+    >>> rank_matrix(points[:1], points, c=1.0).argsort()
+    tensor([[0, 1, 2]])
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        x, y = _at_least_float32(x), _at_least_float32(y)
+        x_norm, y_norm = _squared_norm(x), _squared_norm(y).T
+        squared = torch.addmm(y_norm, x, y.T, alpha=-2).add_(x_norm).clamp_min_(0)
+        # In place: this runs once per block of a whole gallery, and memory is what it waits for.
+        delta = ((1 - c * x_norm) * (1 - c * y_norm)).add_(squared, alpha=c).clamp_min_(0)
+        key = squared.mul_(delta)
+        delta.add_(_RATIO_EPS)
+        return key.div_(delta).div_(delta)
+
+
+class ToPoincareBall(nn.Module):
+    r"""Map embeddings into the Poincaré ball: :func:`to_poincare_ball` as the end of a head.
+
+    Args:
+        c: the ball has curvature :math:`-c` (> 0).
+        clip_radius: the largest norm before the map (> 0), or ``None`` for no clipping. Ermolov
+            et al. (CVPR 2022) take 2.3 with ``c = 0.1``.
+
+    Shapes:
+        - **input:** ``[..., C]``
+        - **output:** ``[..., C]``, at least float32
+
+    Raises:
+        ValueError: if ``c`` or ``clip_radius`` is not positive, or the input not floating-point.
+
+    >>> ToPoincareBall()(torch.tensor([[30.0, 40.0]])).norm()
+    tensor(1.9651)
+    """
+
+    def __init__(self, c: float = 0.1, clip_radius: float | None = 2.3) -> None:
+        super().__init__()
+        self.c = check_real(c, "c", minimum=0, exclusive=True)
+        if clip_radius is not None:
+            clip_radius = check_real(clip_radius, "clip_radius", minimum=0, exclusive=True)
+        self.clip_radius = clip_radius
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``x [..., C]`` into the ball."""
+        if not x.is_floating_point():
+            raise ValueError(f"Expected argument `x` to be floating-point, but got {x.dtype}")
+        return to_poincare_ball(x, c=self.c, clip_radius=self.clip_radius)
+
+    def extra_repr(self) -> str:
+        return f"c={self.c}, clip_radius={self.clip_radius}"
+
+
+class HyperbolicDistance(BaseDistance):
+    r"""Distance in the Poincaré ball, for any loss or miner of pytorch-metric-learning.
+
+    :func:`distance_matrix` (formula, accuracy and limits are stated there) behind the
+    library's interface: ``distance(query, reference)`` gives all pairs,
+    ``distance.pairwise_distance(query, reference)`` gives row by row.
+
+    Args:
+        c: the ball has curvature :math:`-c` (> 0).
+
+    Shapes:
+        - **input:** query ``[Q, C]``, reference ``[R, C]`` (the query itself by default): points
+          of the ball, as :class:`ToPoincareBall` gives them
+        - **output:** ``[Q, R]``, at least float32
+
+    Raises:
+        ValueError: if ``c`` is not positive, or a point set not a floating-point matrix.
+
+    >>> distance = HyperbolicDistance(c=1.0)
+    >>> distance(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.5, 0.0], [0.0, 0.8]]))
+    tensor([[1.0986, 2.1972]])
+    """
+
+    def __init__(self, c: float = 0.1) -> None:
+        super().__init__(normalize_embeddings=False, is_inverted=False)
+        self.c = check_real(c, "c", minimum=0, exclusive=True)
+
+    def check_shapes(self, query_emb: Tensor, ref_emb: Tensor | None) -> None:
+        """Raise unless both arguments are floating-point matrices (called by the library)."""
+        check_matrix(query_emb, "query_emb", "[Q, C]")
+        if ref_emb is not None:
+            check_matrix(ref_emb, "ref_emb", "[R, C]")
+
+    def compute_mat(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
+        """Distances ``[Q, R]``."""
+        return distance_matrix(query_emb, ref_emb, c=self.c)
+
+    def pairwise_distance(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
+        """Distances ``[N]`` between equal rows of two ``[N, C]`` matrices."""
+        return paired_distance(query_emb, ref_emb, c=self.c)
+
+    def rank_key(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
+        """Keys ``[Q, R]`` in the order of the distances, without their cost (for retrieval)."""
+        return rank_matrix(query_emb, ref_emb, c=self.c)
+
+    def extra_repr(self) -> str:
+        return f"c={self.c}"
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _norm(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+
+
+def _squared_norm(x: Tensor) -> Tensor:
+    return _norm(x).square()
+
+
+def _distance(squared: Tensor, x_norm: Tensor, y_norm: Tensor, c: float) -> Tensor:
+    """Distance from |x-y|², |x|² and |y|²."""
+    delta = c * squared + (1 - c * x_norm) * (1 - c * y_norm)
+    numerator = delta * squared
+    # sqrt has no finite derivative at 0: those entries take another argument, then another value.
+    apart = (squared > 0) & (delta > 0)
+    numerator = torch.where(apart, numerator, 1.0).sqrt()
+    ratio = math.sqrt(c) * torch.where(apart, numerator / (delta + _RATIO_EPS), 0.0)
+    # Beyond the cap: the capped value, with the gradient of the argument left on.
+    cap = 1 - _RATIO_EPS
+    ratio = torch.where(ratio < cap, ratio, cap + (ratio - ratio.detach()))
+    return 2 / math.sqrt(c) * ratio.atanh()

@@ -1,0 +1,153 @@
+"""The pairwise cross-entropy loss of Hyp-ViT and DyBGR."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from bgl._checks import check_choice, check_index_vector, check_matrix, check_real
+from bgl.hyperbolic import HyperbolicDistance
+
+
+class PairwiseCrossEntropyLoss(nn.Module):
+    r"""Cross-entropy over the ordered pairs of samples of each class.
+
+    A batch holds :math:`n` classes with :math:`s` samples each; :math:`z_a^{(i)}` is the
+    :math:`i`-th sample of class :math:`a`, counted by appearance. With the similarity
+    :math:`D(x, y)` (minus a distance) and temperature :math:`\tau`, every ordered pair
+    :math:`(i, j)`, :math:`i \ne j`, has the loss
+
+    .. math::
+        \ell_{ij} = -\frac{1}{n} \sum_a \log
+            \frac{\exp(D(z_a^{(i)}, z_a^{(j)}) / \tau)}
+                 {\sum_b \exp(D(z_a^{(i)}, z_b^{(j)}) / \tau)
+                  + \sum_{b \ne a} \exp(D(z_a^{(i)}, z_b^{(i)}) / \tau)}
+
+    and the result is their sum (as in both papers' code) or mean over the :math:`s(s-1)` ordered
+    pairs. From Ermolov et al., "Hyperbolic Vision Transformers: Combining Improvements in Metric
+    Learning" (CVPR 2022), section 3.2, equation 6.
+
+    Classes may be interleaved and labelled in any way. Which samples share a denominator follows
+    from their order of appearance within the class, so the value can change when two samples of
+    one class change places, but not when the classes are interleaved differently.
+
+    All pairs are computed at once from a few ``[N, N]`` matrices, in float32 or wider with
+    autocast switched off, whatever the embeddings' type.
+
+    Args:
+        temperature: :math:`\tau` (> 0).
+        distance: any distance or similarity of pytorch-metric-learning; by default
+            ``HyperbolicDistance(c=0.1)``. Similarities (``is_inverted``) are used as they are.
+        reduction: ``"mean"`` or ``"sum"`` over the ordered pairs.
+
+    Shapes:
+        - **input:** embeddings ``[N, C]``, labels ``[N]`` (any integers)
+        - **output:** scalar
+
+    Raises:
+        ValueError: for arguments of the wrong type or shape; for ``indices_tuple``, ``ref_emb`` or
+            ``ref_labels``, as this loss builds its own pairs; and for classes with fewer than two
+            samples or unequal numbers of them. That last check reads the labels, which on a GPU
+            waits for it once; a compiled graph (``torch.compile``) goes without it.
+
+    >>> embeddings = torch.tensor([[0.1, 0.0], [0.0, 0.1], [0.2, 0.0], [0.0, 0.2]])
+    >>> PairwiseCrossEntropyLoss()(embeddings, torch.tensor([3, 7, 3, 7]))
+    tensor(0.5202)
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.2,
+        distance: nn.Module | None = None,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__()
+        self.temperature = check_real(temperature, "temperature", minimum=0, exclusive=True)
+        self.distance = HyperbolicDistance(c=0.1) if distance is None else distance
+        self.reduction = check_choice(reduction, "reduction", ("mean", "sum"))
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        indices_tuple: None = None,
+        ref_emb: None = None,
+        ref_labels: None = None,
+    ) -> Tensor:
+        """The loss of ``embeddings [N, C]`` with ``labels [N]``; the rest must stay ``None``."""
+        given = {"indices_tuple": indices_tuple, "ref_emb": ref_emb, "ref_labels": ref_labels}
+        for name, value in given.items():
+            if value is not None:
+                raise ValueError(
+                    f"Expected argument `{name}` to be None: PairwiseCrossEntropyLoss builds its "
+                    "own pairs from `embeddings` and `labels`"
+                )
+        check_matrix(embeddings, "embeddings")
+        check_index_vector(labels, embeddings.size(0), "labels")
+        labels = labels.to(embeddings.device)
+        if not torch.compiler.is_compiling():
+            _check_balanced(labels)
+        with torch.autocast(embeddings.device.type, enabled=False):
+            embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
+            similarity = self.distance(embeddings, embeddings)
+            if not self.distance.is_inverted:
+                similarity = -similarity
+            losses, first = pair_losses(similarity / self.temperature, labels)
+            total = losses.sum() / first.sum()
+            if self.reduction == "sum":
+                return total
+            per_class = labels.numel() / first.sum()
+            return total / (per_class * (per_class - 1))
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature}, reduction={self.reduction!r}"
+
+
+def pair_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss of every (anchor, positive) pair, without a loop and without reading a value.
+
+    Let a sample's position be its number of appearance within its class. The denominator of the
+    pair (p, q) sums over the samples at q's position and those at p's own, except p. So each row
+    needs one sum of exponentials per position; every such group is scaled by its own maximum,
+    because a group may lie hundreds below another one.
+
+    Args:
+        logits: similarities over temperature, ``[N, N]``.
+        labels: class of each row, ``[N]``.
+
+    Returns:
+        Losses ``[N, N]``, 0 where p and q are no pair; and ``[N]``, whether a sample is the first
+        of its class.
+    """
+    n = labels.numel()
+    same = labels[:, None] == labels
+    itself = torch.eye(n, dtype=torch.bool, device=labels.device)
+    position = same.tril(-1).sum(dim=1)
+    own, group = position[:, None], position.expand(n, n)
+
+    others = logits.masked_fill(itself, -torch.inf)
+    lowest = torch.finfo(logits.dtype).min  # finite, so that an empty group's scale is no NaN
+    peak = torch.full_like(logits, lowest).scatter_reduce(1, group, others.detach(), "amax")
+    mass = torch.zeros_like(logits).scatter_add(1, group, (others - peak.gather(1, group)).exp())
+
+    peak_own, peak_other = peak.gather(1, own), peak.gather(1, group)
+    scale = torch.maximum(peak_own, peak_other)
+    denominator = mass.gather(1, own) * (peak_own - scale).exp()
+    denominator = denominator + mass.gather(1, group) * (peak_other - scale).exp()
+    no_pair = itself | ~same
+    # Masked before the log too: an entry that is no pair may hold 0, where its gradient is NaN.
+    losses = denominator.masked_fill(no_pair, 1.0).log() + scale - logits
+    return losses.masked_fill(no_pair, 0.0), position == 0
+
+
+def _check_balanced(labels: Tensor) -> None:
+    """Raise unless all classes have the same number of samples, two or more."""
+    if labels.numel() == 0:
+        raise ValueError("Expected argument `labels` to hold two samples per class or more, got 0")
+    counts = (labels[:, None] == labels).sum(dim=1)
+    fewest, most = torch.stack(counts.aminmax()).tolist()
+    if fewest < 2 or fewest != most:
+        raise ValueError(
+            "Expected argument `labels` to hold the same number of samples (≥ 2) of every class, "
+            f"but got between {fewest} and {most} samples per class"
+        )

@@ -1,0 +1,211 @@
+"""Recall@K, R-precision and MAP@R of a query set against a gallery."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from bgl._checks import check_choice, check_finite, check_index_vector, check_int, check_matrix
+
+
+@runtime_checkable
+class RanksByKey(Protocol):
+    """A distance with a cheaper form for ranking, such as ``bgl.hyperbolic.HyperbolicDistance``."""
+
+    def rank_key(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
+        """``[Q, R]``, smaller for closer pairs."""
+        ...
+
+
+Distance = str | Callable[[Tensor, Tensor], Tensor]
+
+
+@torch.no_grad()
+def retrieval_metrics(
+    query: Tensor,
+    query_labels: Tensor,
+    gallery: Tensor | None = None,
+    gallery_labels: Tensor | None = None,
+    k: Sequence[int] = (1, 2, 4, 8),
+    distance: Distance = "cosine",
+    chunk_size: int = 128,
+) -> dict[str, float]:
+    r"""Recall@K, R-precision and MAP@R, averaged over the queries.
+
+    For a query with :math:`R` relevant gallery items (same label), nearest items first:
+
+    - **recall@k** is 1 if one of the first :math:`k` items is relevant (of all items, where the
+      gallery is smaller than :math:`k`);
+    - **r_precision** is the share of relevant items among the first :math:`R`;
+    - **map@r** is :math:`\frac{1}{R} \sum_{i \le R} P(i)\, rel(i)` with :math:`P(i)` the
+      precision among the first :math:`i` (Musgrave et al., "A Metric Learning Reality Check",
+      ECCV 2020, section 3.2).
+
+    Queries without any relevant item are left out of the averages and counted.
+
+    **Ties.** Items at the same distance keep the order of the gallery: the lower index is nearer.
+    Identical rows are scored once, so they tie exactly, whatever ``chunk_size`` is. Scores are
+    computed in float64, which leaves every other order unchanged down to distances that agree
+    to some 15 digits.
+
+    **Memory.** One block of ``chunk_size`` queries against the gallery at a time: about
+    ``60 * chunk_size * len(gallery)`` bytes at worst, besides a float64 copy of the gallery.
+
+    Args:
+        query: embeddings ``[Q, C]``.
+        query_labels: any integers ``[Q]``.
+        gallery: embeddings ``[G, C]``. By default the queries are their own gallery, and each
+            query leaves out itself, by index.
+        gallery_labels: any integers ``[G]``, given together with ``gallery``.
+        k: the K of Recall@K.
+        distance: ``"cosine"``, ``"euclidean"``, or a distance object such as
+            ``bgl.hyperbolic.HyperbolicDistance`` or any of pytorch-metric-learning
+            (``is_inverted`` ones are similarities): a callable from two point sets to ``[Q, G]``.
+        chunk_size: number of queries ranked at a time.
+
+    Returns:
+        ``recall@k`` for each k, ``map@r``, ``r_precision`` (fractions in [0, 1]), and the counts
+        ``num_queries`` (averaged over) and ``num_excluded``.
+
+    Raises:
+        ValueError: for arguments of the wrong type or shape, NaN or infinite embeddings, empty
+            sets, an unknown ``distance``, or when no query has a relevant item.
+
+    >>> x = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.2, 1.0], [1.0, 1.0]])
+    >>> retrieval_metrics(x, torch.tensor([0, 0, 1, 1, 2]), k=(1,))
+    {'recall@1': 1.0, 'map@r': 1.0, 'r_precision': 1.0, 'num_queries': 4, 'num_excluded': 1}
+    """
+    for cutoff in k:
+        check_int(cutoff, "k", minimum=1)
+    check_int(chunk_size, "chunk_size", minimum=1)
+    if isinstance(distance, str):
+        check_choice(distance, "distance", ("cosine", "euclidean"))
+    elif not callable(distance):
+        raise ValueError(
+            "Expected argument `distance` to be a name or a callable from two point sets to "
+            f"[Q, G], but got {distance!r}"
+        )
+    _check_set(query, query_labels, "query")
+    own_gallery = gallery is None
+    if gallery is None or gallery_labels is None:
+        if gallery is not None or gallery_labels is not None:
+            raise ValueError("Expected arguments `gallery` and `gallery_labels` together, or none")
+        gallery, gallery_labels = query, query_labels
+    else:
+        _check_set(gallery, gallery_labels, "gallery")
+        if gallery.size(1) != query.size(1):
+            raise ValueError(
+                f"Expected argument `gallery` to have as many columns as `query` "
+                f"({query.size(1)}), but got {gallery.size(1)}"
+            )
+
+    device = query.device
+    labels = torch.cat([query_labels.to(device).long(), gallery_labels.to(device).long()])
+    classes, ids = labels.unique(return_inverse=True)
+    query_ids, gallery_ids = ids.split([len(query), len(gallery)])
+    relevant = gallery_ids.bincount(minlength=len(classes))[query_ids] - int(own_gallery)
+    counted = relevant.nonzero().flatten()
+    if len(counted) == 0:
+        raise ValueError(
+            "Expected argument `query_labels` to share a label with another item of the gallery, "
+            f"but none of the {len(query)} queries has a relevant item"
+        )
+    # Each block is ranked as deep as its largest class: keep large classes to their own blocks.
+    counted = counted[relevant[counted].argsort(stable=True)]
+
+    score = _scorer(distance, gallery.to(device))
+    results = []
+    for rows in counted.split(chunk_size):
+        scores = score(query[rows].to(_rank_dtype(device)))
+        if own_gallery:
+            scores[torch.arange(len(rows), device=device), rows] = torch.inf
+        depth = max([*k, int(relevant[rows].max())])
+        nearest = _nearest(scores, min(depth, len(gallery) - int(own_gallery)))
+        results.append(_per_query(gallery_ids[nearest] == query_ids[rows, None], relevant[rows], k))
+
+    means = torch.cat(results, dim=1).mean(dim=1).tolist()
+    names = [f"recall@{cutoff}" for cutoff in k] + ["map@r", "r_precision"]
+    return {
+        **dict(zip(names, means, strict=True)),
+        "num_queries": len(counted),
+        "num_excluded": len(query) - len(counted),
+    }
+
+
+def _check_set(x: Tensor, labels: Tensor, name: str) -> None:
+    check_matrix(x, name)
+    check_index_vector(labels, len(x), f"{name}_labels")
+    if len(x) == 0:
+        raise ValueError(f"Expected argument `{name}` to have at least one row, but got none")
+    check_finite(x, name)
+
+
+def _rank_dtype(device: torch.device) -> torch.dtype:
+    # Apple's GPUs have no float64.
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _scorer(distance: Distance, gallery: Tensor) -> Callable[[Tensor], Tensor]:
+    """A function from queries ``[B, C]`` to scores ``[B, G]``, smaller for nearer items.
+
+    A matrix product may round equal columns differently. So equal gallery rows are scored once.
+    """
+    # unique() has no kernel for half precision on every device.
+    wide = gallery.to(torch.promote_types(gallery.dtype, torch.float32))
+    distinct, copy_of = wide.unique(dim=0, return_inverse=True)
+    if len(distinct) == len(gallery):
+        return _score_against(distance, gallery.to(_rank_dtype(gallery.device)))
+    score = _score_against(distance, distinct.to(_rank_dtype(gallery.device)))
+    return lambda query: score(query)[:, copy_of]
+
+
+def _score_against(distance: Distance, gallery: Tensor) -> Callable[[Tensor], Tensor]:
+    if isinstance(distance, str):
+        if distance == "cosine":
+            unit = normalize(gallery)
+            return lambda query: normalize(query).neg_() @ unit.T
+        # |q-g|² without |q|², which is the same for the whole row.
+        squares = torch.linalg.vector_norm(gallery, dim=1).square()
+        return lambda query: torch.addmm(squares, query, gallery.T, alpha=-2)
+    if isinstance(distance, RanksByKey):
+        rank_key = distance.rank_key
+        return lambda query: rank_key(query, gallery)
+    measure: Callable[[Tensor, Tensor], Tensor] = distance
+    sign = -1 if getattr(distance, "is_inverted", False) else 1
+    return lambda query: sign * measure(query, gallery)
+
+
+def _nearest(scores: Tensor, depth: int) -> Tensor:
+    """Columns of the ``depth`` smallest scores of each row, equal ones by column: ``[B, depth]``.
+
+    ``topk`` is fast but leaves the order of equal scores open, including which of them it takes
+    at the end. Only the rows where that shows are sorted in full.
+    """
+    if depth == scores.size(1):
+        return scores.argsort(dim=1, stable=True)
+    values, nearest = scores.topk(depth + 1, dim=1, largest=False)
+    tied = (values[:, 1:] == values[:, :-1]).any(dim=1).nonzero().flatten()
+    nearest = nearest[:, :depth]
+    if len(tied) > 0:
+        nearest[tied] = scores[tied].argsort(dim=1, stable=True)[:, :depth]
+    return nearest
+
+
+def _per_query(hit: Tensor, relevant: Tensor, k: Sequence[int]) -> Tensor:
+    """Rows recall@k..., map@r, r_precision ``[len(k) + 2, B]`` from the hits in ranked order."""
+    rank = torch.arange(1, hit.size(1) + 1, device=hit.device)
+    counts = hit.cumsum(dim=1)
+    dtype = _rank_dtype(hit.device)
+    within = hit & (rank <= relevant[:, None])
+    average_precision = (counts.to(dtype) / rank).mul_(within).sum(dim=1) / relevant
+    return torch.stack(
+        [
+            *(hit[:, :cutoff].any(dim=1).to(dtype) for cutoff in k),
+            average_precision,
+            within.sum(dim=1).to(dtype) / relevant,
+        ]
+    )

@@ -1,0 +1,241 @@
+"""PairwiseCrossEntropyLoss against the reference arrays and a plain loop over the pairs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import assert_close
+from pytorch_metric_learning.distances import (
+    BaseDistance,
+    CosineSimilarity,
+    DotProductSimilarity,
+    LpDistance,
+)
+from torch import Tensor
+
+from bgl.hyperbolic import HyperbolicDistance, ToPoincareBall
+from bgl.losses import PairwiseCrossEntropyLoss
+from bgl.losses.pairwise import pair_losses
+
+F64 = torch.float64
+TEMPERATURE = 0.2
+
+
+def reference_distance(c: float) -> BaseDistance:
+    """The reference takes c = 0 for the plain dot product."""
+    return HyperbolicDistance(c=c) if c else DotProductSimilarity(normalize_embeddings=False)
+
+
+def similarity(distance: BaseDistance, x: Tensor, y: Tensor) -> Tensor:
+    return distance(x, y) if distance.is_inverted else -distance(x, y)
+
+
+def loop_loss(x: Tensor, labels: Tensor, distance: BaseDistance, temperature: float) -> Tensor:
+    """The sum over ordered pairs, written out sample by sample."""
+    classes = [x[labels == value] for value in labels.unique()]
+    n, s = len(classes), len(classes[0])
+    total = x.new_zeros(())
+    for i in range(s):
+        for j in range(s):
+            if i == j:
+                continue
+            for a in range(n):
+                terms = [(classes[a][i], classes[b][j]) for b in range(n)]
+                terms += [(classes[a][i], classes[b][i]) for b in range(n) if b != a]
+                logits = torch.stack(
+                    [similarity(distance, p[None], q[None])[0, 0] / temperature for p, q in terms]
+                )
+                total = total + (logits.logsumexp(0) - logits[a]) / n
+    return total
+
+
+@pytest.mark.parametrize(
+    ("case", "c"),
+    [("hyp.1_n6_d16", 0.1), ("hyp.1_n45_d64", 0.1), ("edge_n1", 0.1), ("sphere_n8_d8", 0)],
+    ids=lambda value: value if isinstance(value, str) else f"c={value}",
+)
+def test_one_ordered_pair_equals_reference(golden, case, c):
+    arrays = golden(f"contrastive_loss__{case}")
+    x0, x1 = arrays["x0"].requires_grad_(), arrays["x1"].requires_grad_()
+    n = len(x0)
+    x = torch.cat([x0, x1])
+    logits = similarity(reference_distance(c), x, x) / TEMPERATURE
+    losses, first = pair_losses(logits, torch.arange(n).repeat(2))
+    assert first.tolist() == [True] * n + [False] * n
+    loss = losses[:n, n:].diagonal().mean()
+    assert_close(loss, arrays["loss"])
+    grads = torch.autograd.grad(loss, (x0, x1))
+    assert_close(grads[0], arrays["grad_x0"])
+    assert_close(grads[1], arrays["grad_x1"])
+
+
+PAIR_CASES = [
+    pytest.param("c5_s3_d16", 5, 3, 0.1, 0.01, id="c5_s3"),
+    pytest.param("c4_s9_d32", 4, 9, 0.1, 0.07, id="c4_s9"),
+    pytest.param("c45_s9_d48", 45, 9, 0.1, 0.01, id="c45_s9"),
+    pytest.param("sphere_c6_s2", 6, 2, 0, 0.5, id="sphere_c6_s2"),
+]
+
+
+@pytest.mark.parametrize(("case", "n", "s", "c", "alpha"), PAIR_CASES)
+def test_sum_equals_hypvit_reference(golden, case, n, s, c, alpha):
+    arrays = golden(f"hypmetric_pair_loss__{case}")
+    z = arrays["z"].requires_grad_()
+    labels = torch.arange(n).repeat_interleave(s)
+    loss = PairwiseCrossEntropyLoss(TEMPERATURE, reference_distance(c), "sum")(z, labels)
+    assert_close(loss, arrays["loss"])
+    assert_close(torch.autograd.grad(loss, z)[0], arrays["grad_z"])
+
+
+@pytest.mark.parametrize(("case", "n", "s", "c", "alpha"), PAIR_CASES)
+def test_two_branches_equal_dybgr_reference(golden, case, n, s, c, alpha):
+    arrays = golden(f"dybgr_pair_losses__{case}")
+    z = arrays["z"].requires_grad_()
+    labels = torch.arange(n).repeat_interleave(s)
+    loss = PairwiseCrossEntropyLoss(TEMPERATURE, reference_distance(c), "sum")
+    plain, graph = (loss(branch, labels) for branch in z.chunk(2))
+    assert_close(plain, arrays["loss1"])
+    assert_close(graph, arrays["loss2"])
+    total = alpha * plain + (1 - alpha) * graph
+    assert_close(total, arrays["loss"])
+    assert_close(torch.autograd.grad(total, z)[0], arrays["grad_z"])
+
+
+@pytest.mark.parametrize("temperature", [0.05, 1.0])
+@pytest.mark.parametrize(
+    "distance",
+    [HyperbolicDistance(c=0.5), CosineSimilarity(), LpDistance(normalize_embeddings=False)],
+    ids=["hyperbolic", "cosine", "euclidean"],
+)
+@pytest.mark.parametrize(("n", "s"), [(1, 2), (1, 4), (2, 2), (5, 3)])
+def test_equals_a_loop_over_shuffled_rows(n, s, distance, temperature):
+    x = torch.randn(n * s, 6, dtype=F64) * 0.3
+    labels = torch.tensor([40, -7, 3, 0, 11])[:n].repeat_interleave(s)[torch.randperm(n * s)]
+    expected = loop_loss(x, labels, distance, temperature)
+    total = PairwiseCrossEntropyLoss(temperature, distance, reduction="sum")(x, labels)
+    assert_close(total, expected)
+    mean = PairwiseCrossEntropyLoss(temperature, distance)(x, labels)
+    assert_close(mean, expected / (s * (s - 1)))
+
+
+def test_does_not_depend_on_how_classes_are_interleaved():
+    n, s = 4, 3
+    x, labels = torch.randn(n * s, 5, dtype=F64) * 0.3, torch.arange(n).repeat_interleave(s)
+    order = torch.randperm(n * s)
+    # Put each class's samples back into their order of appearance; only the interleaving stays.
+    for value in range(n):
+        places = (labels[order] == value).nonzero().flatten()
+        order[places] = order[places].sort().values
+    loss = PairwiseCrossEntropyLoss()
+    assert_close(loss(x[order], labels[order]), loss(x, labels))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_gradcheck(reduction):
+    x = (torch.randn(6, 4, dtype=F64) * 0.3).requires_grad_()
+    labels = torch.tensor([0, 1, 1, 0, 2, 2])
+    loss = PairwiseCrossEntropyLoss(reduction=reduction)
+    assert torch.autograd.gradcheck(lambda z: loss(z, labels), x)
+
+
+def test_groups_far_apart_do_not_underflow():
+    # The third samples lie thousands above the first two, which share a denominator without them:
+    # one scale for the whole row would leave that denominator 0.
+    x = torch.tensor([[1.0, 0.0], [1.0, 1.0], [3e3, 0.0], [1.0, 2.0], [1.0, 3.0], [3e3, 1.0]])
+    x.requires_grad_()
+    labels = torch.tensor([0, 0, 0, 1, 1, 1])
+    distance = DotProductSimilarity(normalize_embeddings=False)
+    loss = PairwiseCrossEntropyLoss(1.0, distance, "sum")(x, labels)
+    expected = loop_loss(x.detach().double(), labels, distance, 1.0)
+    torch.testing.assert_close(loss.double(), expected)
+    loss.backward()
+    assert x.grad.isfinite().all()
+
+
+def test_one_class_passes_anomaly_detection():
+    # With one class, a sample's own group is empty: no NaN may arise, not even one masked later.
+    x = (torch.randn(3, 4) * 0.3).requires_grad_()
+    with torch.autograd.set_detect_anomaly(True):
+        loss = PairwiseCrossEntropyLoss()(x, torch.zeros(3, dtype=torch.long))
+        loss.backward()
+    assert loss == 0
+    assert (x.grad == 0).all()
+
+
+def test_identical_embeddings_give_the_uniform_loss():
+    n, s = 4, 3
+    x = torch.full((n * s, 8), 0.2, requires_grad=True)
+    loss = PairwiseCrossEntropyLoss()(x, torch.arange(n).repeat_interleave(s))
+    torch.testing.assert_close(loss, torch.tensor(2.0 * n - 1).log())
+    loss.backward()
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "distance", [HyperbolicDistance(), CosineSimilarity()], ids=["hyperbolic", "cosine"]
+)
+@pytest.mark.parametrize("autocast", [False, True], ids=["plain", "autocast"])
+def test_half_precision_is_computed_in_float32(dtype, distance, autocast):
+    x = ToPoincareBall()(torch.randn(12, 32) * 10).to(dtype).requires_grad_()
+    labels = torch.arange(4).repeat(3)
+    loss = PairwiseCrossEntropyLoss(0.1, distance)
+    with torch.autocast("cpu", dtype=dtype, enabled=autocast):
+        value = loss(x, labels)
+    assert torch.equal(value, loss(x.detach().float(), labels))
+    value.backward()
+    assert x.grad.isfinite().all()
+
+
+def test_compiles_to_one_graph_for_all_batch_sizes():
+    loss = PairwiseCrossEntropyLoss()
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True, dynamic=True)
+    for n, s in [(3, 2), (4, 5)]:
+        x = (torch.randn(n * s, 6, dtype=F64) * 0.3).requires_grad_()
+        labels = torch.arange(n).repeat(s)
+        assert_close(compiled(x, labels), loss(x, labels))
+        actual, expected = (torch.autograd.grad(f(x, labels), x)[0] for f in (compiled, loss))
+        assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("name", ["indices_tuple", "ref_emb", "ref_labels"])
+def test_refuses_foreign_pairs(name):
+    with pytest.raises(ValueError, match=f"`{name}` to be None.*builds its own pairs"):
+        PairwiseCrossEntropyLoss()(torch.zeros(4, 2), torch.tensor([0, 0, 1, 1]), **{name: ()})
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 0, 1, 2], "between 1 and 2 samples"),
+        ([0, 1, 2, 3], "between 1 and 1 samples"),
+        ([0, 0, 0, 1], "between 1 and 3 samples"),
+    ],
+    ids=["unequal", "single", "one left over"],
+)
+def test_refuses_unbalanced_classes(labels, message):
+    with pytest.raises(ValueError, match=f"`labels`.*{message}"):
+        PairwiseCrossEntropyLoss()(torch.zeros(4, 2), torch.tensor(labels))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: PairwiseCrossEntropyLoss(temperature=0), "`temperature`"),
+        (lambda: PairwiseCrossEntropyLoss(reduction="none"), "`reduction`"),
+        (lambda: PairwiseCrossEntropyLoss()(torch.zeros(4), torch.zeros(4).long()), "`embeddings`"),
+        (lambda: PairwiseCrossEntropyLoss()(torch.zeros(4, 2), torch.zeros(4)), "`labels`"),
+        (lambda: PairwiseCrossEntropyLoss()(torch.zeros(4, 2), torch.zeros(3).long()), "`labels`"),
+        (lambda: PairwiseCrossEntropyLoss()(torch.zeros(0, 2), torch.zeros(0).long()), "`labels`"),
+    ],
+    ids=["temperature", "reduction", "vector", "float labels", "too few labels", "empty"],
+)
+def test_errors_name_the_argument(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_repr_states_the_arguments():
+    text = repr(PairwiseCrossEntropyLoss(0.1, reduction="sum"))
+    assert "temperature=0.1, reduction='sum'" in text
+    assert "HyperbolicDistance(c=0.1)" in text
