@@ -1,8 +1,22 @@
 """Layers that learn a graph over the samples of a batch and pass messages on it."""
 
 from bgl.layers.adaptive_graph import AdaptiveGraph
+from bgl.layers.attention_graph import AttentionGraph
 from bgl.layers.batch_graph_conv import BatchGraphConv
+from bgl.layers.batchformer import BatchFormerBlock
+from bgl.layers.bgformer import BGFormerBlock
 from bgl.layers.dybgr import DyBGR, DyBGRBlock
 from bgl.layers.label_graph import LabelGraph
+from bgl.layers.structure_constrained_attention import StructureConstrainedAttention
 
-__all__ = ["AdaptiveGraph", "BatchGraphConv", "DyBGR", "DyBGRBlock", "LabelGraph"]
+__all__ = [
+    "AdaptiveGraph",
+    "AttentionGraph",
+    "BGFormerBlock",
+    "BatchFormerBlock",
+    "BatchGraphConv",
+    "DyBGR",
+    "DyBGRBlock",
+    "LabelGraph",
+    "StructureConstrainedAttention",
+]

@@ -1,0 +1,70 @@
+"""Message passing of attention values along a given graph."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch_geometric.nn import MessagePassing
+
+from bgl._checks import describe
+from bgl.layers.batch_graph_conv import DENSE_NODES
+
+
+class StructureConstrainedAttention(MessagePassing):
+    r"""Gathers the values of each sample's neighbours, head by head.
+
+    .. math::
+        o_i^h = \sum_{j} a_{ij}^h v_j^h
+
+    The weights come from the graph (:class:`AttentionGraph`, :class:`LabelGraph`, or any other),
+    so the attention cannot leave its structure. No parameters.
+
+    Source: Wang et al., *BGFormer*, arXiv 2211.10622 (structure-constrained self-attention).
+
+    Shapes:
+        - ``value`` [N, H, d]; ``edge_index`` [2, E] (source j, target i); ``edge_weight`` [E, H],
+          or [E] for the same weights in all heads
+        - output [N, H, d]
+
+    Raises:
+        ValueError: If an argument has the wrong rank or shape.
+
+    Example:
+        >>> value = torch.tensor([[[1.0]], [[3.0]]])
+        >>> edges = torch.tensor([[0, 1, 1], [0, 0, 1]])
+        >>> attend = StructureConstrainedAttention()
+        >>> attend(value, edges, torch.tensor([0.5, 0.5, 1.0])).flatten()
+        tensor([2., 3.])
+    """
+
+    def __init__(self) -> None:
+        super().__init__(aggr="add", node_dim=0)
+
+    def forward(self, value: Tensor, edge_index: Tensor, edge_weight: Tensor) -> Tensor:
+        if not isinstance(value, Tensor) or value.dim() != 3:
+            raise ValueError(
+                f"Expected argument `value` to have shape [N, H, d], but got {describe(value)}"
+            )
+        n, heads, _ = value.shape
+        if edge_index.dim() != 2 or edge_index.size(0) != 2:
+            raise ValueError(
+                f"Expected argument `edge_index` to have shape [2, E], "
+                f"but got {list(edge_index.shape)}"
+            )
+        edges = edge_index.size(1)
+        if edge_weight.shape not in ((edges,), (edges, heads)):
+            raise ValueError(
+                f"Expected argument `edge_weight` to have shape [{edges}] or [{edges}, {heads}], "
+                f"but got {list(edge_weight.shape)}"
+            )
+        if edge_weight.dim() == 1:
+            edge_weight = edge_weight[:, None].expand(edges, heads)
+        if n > DENSE_NODES or self.explain is True:
+            out: Tensor = self.propagate(edge_index, value=value, edge_weight=edge_weight)
+            return out
+        flat = edge_weight.new_zeros(n * n, heads)
+        flat = flat.index_add(0, edge_index[1] * n + edge_index[0], edge_weight)
+        return torch.einsum("nmh,mhd->nhd", flat.view(n, n, heads), value)
+
+    def message(self, value_j: Tensor, edge_weight: Tensor) -> Tensor:
+        return edge_weight[:, :, None] * value_j

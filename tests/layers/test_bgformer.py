@@ -1,0 +1,228 @@
+"""BGFormer and BatchFormer: the released arrays, graphs and fused paths, symmetries, compile."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import assert_close
+from torch import nn
+
+from bgl.layers import (
+    AttentionGraph,
+    BatchFormerBlock,
+    BGFormerBlock,
+    LabelGraph,
+    StructureConstrainedAttention,
+    structure_constrained_attention,
+)
+from bgl.layers.bgformer import ClassMean, GraphAttention
+
+CASES = [("N12_C16_h4_K3", 16, 4, 3, 0.5), ("N36_C24_h8_K10", 24, 8, 10, 0.3)]
+CASES += [("K_gt_N", 8, 2, 10, 0.7)]
+BLOCKS = {
+    "bgformer": lambda **kw: BGFormerBlock(8, 2, 3, **kw),
+    "bgformer-attention": lambda **kw: BGFormerBlock(8, 2, 3, semantic="attention", **kw),
+    "batchformer": lambda **kw: BatchFormerBlock(8, 2, **kw),
+}
+blocks = pytest.mark.parametrize("make", BLOCKS.values(), ids=BLOCKS.keys())
+
+
+def ours(name: str) -> str:
+    """The authors' parameter names in ours."""
+    return name.replace("vg.", "visual.").replace("sg.qkv", "semantic.value").replace("sg.", "semantic.")  # fmt: skip # noqa: E501
+
+
+def load(module: nn.Module, arrays: dict, rename=lambda name: name) -> nn.Module:
+    module.double().load_state_dict(
+        {rename(n[6:]): v for n, v in arrays.items() if n.startswith("param.")}
+    )
+    return module
+
+
+def assert_gradients(module, x, g, rename=lambda name: name):
+    assert_close(x.grad, g["grad_x"])
+    parameters = dict(module.named_parameters())
+    names = [n for n in g if n.startswith("grad.")]
+    assert len(names) == len(parameters)
+    for name in names:
+        assert_close(parameters[rename(name[5:])].grad, g[name])
+
+
+@pytest.mark.parametrize(("name", "c", "heads", "k", "lam"), CASES)
+def test_visual_branch_equals_released_code(golden, name, c, heads, k, lam):
+    g = golden(f"bgformer_vg__{name}")
+    visual = load(GraphAttention(c, heads, k), g)
+    x = g["x"].requires_grad_()
+    out = visual(x)
+    assert_close(out, g["out"])
+    out.backward(g["cotangent"])
+    assert_gradients(visual, x, g)
+    assert visual.graph.k == k  # the reference overwrites its k
+
+
+@pytest.mark.parametrize(("name", "c", "heads", "k", "lam"), CASES)
+def test_semantic_branch_equals_released_code(golden, name, c, heads, k, lam):
+    g = golden(f"bgformer_sg__{name}")
+    rename = lambda n: n.replace("qkv", "value")  # noqa: E731
+    semantic = load(ClassMean(c), g, rename)
+    x = g["x"].requires_grad_()
+    out = semantic(x, g["labels"])
+    assert_close(out, g["out"])
+    out.backward(g["cotangent"])
+    assert_gradients(semantic, x, g, rename)
+
+
+@pytest.mark.parametrize(("name", "c", "heads", "k", "lam"), CASES)
+def test_block_equals_released_code(golden, name, c, heads, k, lam):
+    g = golden(f"bgformer_block__{name}")
+    block = load(BGFormerBlock(c, heads, k, lam, ffn_ratio=2.0), g, ours)
+    x = g["x"].requires_grad_()
+    out = block(x, g["labels"])
+    assert_close(out, g["out"])
+    out.backward(g["cotangent"])
+    assert_gradients(block, x, g, ours)
+
+
+@pytest.mark.parametrize("k", [1, 3, 9, 20, None])
+def test_attention_graph_against_a_loop(k):
+    query, key = torch.randn(2, 9, 2, 4).double().unbind(0)
+    edge_index, weight = AttentionGraph(k)(query, key)
+    dense = torch.zeros(9, 9, 2).double()
+    dense[edge_index[1], edge_index[0]] = weight
+    for h in range(2):
+        for i in range(9):
+            scores = key[:, h] @ query[i, h] / 2
+            kept = scores.argsort(descending=True)[: k or 9]
+            row = torch.zeros(9).double()
+            row[kept] = scores[kept].softmax(0)
+            assert_close(dense[i, :, h], row, 1e-12)
+    assert (weight > 0).any(1).all()  # nothing but the union of the heads' edges
+    assert edge_index.unique(dim=1).size(1) == edge_index.size(1)
+
+
+def test_graph_and_messages_equal_the_fused_path(monkeypatch):
+    attention = GraphAttention(8, 2, k=3).double()
+    x, batch = torch.randn(10, 8).double(), torch.tensor([0] * 6 + [1] * 4)
+    edge_index, weight = attention.edges(x, batch)
+    value = attention.qkv(x).view(10, 3, 2, 4)[:, 2]
+    expected = attention(x, batch)
+    for nodes in (1024, 0):  # dense product, messages
+        monkeypatch.setattr(structure_constrained_attention, "DENSE_NODES", nodes)
+        out = StructureConstrainedAttention()(value, edge_index, weight)
+        assert_close(attention.proj(out.reshape(10, 8)), expected, 1e-12)
+
+
+@pytest.mark.parametrize("labels", ["sorted", "shuffled", "negative"])
+def test_class_mean_is_message_passing_on_the_label_graph(labels):
+    y = torch.tensor([0, 0, 0, 1, 1, 7, 7, 7, 7, 3])
+    y = {"sorted": y, "shuffled": y[torch.randperm(10)], "negative": -y * 10**9}[labels]
+    batch = torch.tensor([3, 1, 3, 1, 3, 1, 3, 1, 3, 1])
+    layer = ClassMean(4).double()
+    x = torch.randn(10, 4).double()
+    for b in (None, batch):
+        edge_index, weight = LabelGraph("symmetric")(y, b)
+        out = StructureConstrainedAttention()(layer.value(x)[:, None], edge_index, weight.double())
+        assert_close(layer(x, y, b), layer.proj(out[:, 0]), 1e-7)  # label graph is float32
+
+
+def test_semantic_attention_stays_in_the_class():
+    block = BGFormerBlock(8, 2, 3, lam=0.0, semantic="attention").double()
+    x = torch.randn(6, 8).double().requires_grad_()
+    y = torch.tensor([0, 0, 0, 1, 1, 1])
+    (grad,) = torch.autograd.grad(block(x, y)[0].sum(), x)
+    assert grad[:3].abs().min() > 0
+    assert torch.equal(grad[3:], torch.zeros(3, 8).double())
+
+
+@pytest.mark.parametrize("semantic", ["graph", "attention"])
+def test_without_labels_the_visual_branch_has_full_weight(semantic):
+    block = BGFormerBlock(8, 2, 3, lam=0.2, semantic=semantic)
+    visual_only = BGFormerBlock(8, 2, 3, lam=1.0, semantic=semantic)
+    visual_only.load_state_dict(block.state_dict())
+    x = torch.randn(6, 8)
+    torch.testing.assert_close(block(x), visual_only(x, torch.arange(6) // 2))
+
+
+@blocks
+@pytest.mark.parametrize("norm", ["layer", "graph"])
+def test_permutation_equivariance(make, norm):
+    block = make(norm=norm).double()
+    x, y, p = torch.randn(12, 8).double(), torch.arange(12) // 3, torch.randperm(12)
+    assert_close(block(x[p], y[p]), block(x, y)[p], 1e-12)
+
+
+@blocks
+@pytest.mark.parametrize("norm", ["layer", "graph"])
+def test_batch_vector_equals_separate_calls(make, norm):
+    block = make(norm=norm).double()
+    x, y = torch.randn(9, 8).double(), torch.arange(9) // 3
+    batch = torch.tensor([0] * 2 + [1] * 6 + [2])
+    separate = torch.cat([block(x[batch == b], y[batch == b]) for b in range(3)])
+    assert_close(block(x, y, batch), separate, 1e-12)
+
+
+@blocks
+def test_gradcheck(make):
+    block = make().double()
+    x = torch.randn(6, 8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda a: block(a, torch.arange(6) // 2), x)
+
+
+@blocks
+@pytest.mark.parametrize("n", [1, 2, 20])
+def test_autocast_and_small_batches(make, n):
+    block = make()
+    x = torch.randn(n, 8, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = block(x, torch.arange(n) // 2)
+    out.float().square().sum().backward()
+    assert torch.isfinite(out).all()
+    assert torch.isfinite(x.grad).all()
+
+
+@blocks
+def test_compiles_whole_for_all_batch_sizes(make):
+    torch._dynamo.reset()
+    block = make()
+    compiled = torch.compile(block, fullgraph=True, dynamic=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for n in (12, 20, 33):
+            x, y = torch.randn(n, 8), torch.arange(n) // 4
+            torch.testing.assert_close(compiled(x, y), block(x, y))
+
+
+@blocks
+def test_return_graph(make):
+    block = make()
+    x, y = torch.randn(8, 8), torch.arange(8) // 2
+    out, graphs = block(x, y, return_graph=True)
+    torch.testing.assert_close(out, block(x, y))
+    assert len(graphs) == (1 if isinstance(block, BatchFormerBlock) else 2)
+    for edge_index, weight in graphs:
+        rows = torch.zeros(8, *weight.shape[1:]).index_add(0, edge_index[1], weight)
+        torch.testing.assert_close(rows, torch.ones_like(rows))
+    if len(graphs) == 2:
+        semantic = graphs[1][0]
+        assert (y[semantic[0]] == y[semantic[1]]).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda: AttentionGraph(0), "`k`"),
+        (lambda: AttentionGraph(2)(torch.zeros(3, 4), torch.zeros(3, 4)), "`query`"),
+        (lambda: AttentionGraph(2)(torch.zeros(3, 1, 4), torch.zeros(4, 1, 4)), "same shape"),
+        (lambda: BGFormerBlock(10, 4), "`channels`.*multiple of `heads`"),
+        (lambda: BGFormerBlock(8, lam=1.5), "`lam`"),
+        (lambda: BGFormerBlock(8, semantic="other"), "`semantic`"),
+        (
+            lambda: StructureConstrainedAttention()(
+                torch.zeros(3, 2, 4), torch.zeros(2, 5).long(), torch.zeros(5, 3)
+            ),
+            "`edge_weight`",
+        ),
+    ],
+)
+def test_errors(call, match):
+    with pytest.raises(ValueError, match=match):
+        call()
