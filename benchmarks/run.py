@@ -1,0 +1,317 @@
+"""Train and measure the whole pipeline: ``python benchmarks/run.py [--dataset emoji] ...``
+
+Without arguments: the packaged emoji, EfficientNet-Lite0 with ImageNet weights, and one table with
+the raw pixels, the pretrained encoder as it is, the encoder fine-tuned without a graph, and
+fine-tuned with DyBGR. Everything lands in a run folder. A run that was interrupted goes on when
+the same command is given again with its ``--output-dir``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import docstring_parser
+import timm
+import torch
+import torch_geometric
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser
+from report import print_table
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+import bgl
+from bgl._io import write_text
+from bgl.datasets import Splits, load_dataset, raw_pixels
+from bgl.metrics import retrieval_metrics
+from bgl.training import (
+    Progress,
+    TrainConfig,
+    build_model,
+    make_accelerator,
+    measure,
+    train,
+)
+from bgl.training.config import DyBGROptions
+from bgl.training.evaluation import RECALL_AT
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+Row = dict[str, Any]
+
+
+def make_parser() -> ArgumentParser:
+    """One option per field of TrainConfig, beside those of a whole run."""
+    parser = ArgumentParser(description=__doc__, prog="run.py")
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any options.")
+    parser.add_argument(
+        "--method",
+        nargs="+",
+        default=["none", "dybgr"],
+        type=str,
+        help='Methods to train, one after the other: "none", or blocks joined by "+".',
+    )
+    parser.add_argument("--seed", nargs="+", default=[0], type=int, help="Seeds, one run each.")
+    parser.add_argument(
+        "--output-dir", default=None, type=str | None, help="Run folder; default: runs/<new name>."
+    )
+    described = {p.arg_name: p.description for p in docstring_parser.parse(
+        TrainConfig.__doc__ or "").params}  # fmt: skip
+    hints = get_type_hints(TrainConfig)
+    for field in dataclasses.fields(TrainConfig):
+        if field.name in ("method", "seed"):
+            continue
+        default = (
+            field.default
+            if field.default is not dataclasses.MISSING
+            else field.default_factory()  # type: ignore[misc]
+        )
+        parser.add_argument(
+            "--" + field.name.replace("_", "-"),
+            type=hints[field.name],
+            default=default,
+            help=described[field.name],
+        )
+    return parser
+
+
+def parse(argv: list[str]) -> tuple[list[TrainConfig], Path]:
+    """The configuration of every training, and the run folder.
+
+    Later wins: the dataset's base.yaml, the YAML of the method, ``--config`` files, options.
+    """
+    parser = make_parser()
+    argv = configs_first([dashes(word) for word in argv])
+    options = parser.parse_args(argv)
+    configs = []
+    for method in options.method:
+        defaults = [CONFIGS / options.dataset / f"{n}.yaml" for n in ["base", *method.split("+")]]
+        files = [w for path in defaults if path.is_file() for w in ("--config", str(path))]
+        values = parser.parse_args([*files, *argv]).as_dict()
+        for name in ("config", "method", "seed", "output_dir"):
+            values.pop(name, None)
+        values["dybgr"] = DyBGROptions(**values["dybgr"])
+        configs += [TrainConfig(**values, method=method, seed=seed) for seed in options.seed]
+    name = f"{options.dataset}-{datetime.now():%Y%m%d-%H%M%S}"
+    return configs, Path(options.output_dir or Path("runs") / name)
+
+
+def dashes(word: str) -> str:
+    """``--batch_size`` is accepted for ``--batch-size``, ``--dybgr.num-iterations`` likewise."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    first, dot, rest = name[2:].partition(".")
+    return f"--{first.replace('_', '-')}{dot}{rest.replace('-', '_')}{equals}{value}"
+
+
+def configs_first(argv: list[str]) -> list[str]:
+    """Options on the command line win over ``--config`` files, wherever these stand."""
+    files, rest = [], []
+    words = iter(argv)
+    for word in words:
+        if word == "--config":
+            files += [word, next(words, "")]
+        elif word.startswith("--config="):
+            files.append(word)
+        else:
+            rest.append(word)
+    return files + rest
+
+
+class TerminalProgress(Progress):
+    """Progress bars, and a line per epoch."""
+
+    def __init__(self, console: Console) -> None:
+        self.bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self.console = console
+        self.task: Any = None
+
+    def start(self, what: str, total: int) -> None:
+        if self.task is not None:
+            self.bars.remove_task(self.task)
+        self.task = self.bars.add_task(what, total=total)
+
+    def advance(self, amount: int) -> None:
+        self.bars.advance(self.task, amount)
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        parts = [f"epoch {row['epoch']:>3}", f"loss {row['loss']:.3f}"]
+        if "loss_graph" in row:
+            parts.append(f"(plain {row['loss_plain']:.3f}, graph {row['loss_graph']:.3f})")
+        for embedding in ("backbone", "head"):
+            if f"val_{embedding}_map@r" in row:
+                recall, precision = (row[f"val_{embedding}_{m}"] for m in ("recall@1", "map@r"))
+                parts.append(f"{embedding}: R@1 {recall:.1%}, MAP@R {precision:.1%}")
+        self.console.print("  ".join(parts), highlight=False)
+
+
+def baseline_rows(config: TrainConfig, splits: Splits, progress: Progress) -> list[Row]:
+    """What no training is needed for: raw pixels, and the pretrained encoder as it is."""
+    gallery = splits.gallery
+    pixels = retrieval_metrics(
+        raw_pixels(splits.test),
+        splits.test.labels,
+        None if gallery is None else raw_pixels(gallery),
+        None if gallery is None else gallery.labels,
+        k=RECALL_AT,
+    )
+    model, info = build_model(dataclasses.replace(config, method="none"))
+    accelerator = make_accelerator(config.device)
+    measured = measure(
+        model.to(accelerator.device), config, info, splits.test, gallery, accelerator, progress
+    )
+    return [
+        {"method": "pixels", "seed": None, "embedding": "pixels", "metrics": pixels},
+        {
+            "method": "pretrained",
+            "seed": None,
+            "embedding": "backbone",
+            "metrics": measured["backbone"],
+            "backbone": dataclasses.asdict(info),
+        },
+    ]
+
+
+def trained_rows(
+    config: TrainConfig, splits: Splits, folder: Path, progress: Progress
+) -> list[Row]:
+    """Train one configuration (or take its finished result) and describe each embedding."""
+    resolved = dataclasses.asdict(config)
+    finished = folder / "result.json"
+    if finished.exists():
+        stored: dict[str, Any] = json.loads(finished.read_text())
+        if stored["config"] != resolved:
+            changed = sorted(k for k in resolved if stored["config"].get(k) != resolved[k])
+            raise ValueError(
+                f"Expected {folder} to belong to this configuration, but {', '.join(changed)} "
+                "differ; use another --output-dir"
+            )
+        return list(stored["rows"])
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
+    result = train(config, splits, folder, progress)
+    rows: list[Row] = [
+        {
+            "method": config.method,
+            "seed": config.seed,
+            "embedding": embedding,
+            "metrics": metrics,
+            "loss": config.loss,
+            "epoch": result.chosen_epoch,
+            "epochs": config.epochs,
+            "graph_at_test_time": False,
+            "distance": config.distance if embedding == "head" else "cosine",
+            "dimension": result.dimensions[embedding],
+            "backbone": dataclasses.asdict(result.backbone),
+            "parameters": result.num_parameters,
+            "seconds": result.seconds,
+            "peak_memory_mb": result.peak_memory_mb,
+            "config": resolved,
+        }
+        for embedding, metrics in result.metrics.items()
+    ]
+    write_text(finished, json.dumps({"config": resolved, "rows": rows}, indent=1))
+    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    return rows
+
+
+def describe(config: TrainConfig, splits: Splits) -> dict[str, Any]:
+    """What a reader needs to know to trust the numbers."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=CONFIGS, capture_output=True, text=True, check=False
+    ).stdout.strip()
+    parts = {
+        name: {"classes": part.num_classes, "images": len(part)}
+        for name in ("train", "val", "test", "gallery")
+        if (part := getattr(splits, name)) is not None
+    }
+    return {
+        "dataset": {"name": splits.name, "digest": splits.digest, **parts},
+        "selection": f"best validation MAP@R of the {config.select_embedding} embedding"
+        if splits.val is not None
+        else "last epoch",
+        "test_evaluations": 1,
+        "image_size": config.image_size,
+        "device": str(make_accelerator(config.device).device),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, "
+        f"{torch.get_num_threads()} threads",
+        "versions": {
+            "bgl": bgl.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torch_geometric": torch_geometric.__version__,
+            "timm": timm.__version__,
+        },
+        "commit": commit or None,
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the benchmark; returns the exit status."""
+    console = Console()
+    try:
+        configs, folder = parse(sys.argv[1:] if argv is None else argv)
+        first = configs[0]
+        splits = load_dataset(
+            first.dataset,
+            first.data_root,
+            val_fraction=first.val_fraction,
+            skip_broken=first.skip_broken,
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+    except (ValueError, OSError) as error:
+        console.print(f"[bold red]error:[/] {error}", highlight=False)
+        return 2
+    results = {"started": f"{datetime.now():%Y-%m-%d %H:%M:%S}", **describe(first, splits)}
+    rows: list[Row] = []
+    started = time.perf_counter()
+
+    def save(new: list[Row]) -> None:
+        rows.extend(new)
+        results["seconds"] = time.perf_counter() - started
+        write_text(folder / "results.json", json.dumps({**results, "rows": rows}, indent=1))
+
+    console.print(f"{splits}\nrun folder: {folder}", highlight=False)
+    progress = TerminalProgress(console)
+    try:
+        with progress.bars:
+            save(baseline_rows(first, splits, progress))
+            for config in configs:
+                name = f"{config.method}-seed{config.seed}"
+                console.print(f"[bold]{name}[/]")
+                save(trained_rows(config, splits, folder / name, progress))
+    except KeyboardInterrupt:
+        console.print(f"\nstopped; to go on, repeat the command with --output-dir {folder}")
+        return 130
+    except (ValueError, OSError, FloatingPointError) as error:
+        console.print(f"[bold red]error:[/] {error}", highlight=False)
+        return 1
+    print_table(rows, f"{splits.name}, {splits.test.num_classes} unseen classes, percent", console)
+    peak = max((row.get("peak_memory_mb", 0) for row in rows), default=0)
+    console.print(
+        f"{results['seconds'] / 60:.1f} min, peak memory {peak / 1024:.1f} GB; "
+        f"results: {folder / 'results.json'}",
+        highlight=False,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

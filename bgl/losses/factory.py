@@ -1,0 +1,138 @@
+"""Losses and miners by name, with the defaults of the papers that bgl compares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pytorch_metric_learning import distances, losses, miners
+from torch import Tensor, nn
+
+from bgl._checks import check_choice
+from bgl.hyperbolic import HyperbolicDistance
+from bgl.losses.pairwise import PairwiseCrossEntropyLoss
+
+# name -> (class, defaults, default miner, works with a distance that is no similarity)
+_LOSSES: dict[str, tuple[Callable[..., nn.Module], dict[str, Any], str, bool]] = {
+    "pairwise-ce": (PairwiseCrossEntropyLoss, {"temperature": 0.1}, "none", True),
+    "multi-similarity": (
+        losses.MultiSimilarityLoss,
+        {"alpha": 2.0, "beta": 40.0, "base": 0.5},
+        "multi-similarity",
+        False,
+    ),
+    "contrastive": (losses.ContrastiveLoss, {"pos_margin": 0.8, "neg_margin": 0.5}, "none", False),
+    "triplet": (losses.TripletMarginLoss, {"margin": 0.1}, "triplet-margin", True),
+    "proxy-anchor": (losses.ProxyAnchorLoss, {}, "none", False),
+    "soft-triple": (losses.SoftTripleLoss, {}, "none", False),
+    "supcon": (losses.SupConLoss, {"temperature": 0.1}, "none", False),
+}
+_WITH_PROXIES = ("proxy-anchor", "soft-triple")
+
+_MINERS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {
+    "multi-similarity": (miners.MultiSimilarityMiner, {"epsilon": 0.1}),
+    "triplet-margin": (miners.TripletMarginMiner, {"margin": 0.1, "type_of_triplets": "semihard"}),
+    "batch-hard": (miners.BatchHardMiner, {}),
+}
+
+LOSS_NAMES = tuple(_LOSSES)
+MINER_NAMES = ("none", *_MINERS)
+
+
+def create_loss(
+    name: str,
+    num_classes: int,
+    embedding_dim: int,
+    distance: str | HyperbolicDistance = "cosine",
+    **options: Any,
+) -> nn.Module:
+    """A loss called as ``loss(embeddings, labels)``.
+
+    Args:
+        name: One of ``LOSS_NAMES``.
+        num_classes: Number of training classes (for losses with proxies).
+        embedding_dim: Dimension of the embeddings (for losses with proxies).
+        distance: ``"cosine"`` or a :class:`HyperbolicDistance`.
+        options: Passed to the loss's constructor, over its defaults.
+
+    Raises:
+        ValueError: If the name or an option is unknown, or the loss needs a similarity and
+            ``distance`` is none.
+
+    Example:
+        >>> create_loss("triplet", num_classes=10, embedding_dim=8, margin=0.2).margin
+        0.2
+    """
+    check_choice(name, "loss", LOSS_NAMES)
+    make, defaults, _, any_distance = _LOSSES[name]
+    if isinstance(distance, HyperbolicDistance) and not any_distance:
+        able = [other for other, entry in _LOSSES.items() if entry[3]]
+        raise ValueError(
+            f"Expected argument `loss` to work with a hyperbolic distance ({', '.join(able)}), "
+            f"got {name!r}"
+        )
+    arguments = {**defaults, **options}
+    arguments.setdefault(
+        "distance", distances.CosineSimilarity() if distance == "cosine" else distance
+    )
+    if name in _WITH_PROXIES:
+        arguments = {"num_classes": num_classes, "embedding_size": embedding_dim, **arguments}
+    return _construct(make, arguments, "loss_options", name)
+
+
+def create_miner(name: str, loss: str = "pairwise-ce", **options: Any) -> nn.Module | None:
+    """A miner called as ``miner(embeddings, labels)``; None for ``"none"``.
+
+    Args:
+        name: One of ``MINER_NAMES``, or ``"default"``: the one usual for the loss.
+        loss: Name of the loss it is for.
+        options: Passed to the miner's constructor, over its defaults.
+
+    Raises:
+        ValueError: If the name or an option is unknown.
+
+    Example:
+        >>> create_miner("default", "multi-similarity").epsilon
+        0.1
+    """
+    check_choice(loss, "loss", LOSS_NAMES)
+    check_choice(name, "miner", ("default", *MINER_NAMES))
+    if name == "default":
+        name = _LOSSES[loss][2]
+    if name == "none":
+        if options:
+            raise ValueError(f"Expected no `miner_options` without a miner, got {options!r}")
+        return None
+    make, defaults = _MINERS[name]
+    arguments = {"distance": distances.CosineSimilarity(), **defaults, **options}
+    return _construct(make, arguments, "miner_options", name)
+
+
+class MinedLoss(nn.Module):
+    """A loss over the pairs or triplets that a miner finds.
+
+    Args:
+        loss: Called as ``loss(embeddings, labels, indices_tuple)``.
+        miner: Called as ``miner(embeddings, labels)``; None: the loss chooses by itself.
+    """
+
+    def __init__(self, loss: nn.Module, miner: nn.Module | None = None) -> None:
+        super().__init__()
+        self.loss = loss
+        self.miner = miner
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        mined = None if self.miner is None else self.miner(embeddings, labels)
+        value: Tensor = self.loss(embeddings, labels, mined)
+        return value
+
+
+def _construct(
+    make: Callable[..., nn.Module], arguments: dict[str, Any], option: str, name: str
+) -> nn.Module:
+    try:
+        return make(**arguments)
+    except TypeError as error:
+        raise ValueError(
+            f"Expected argument `{option}` to hold options of {name!r}: {error}"
+        ) from error

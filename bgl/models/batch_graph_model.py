@@ -1,0 +1,127 @@
+"""Encoder, batch-graph blocks and one shared head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.data import Data
+
+from bgl._checks import check_index_vector, describe
+from bgl.hyperbolic import ToPoincareBall
+
+
+@dataclass
+class BatchGraphOutput:
+    """What :class:`BatchGraphModel` returns; the context is there in training only."""
+
+    embeddings: Tensor  # [N, D] head output of each image by itself
+    features: Tensor  # [N, C] backbone output
+    context_embeddings: Tensor | None = None  # [N, D] head output of the contextual features
+    context_features: Tensor | None = None  # [N, C] features after the blocks
+    graphs: list[Data] = field(default_factory=list)  # by block and iteration, on request
+
+    @property
+    def graph(self) -> Data | None:
+        """The last graph that was learned, if graphs were asked for."""
+        return self.graphs[-1] if self.graphs else None
+
+
+class BatchGraphModel(nn.Module):
+    r"""An encoder that learns through the graph of its batch and works without it.
+
+    In training, with features :math:`x = \text{backbone}(\text{images})` and contextual features
+    :math:`g = \text{blocks}(x, y)`, the same head embeds both: :math:`\text{head}(x)` and
+    :math:`\text{head}(g)`. In evaluation the blocks are left out: every image is embedded alone,
+    and its result does not depend on what else is in the batch.
+
+    Source: the head switch of Wang et al., IJCV 2024.
+
+    Args:
+        backbone: images [N, 3, H, W] -> features [N, C].
+        blocks: Modules called as ``block(x, y, batch, return_graph)``, applied in turn; may be
+            empty.
+        head: features [N, C] -> embeddings [N, D].
+
+    Shapes:
+        - ``images`` [N, 3, H, W]; ``labels`` [N] integers or None
+        - output: :class:`BatchGraphOutput`; with ``return_graph`` (training only) its ``graphs``
+          hold one PyG ``Data`` per block and iteration: ``x`` (the features that entered the
+          block), ``edge_index``, ``edge_weight``, ``y``, ``block``, ``iteration``
+
+    Raises:
+        ValueError: If an argument has the wrong type, rank or length.
+
+    Example:
+        >>> from bgl.layers import DyBGRBlock
+        >>> backbone = nn.Sequential(nn.Flatten(), nn.Linear(12, 8))
+        >>> model = BatchGraphModel(backbone, [DyBGRBlock(8, k=2)], make_head(8, 4))
+        >>> output = model(torch.randn(6, 3, 2, 2), torch.arange(6) // 2, return_graph=True)
+        >>> output.context_embeddings.shape, output.graph.edge_index.shape
+        (torch.Size([6, 4]), torch.Size([2, 12]))
+        >>> model.eval()(torch.randn(6, 3, 2, 2)).context_embeddings is None
+        True
+    """
+
+    def __init__(self, backbone: nn.Module, blocks: Iterable[nn.Module], head: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.blocks = nn.ModuleList(blocks)
+        self.head = head
+
+    def forward(
+        self, images: Tensor, labels: Tensor | None = None, return_graph: bool = False
+    ) -> BatchGraphOutput:
+        if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point():
+            raise ValueError(
+                "Expected argument `images` to be a floating-point tensor of shape "
+                f"[N, 3, H, W], but got {describe(images)}"
+            )
+        if labels is not None:
+            check_index_vector(labels, images.size(0), "labels")
+        features = self.backbone(images)
+        if not self.training or not self.blocks:
+            return BatchGraphOutput(self.head(features), features)
+        context = features
+        graphs = []
+        for number, block in enumerate(self.blocks):
+            if return_graph:
+                nodes = context
+                context, learned = block(context, labels, None, True)
+                graphs += [
+                    Data(
+                        x=nodes,
+                        edge_index=edge_index,
+                        edge_weight=edge_weight,
+                        y=labels,
+                        block=number,
+                        iteration=iteration,
+                    )
+                    for iteration, (edge_index, edge_weight) in enumerate(learned)
+                ]
+            else:
+                context = block(context, labels)
+        plain, contextual = self.head(torch.cat([features, context])).chunk(2)
+        return BatchGraphOutput(plain, features, contextual, context, graphs)
+
+
+def make_head(
+    channels: int, dim: int, curvature: float | None = None, clip_radius: float | None = 2.3
+) -> nn.Sequential:
+    """The embedding head: a linear map (orthogonal at the start), then, with a ``curvature``,
+    the map onto the Poincaré ball.
+
+    Source: Ermolov et al., *Hyperbolic Vision Transformers*, CVPR 2022.
+
+    Example:
+        >>> make_head(8, 4)(torch.zeros(2, 8)).shape
+        torch.Size([2, 4])
+    """
+    linear = nn.Linear(channels, dim)
+    nn.init.orthogonal_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    if curvature is None:
+        return nn.Sequential(linear)
+    return nn.Sequential(linear, ToPoincareBall(curvature, clip_radius))

@@ -1,0 +1,142 @@
+"""Everything that defines a training run, as one flat, typed record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from bgl._checks import check_choice, check_int, check_real
+from bgl.losses import LOSS_NAMES, MINER_NAMES
+
+BLOCK_NAMES = ("dybgr",)
+
+
+@dataclass
+class DyBGROptions:
+    """Options of a :class:`bgl.layers.DyBGRBlock`.
+
+    Args:
+        k: Number of neighbours in the batch graph.
+        num_iterations: How often graph and features are refined in turn.
+        lam: Weight λ of the contextual similarity.
+        beta: Weight β of the label correlation.
+        epsilon: Share ε of the neighbours in the mix.
+        ffn_ratio: Hidden width of the feed-forward network relative to the features.
+        norm: "layer" or "graph".
+        formulation: "released" or "paper".
+    """
+
+    k: int = 15
+    num_iterations: int = 3
+    lam: float = 0.3
+    beta: float = 0.5
+    epsilon: float = 0.5
+    ffn_ratio: float = 4.0
+    norm: str = "layer"
+    formulation: str = "released"
+
+
+@dataclass
+class TrainConfig:
+    """One training: data, model, method, optimisation.
+
+    Args:
+        dataset: Name of the dataset.
+        data_root: Folder of the dataset (none for the packaged emoji).
+        val_fraction: Share of the train classes held out for choosing the epoch, where the
+            dataset has no validation part of its own.
+        skip_broken: Leave out images that cannot be read, and list them.
+        method: Blocks that mix the batch, joined by "+" (for instance "dybgr", "dybgr+dybgr"),
+            or "none".
+        backbone: Encoder, a model name of timm.
+        weights: A file with weights, "auto" (packaged, else timm's hub) or "none" (random).
+        image_size: Side of the input images in pixels.
+        crop_scale: Smallest share of an image that a training crop shows.
+        head_dim: Dimension of the embedding.
+        distance: Geometry of the head and its loss: "cosine" or "hyperbolic".
+        curvature: Curvature c of the Poincaré ball (hyperbolic only).
+        clip_radius: Features are clipped to this norm before the ball (hyperbolic only).
+        loss: Name of the loss.
+        loss_options: Options of the loss, passed to its constructor.
+        miner: Name of the miner; "default": the usual one of the loss.
+        miner_options: Options of the miner, passed to its constructor.
+        alpha: Weight of the plain embeddings' loss; the contextual ones' loss has 1 - alpha.
+        epochs: Number of epochs.
+        batch_size: Images in a batch.
+        per_class: Images of each class in a batch.
+        lr: Learning rate of the encoder.
+        lr_head: Learning rate of the head, relative to lr.
+        lr_blocks: Learning rate of the blocks (absolute).
+        weight_decay: AdamW's weight decay.
+        warmup: Share of the steps during which the learning rate rises; then it falls to 0.
+        grad_clip: Largest norm of the gradient.
+        train_batch_norm: Let the encoder's batch-norm statistics follow the training data.
+        select_embedding: Embedding whose validation MAP@R chooses the epoch: "backbone" or
+            "head".
+        seed: Seed of everything random.
+        device: "auto", "cpu" or "cuda".
+        workers: Processes that load images; -1: none for data in memory, else one per core.
+        dybgr: Options of the DyBGR blocks.
+    """
+
+    dataset: str = "emoji"
+    data_root: str | None = None
+    val_fraction: float = 0.25
+    skip_broken: bool = False
+    method: str = "dybgr"
+    backbone: str = "tf_efficientnet_lite0"
+    weights: str = "auto"
+    image_size: int = 224
+    crop_scale: float = 0.2
+    head_dim: int = 128
+    distance: str = "cosine"
+    curvature: float = 0.1
+    clip_radius: float = 2.3
+    loss: str = "pairwise-ce"
+    loss_options: dict = field(default_factory=dict)
+    miner: str = "default"
+    miner_options: dict = field(default_factory=dict)
+    alpha: float = 0.3
+    epochs: int = 10
+    batch_size: int = 128
+    per_class: int = 4
+    lr: float = 4e-4
+    lr_head: float = 3.0
+    lr_blocks: float = 1e-3
+    weight_decay: float = 1e-2
+    warmup: float = 0.05
+    grad_clip: float = 3.0
+    train_batch_norm: bool = False
+    select_embedding: str = "backbone"
+    seed: int = 0
+    device: str = "auto"
+    workers: int = -1
+    dybgr: DyBGROptions = field(default_factory=DyBGROptions)
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "head_dim", "epochs", "batch_size", "per_class"):
+            check_int(getattr(self, name), name, 1)
+        check_int(self.seed, "seed", 0)
+        check_int(self.workers, "workers", -1)
+        for name in ("curvature", "clip_radius", "lr", "lr_head", "lr_blocks", "grad_clip"):
+            check_real(getattr(self, name), name, 0.0, exclusive=True)
+        check_real(self.weight_decay, "weight_decay", 0.0)
+        check_real(self.crop_scale, "crop_scale", 0.0, 1.0, exclusive=True)
+        for name in ("alpha", "warmup", "val_fraction"):
+            check_real(getattr(self, name), name, 0.0, 1.0)
+        check_choice(self.distance, "distance", ("cosine", "hyperbolic"))
+        check_choice(self.select_embedding, "select_embedding", ("backbone", "head"))
+        check_choice(self.loss, "loss", LOSS_NAMES)
+        check_choice(self.miner, "miner", ("default", *MINER_NAMES))
+        check_choice(self.device, "device", ("auto", "cpu", "cuda"))
+        for name in self.block_names:
+            check_choice(name, "method", ("none", *BLOCK_NAMES))
+        if self.batch_size % self.per_class:
+            raise ValueError(
+                f"Expected argument `batch_size` to be a multiple of `per_class` "
+                f"({self.per_class}), got {self.batch_size}"
+            )
+
+    @property
+    def block_names(self) -> list[str]:
+        """The blocks in their order, empty for "none"."""
+        return [] if self.method == "none" else self.method.split("+")
