@@ -34,9 +34,13 @@ def mean_and_interval(values: list[float]) -> tuple[float, float]:
 
 
 def label(row: Row) -> str:
-    """The name of a row's arm: the method, and what else sets it apart."""
-    extra = [row[key] for key in ("loss", "augmentation") if row.get(key, "none") != "none"]
-    return " + ".join([row["method"], *(e for e in extra if e != "pairwise-ce")])
+    """The name of a row's arm: graph, loss and augmentation, the defaults left out."""
+    parts = [row["method"]]
+    if row.get("loss", "pairwise-ce") != "pairwise-ce":
+        parts = [row["loss"]] if row["method"] == "none" else [*parts, row["loss"]]
+    if row.get("augmentation", "none") != "none":
+        parts.append(row["augmentation"])
+    return " + ".join(parts)
 
 
 def arms(rows: list[Row]) -> dict[tuple[str, str], list[Row]]:
@@ -82,7 +86,7 @@ def comparison(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
     return header, cells
 
 
-def print_table(rows: list[Row], title: str, console: Console | None = None) -> None:
+def print_table(rows: list[Row], title: str) -> None:
     """Show the table on the terminal."""
     header, cells = comparison(rows)
     table = Table(title=title)
@@ -90,7 +94,8 @@ def print_table(rows: list[Row], title: str, console: Console | None = None) -> 
         table.add_column(column, justify="left" if number < 2 else "right", no_wrap=number > 0)
     for line in cells:
         table.add_row(*line)
-    (console or Console()).print(table)
+    # wide enough for every column, also where the output is no terminal
+    Console(width=max(140, Console().width)).print(table)
 
 
 def markdown(rows: list[Row]) -> str:

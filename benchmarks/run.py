@@ -17,14 +17,13 @@ import sys
 import time
 from datetime import datetime
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
-import docstring_parser
 import timm
 import torch
 import torch_geometric
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser
+from options import CONFIGS, parse
 from report import print_table
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -35,97 +34,16 @@ from bgl._io import write_text
 from bgl.datasets import Splits, load_dataset, raw_pixels
 from bgl.metrics import retrieval_metrics
 from bgl.training import (
+    RECALL_AT,
     Progress,
     TrainConfig,
+    View,
     build_model,
     make_accelerator,
-    measure,
     train,
 )
-from bgl.training.config import DyBGROptions
-from bgl.training.evaluation import RECALL_AT
 
-CONFIGS = Path(__file__).parent.parent / "configs"
 Row = dict[str, Any]
-
-
-def make_parser() -> ArgumentParser:
-    """One option per field of TrainConfig, beside those of a whole run."""
-    parser = ArgumentParser(description=__doc__, prog="run.py")
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any options.")
-    parser.add_argument(
-        "--method",
-        nargs="+",
-        default=["none", "dybgr"],
-        type=str,
-        help='Methods to train, one after the other: "none", or blocks joined by "+".',
-    )
-    parser.add_argument("--seed", nargs="+", default=[0], type=int, help="Seeds, one run each.")
-    parser.add_argument(
-        "--output-dir", default=None, type=str | None, help="Run folder; default: runs/<new name>."
-    )
-    described = {p.arg_name: p.description for p in docstring_parser.parse(
-        TrainConfig.__doc__ or "").params}  # fmt: skip
-    hints = get_type_hints(TrainConfig)
-    for field in dataclasses.fields(TrainConfig):
-        if field.name in ("method", "seed"):
-            continue
-        default = (
-            field.default
-            if field.default is not dataclasses.MISSING
-            else field.default_factory()  # type: ignore[misc]
-        )
-        parser.add_argument(
-            "--" + field.name.replace("_", "-"),
-            type=hints[field.name],
-            default=default,
-            help=described[field.name],
-        )
-    return parser
-
-
-def parse(argv: list[str]) -> tuple[list[TrainConfig], Path]:
-    """The configuration of every training, and the run folder.
-
-    Later wins: the dataset's base.yaml, the YAML of the method, ``--config`` files, options.
-    """
-    parser = make_parser()
-    argv = configs_first([dashes(word) for word in argv])
-    options = parser.parse_args(argv)
-    configs = []
-    for method in options.method:
-        defaults = [CONFIGS / options.dataset / f"{n}.yaml" for n in ["base", *method.split("+")]]
-        files = [w for path in defaults if path.is_file() for w in ("--config", str(path))]
-        values = parser.parse_args([*files, *argv]).as_dict()
-        for name in ("config", "method", "seed", "output_dir"):
-            values.pop(name, None)
-        values["dybgr"] = DyBGROptions(**values["dybgr"])
-        configs += [TrainConfig(**values, method=method, seed=seed) for seed in options.seed]
-    name = f"{options.dataset}-{datetime.now():%Y%m%d-%H%M%S}"
-    return configs, Path(options.output_dir or Path("runs") / name)
-
-
-def dashes(word: str) -> str:
-    """``--batch_size`` is accepted for ``--batch-size``, ``--dybgr.num-iterations`` likewise."""
-    if not word.startswith("--"):
-        return word
-    name, equals, value = word.partition("=")
-    first, dot, rest = name[2:].partition(".")
-    return f"--{first.replace('_', '-')}{dot}{rest.replace('-', '_')}{equals}{value}"
-
-
-def configs_first(argv: list[str]) -> list[str]:
-    """Options on the command line win over ``--config`` files, wherever these stand."""
-    files, rest = [], []
-    words = iter(argv)
-    for word in words:
-        if word == "--config":
-            files += [word, next(words, "")]
-        elif word.startswith("--config="):
-            files.append(word)
-        else:
-            rest.append(word)
-    return files + rest
 
 
 class TerminalProgress(Progress):
@@ -174,9 +92,8 @@ def baseline_rows(config: TrainConfig, splits: Splits, progress: Progress) -> li
     )
     model, info = build_model(dataclasses.replace(config, method="none"))
     accelerator = make_accelerator(config.device)
-    measured = measure(
-        model.to(accelerator.device), config, info, splits.test, gallery, accelerator, progress
-    )
+    view = View(model.to(accelerator.device), config, info, accelerator, progress)
+    measured = view.measure(splits.test, gallery)
     return [
         {"method": "pixels", "seed": None, "embedding": "pixels", "metrics": pixels},
         {
@@ -214,6 +131,7 @@ def trained_rows(
             "embedding": embedding,
             "metrics": metrics,
             "loss": config.loss,
+            "augmentation": config.augmentation,
             "epoch": result.chosen_epoch,
             "epochs": config.epochs,
             "graph_at_test_time": False,
@@ -267,7 +185,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
     console = Console()
     try:
-        configs, folder = parse(sys.argv[1:] if argv is None else argv)
+        configs, folder = parse(sys.argv[1:] if argv is None else argv, __doc__)
         first = configs[0]
         splits = load_dataset(
             first.dataset,
@@ -303,7 +221,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         console.print(f"[bold red]error:[/] {error}", highlight=False)
         return 1
-    print_table(rows, f"{splits.name}, {splits.test.num_classes} unseen classes, percent", console)
+    print_table(rows, f"{splits.name}, {splits.test.num_classes} unseen classes, percent")
     peak = max((row.get("peak_memory_mb", 0) for row in rows), default=0)
     console.print(
         f"{results['seconds'] / 60:.1f} min, peak memory {peak / 1024:.1f} GB; "

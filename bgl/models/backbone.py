@@ -6,6 +6,7 @@ import difflib
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -60,7 +61,7 @@ def create_backbone(name: str, weights: str = "auto") -> tuple[nn.Module, Backbo
             f"Expected argument `backbone` to be a model of timm, got {name!r}. Close names: "
             f"{', '.join(close) or 'none'}; timm.list_models() lists all {len(known)}"
         )
-    model = None
+    model: Any = None  # timm's models have attributes that nn.Module does not declare
     if weights not in ("auto", "none"):
         state = _read(Path(weights))
         source = weights
@@ -77,7 +78,8 @@ def create_backbone(name: str, weights: str = "auto") -> tuple[nn.Module, Backbo
     if state is not None:
         _load(model, state, source)
     config = timm.data.resolve_model_data_config(model)
-    return model, BackboneInfo(name, source, model.num_features, config["mean"], config["std"])
+    features: int = model.num_features
+    return model, BackboneInfo(name, source, features, config["mean"], config["std"])
 
 
 def _packaged_file(name: str) -> Path | None:
@@ -91,7 +93,7 @@ def _packaged_file(name: str) -> Path | None:
     return Path(path)
 
 
-def _from_hub(name: str) -> tuple[nn.Module, str]:
+def _from_hub(name: str) -> tuple[Any, str]:
     try:
         model = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:  # the hub's clients raise errors of many kinds

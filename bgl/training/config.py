@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from bgl._checks import check_choice, check_int, check_real
 from bgl.losses import LOSS_NAMES, MINER_NAMES
 
-BLOCK_NAMES = ("dybgr",)
+BLOCK_NAMES = ("dybgr", "bgformer", "batchformer")
 
 
 @dataclass
@@ -36,6 +36,79 @@ class DyBGROptions:
 
 
 @dataclass
+class BGFormerOptions:
+    """Options of a :class:`bgl.layers.BGFormerBlock`.
+
+    Args:
+        heads: Number of attention heads.
+        k: Neighbours per sample and head in the visual graph.
+        lam: Weight λ of the visual branch.
+        ffn_ratio: Hidden width of the feed-forward network relative to the features.
+        norm: "layer" or "graph".
+        semantic: "graph" or "attention".
+    """
+
+    heads: int = 8
+    k: int = 15
+    lam: float = 0.5
+    ffn_ratio: float = 4.0
+    norm: str = "layer"
+    semantic: str = "graph"
+
+
+@dataclass
+class BatchFormerOptions:
+    """Options of a :class:`bgl.layers.BatchFormerBlock`.
+
+    Args:
+        heads: Number of attention heads.
+        ffn_ratio: Hidden width of the feed-forward network relative to the features.
+        norm: "layer" or "graph".
+    """
+
+    heads: int = 8
+    ffn_ratio: float = 4.0
+    norm: str = "layer"
+
+
+@dataclass
+class IAAOptions:
+    """Options of the intra-class adaptive augmentation, see :mod:`bgl.augment`.
+
+    Args:
+        start: Share of the epochs before the first synthetic embeddings.
+        update_every: Epochs from one estimate over the training set to the next.
+        strength: λ, the share of the class's variance; constant unless ``schedule``.
+        schedule: Let the strength fall over the epochs as in the released code.
+        num_samples: Synthetic copies per embedding.
+        momentum: Largest share of an older estimate that survives the next.
+        covariance: "diagonal" or "full".
+        correction: Correct the variance of small classes by their neighbours'.
+        num_neighbors: Neighbours of a class.
+        beta: How fast the correction fades with class size.
+        gamma: Share of the variance of all classes in the correction.
+        max_count: Largest class that is corrected.
+        sigma_mean: Scale of the distance between class means.
+        sigma_var: Scale of the distance between class variances.
+    """
+
+    start: float = 0.3
+    update_every: int = 2
+    strength: float = 0.8
+    schedule: bool = False
+    num_samples: int = 3
+    momentum: float = 0.2
+    covariance: str = "diagonal"
+    correction: bool = True
+    num_neighbors: int = 25
+    beta: float = 0.1
+    gamma: float = 0.1
+    max_count: int = 40
+    sigma_mean: float = 1.0
+    sigma_var: float = 1.0
+
+
+@dataclass
 class TrainConfig:
     """One training: data, model, method, optimisation.
 
@@ -45,8 +118,8 @@ class TrainConfig:
         val_fraction: Share of the train classes held out for choosing the epoch, where the
             dataset has no validation part of its own.
         skip_broken: Leave out images that cannot be read, and list them.
-        method: Blocks that mix the batch, joined by "+" (for instance "dybgr", "dybgr+dybgr"),
-            or "none".
+        method: Blocks that mix the batch, joined by "+" (for instance "dybgr",
+            "dybgr+bgformer"), or "none".
         backbone: Encoder, a model name of timm.
         weights: A file with weights, "auto" (packaged, else timm's hub) or "none" (random).
         image_size: Side of the input images in pixels.
@@ -59,6 +132,7 @@ class TrainConfig:
         loss_options: Options of the loss, passed to its constructor.
         miner: Name of the miner; "default": the usual one of the loss.
         miner_options: Options of the miner, passed to its constructor.
+        augmentation: "none", or "iaa": synthetic embeddings for the plain embeddings' loss.
         alpha: Weight of the plain embeddings' loss; the contextual ones' loss has 1 - alpha.
         epochs: Number of epochs.
         batch_size: Images in a batch.
@@ -76,6 +150,9 @@ class TrainConfig:
         device: "auto", "cpu" or "cuda".
         workers: Processes that load images; -1: none for data in memory, else one per core.
         dybgr: Options of the DyBGR blocks.
+        bgformer: Options of the BGFormer blocks.
+        batchformer: Options of the BatchFormer blocks.
+        iaa: Options of the augmentation "iaa".
     """
 
     dataset: str = "emoji"
@@ -95,6 +172,7 @@ class TrainConfig:
     loss_options: dict = field(default_factory=dict)
     miner: str = "default"
     miner_options: dict = field(default_factory=dict)
+    augmentation: str = "none"
     alpha: float = 0.3
     epochs: int = 10
     batch_size: int = 128
@@ -111,6 +189,9 @@ class TrainConfig:
     device: str = "auto"
     workers: int = -1
     dybgr: DyBGROptions = field(default_factory=DyBGROptions)
+    bgformer: BGFormerOptions = field(default_factory=BGFormerOptions)
+    batchformer: BatchFormerOptions = field(default_factory=BatchFormerOptions)
+    iaa: IAAOptions = field(default_factory=IAAOptions)
 
     def __post_init__(self) -> None:
         for name in ("image_size", "head_dim", "epochs", "batch_size", "per_class"):
@@ -127,6 +208,9 @@ class TrainConfig:
         check_choice(self.select_embedding, "select_embedding", ("backbone", "head"))
         check_choice(self.loss, "loss", LOSS_NAMES)
         check_choice(self.miner, "miner", ("default", *MINER_NAMES))
+        check_choice(self.augmentation, "augmentation", ("none", "iaa"))
+        check_real(self.iaa.start, "iaa.start", 0.0, 1.0)
+        check_int(self.iaa.update_every, "iaa.update_every", 1)
         check_choice(self.device, "device", ("auto", "cpu", "cuda"))
         for name in self.block_names:
             check_choice(name, "method", ("none", *BLOCK_NAMES))

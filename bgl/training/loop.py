@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import math
 import resource
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +21,20 @@ from torch.utils.data import DataLoader
 from torch_geometric.data import Data
 
 from bgl._io import atomic_path, write_text
+from bgl.augment import AugmentedLoss
 from bgl.datasets import ImageDataset, Splits, eval_transform, train_transform
-from bgl.hyperbolic import HyperbolicDistance
-from bgl.layers import DyBGRBlock
-from bgl.losses import MinedLoss, create_loss, create_miner
-from bgl.models import BackboneInfo, BatchGraphModel, create_backbone, make_head
+from bgl.models import BackboneInfo
 from bgl.samplers import ClassBalancedSampler
+from bgl.training.build import (
+    build_augmentation,
+    build_criterion,
+    build_model,
+    head_distance,
+    make_accelerator,
+    make_optimizer,
+    make_schedule,
+)
+from bgl.training.checkpoint import load_checkpoint, save_checkpoint
 from bgl.training.config import TrainConfig
 from bgl.training.evaluation import RECALL_AT, Metrics, embed, evaluate
 
@@ -60,48 +66,6 @@ class TrainResult:
     peak_memory_mb: float
 
 
-def make_accelerator(device: str) -> Accelerator:
-    """Device and precision: bf16 autocast on CUDA, float32 on the CPU.
-
-    Raises:
-        ValueError: If CUDA is asked for and there is none.
-    """
-    cuda = torch.cuda.is_available()
-    if device == "cuda" and not cuda:
-        raise ValueError("Expected argument `device` to be available, but CUDA is not, got 'cuda'")
-    use_cuda = cuda and device != "cpu"
-    return Accelerator(cpu=not use_cuda, mixed_precision="bf16" if use_cuda else "no")
-
-
-def build_model(config: TrainConfig) -> tuple[BatchGraphModel, BackboneInfo]:
-    """The model a configuration describes, with its pretrained weights."""
-    backbone, info = create_backbone(config.backbone, config.weights)
-    channels = info.num_features
-    makers: dict[str, Callable[[], nn.Module]] = {
-        "dybgr": lambda: DyBGRBlock(channels, **dataclasses.asdict(config.dybgr)),
-    }
-    blocks = [makers[name]() for name in config.block_names]
-    hyperbolic = config.distance == "hyperbolic"
-    head = make_head(
-        channels, config.head_dim, config.curvature if hyperbolic else None, config.clip_radius
-    )
-    model = BatchGraphModel(backbone, blocks, head)
-    return model.to(memory_format=torch.channels_last), info
-
-
-def build_criterion(config: TrainConfig, num_classes: int) -> nn.Module:
-    """The loss a configuration describes, with its miner."""
-    loss = create_loss(
-        config.loss, num_classes, config.head_dim, head_distance(config), **config.loss_options
-    )
-    return MinedLoss(loss, create_miner(config.miner, config.loss, **config.miner_options))
-
-
-def head_distance(config: TrainConfig) -> Any:
-    """The distance of the head's embeddings, as :func:`bgl.metrics.retrieval_metrics` takes it."""
-    return HyperbolicDistance(config.curvature) if config.distance == "hyperbolic" else "cosine"
-
-
 def train(
     config: TrainConfig,
     splits: Splits,
@@ -111,9 +75,10 @@ def train(
     """Train, choose the epoch on validation classes, and measure the test classes once.
 
     The folder receives ``metrics.csv`` (a line per epoch), ``model.safetensors`` (the chosen
-    epoch) and, while the training runs, ``checkpoint.pt``: a training that was interrupted goes
-    on from its last epoch when called again with the same configuration and folder, with the
-    same result as if it had not been interrupted.
+    epoch), ``embeddings.safetensors`` (the training set's, by that model) and, while the training
+    runs, ``checkpoint.pt``: a training that was interrupted goes on from its last epoch when
+    called again with the same configuration and folder, with the same result as if it had not
+    been interrupted.
 
     Args:
         config: What to train.
@@ -131,84 +96,97 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     set_seed(config.seed)
     accelerator = make_accelerator(config.device)
+    device = accelerator.device
 
     model, info = build_model(config)
     criterion = build_criterion(config, splits.train.num_classes)
+    augmentation = build_augmentation(config, splits.train.num_classes)
     data = splits.train.with_transform(
         train_transform(config.image_size, info.mean, info.std, (config.crop_scale, 1.0))
     )
     sampler = ClassBalancedSampler(data.labels, config.batch_size, config.per_class, config.seed)
-    workers = num_workers(config, data)
     loader = DataLoader(
         data,
         batch_sampler=sampler,
-        num_workers=workers,
-        pin_memory=accelerator.device.type == "cuda",
+        num_workers=num_workers(config, data),
+        pin_memory=device.type == "cuda",
     )
-    model.to(accelerator.device)
-    criterion.to(accelerator.device)
-    optimizer = make_optimizer(config, model, criterion)
+    optimizer = make_optimizer(config, model.to(device), criterion.to(device))
     schedule = make_schedule(config, optimizer, steps=config.epochs * len(sampler))
+    view = View(model, config, info, accelerator, progress)
 
+    parts = {"model": model, "criterion": criterion, "optimizer": optimizer, "schedule": schedule}
+    if augmentation is not None:
+        parts["augmentation"] = augmentation.to(device)
     history: list[dict[str, Any]] = []
     checkpoint = folder / "checkpoint.pt"
-    parts = {"model": model, "criterion": criterion, "optimizer": optimizer, "schedule": schedule}
     if checkpoint.exists():
         history = load_checkpoint(checkpoint, config, parts)
     elapsed = history[-1]["seconds"] if history else 0.0
 
     for epoch in range(len(history), config.epochs):
+        row: dict[str, Any] = {"epoch": epoch + 1, "lr": schedule.get_last_lr()[0]}
+        plain_criterion: nn.Module = criterion
+        if augmentation is not None and epoch >= (first := round(config.iaa.start * config.epochs)):
+            if (epoch - first) % config.iaa.update_every == 0:
+                augmentation.statistics.estimate(
+                    view.embed(splits.train)["head"].to(device), splits.train.labels.to(device)
+                )
+            augmentation.set_epoch(epoch + 1, config.epochs)
+            plain_criterion = AugmentedLoss(criterion.loss, augmentation, criterion.miner)
+
         model.train()
         if not config.train_batch_norm:
             freeze_batch_norm(model.backbone)
         sampler.set_epoch(epoch)
         progress.start(f"epoch {epoch + 1}/{config.epochs}", len(sampler))
         sums: dict[str, float] = {}
-        graph = None
         for step, (images, labels) in enumerate(loader):
-            images = images.to(accelerator.device, memory_format=torch.channels_last)
-            labels = labels.to(accelerator.device)
-            last = step + 1 == len(sampler)
+            images = images.to(device, memory_format=torch.channels_last)
+            labels = labels.to(device)
             with accelerator.autocast():
-                output = model(images, labels, return_graph=last)
-            losses = {"loss_plain": criterion(output.embeddings.float(), labels)}
+                output = model(images, labels, return_graph=step + 1 == len(sampler))
+            losses = {"loss_plain": plain_criterion(output.embeddings.float(), labels)}
             loss = losses["loss_plain"]
             if output.context_embeddings is not None:
                 losses["loss_graph"] = criterion(output.context_embeddings.float(), labels)
                 loss = config.alpha * loss + (1 - config.alpha) * losses["loss_graph"]
             losses["loss"] = loss
-            values = {name: float(value.detach()) for name, value in losses.items()}
+            # the one place in a step that waits for the device
+            values = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
             if not math.isfinite(values["loss"]):
-                raise FloatingPointError(non_finite_report(values, epoch, step, labels, output))
+                norms = output.features.detach().float().norm(dim=1)
+                raise FloatingPointError(
+                    f"The loss is not finite in epoch {epoch + 1}, step {step + 1}: {values}; "
+                    f"feature norms from {float(norms.min()):.3g} to {float(norms.max()):.3g}; "
+                    f"images {[data.paths[i] for i in list(sampler)[step]]}"
+                )
             optimizer.zero_grad(set_to_none=True)
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(model.parameters(), config.grad_clip)
             optimizer.step()
             schedule.step()
             sums = {name: sums.get(name, 0.0) + value for name, value in values.items()}
-            graph = output.graph
             progress.advance(1)
 
-        row: dict[str, Any] = {"epoch": epoch + 1, "lr": schedule.get_last_lr()[0]}
         row |= {name: value / len(sampler) for name, value in sums.items()}
-        if graph is not None:
-            row |= graph_statistics(graph)
+        row |= graph_statistics(output.graphs)
         if splits.val is not None:
-            measured = measure(model, config, info, splits.val, None, accelerator, progress)
+            measured = view.measure(splits.val)
             row |= {f"val_{e}_{m}": v for e, ms in measured.items() for m, v in ms.items()}
         row["seconds"] = elapsed + time.perf_counter() - started
         history.append(row)
         if chosen_epoch(history, config) == row["epoch"]:
-            with atomic_path(folder / "model.safetensors") as temporary:
-                save_file(contiguous(model.state_dict()), temporary)
+            save_tensors(folder / "model.safetensors", model.state_dict())
         save_checkpoint(checkpoint, config, parts, history)
         write_history(folder / "metrics.csv", history)
         progress.epoch(row)
 
     model.load_state_dict(load_file(folder / "model.safetensors"))
-    metrics = measure(model, config, info, splits.test, splits.gallery, accelerator, progress)
+    embeddings = {"embeddings": view.embed(splits.train)["head"], "labels": splits.train.labels}
+    save_tensors(folder / "embeddings.safetensors", embeddings)
     return TrainResult(
-        metrics=metrics,
+        metrics=view.measure(splits.test, splits.gallery),
         chosen_epoch=chosen_epoch(history, config),
         history=history,
         backbone=info,
@@ -219,37 +197,41 @@ def train(
     )
 
 
-def measure(
-    model: nn.Module,
-    config: TrainConfig,
-    info: BackboneInfo,
-    queries: ImageDataset,
-    gallery: ImageDataset | None,
-    accelerator: Accelerator,
-    progress: Progress,
-) -> dict[str, Metrics]:
-    """Embed queries (and gallery) with the evaluation transform and measure retrieval."""
-    transform = eval_transform(config.image_size, info.mean, info.std)
+@dataclass
+class View:
+    """A model with all it takes to look at a dataset through it, in evaluation mode."""
 
-    def vectors(dataset: ImageDataset) -> dict[str, Tensor]:
-        progress.start(f"embedding {len(dataset)} images", len(dataset))
-        with accelerator.autocast():
+    model: nn.Module
+    config: TrainConfig
+    info: BackboneInfo
+    accelerator: Accelerator
+    progress: Progress
+
+    def embed(self, dataset: ImageDataset) -> dict[str, Tensor]:
+        """Backbone and head output of every image, with the evaluation transform."""
+        self.progress.start(f"embedding {len(dataset)} images", len(dataset))
+        transform = eval_transform(self.config.image_size, self.info.mean, self.info.std)
+        with self.accelerator.autocast():
             return embed(
-                model,
+                self.model,
                 dataset.with_transform(transform),
-                accelerator.device,
-                workers=num_workers(config, dataset),
-                on_batch=progress.advance,
+                self.accelerator.device,
+                workers=num_workers(self.config, dataset),
+                on_batch=self.progress.advance,
             )
 
-    return evaluate(
-        vectors(queries),
-        queries.labels,
-        RECALL_AT,
-        head_distance(config),
-        None if gallery is None else vectors(gallery),
-        None if gallery is None else gallery.labels,
-    )
+    def measure(
+        self, queries: ImageDataset, gallery: ImageDataset | None = None
+    ) -> dict[str, Metrics]:
+        """Retrieval metrics of each embedding."""
+        return evaluate(
+            self.embed(queries),
+            queries.labels,
+            RECALL_AT,
+            head_distance(self.config),
+            None if gallery is None else self.embed(gallery),
+            None if gallery is None else gallery.labels,
+        )
 
 
 def num_workers(config: TrainConfig, dataset: ImageDataset) -> int:
@@ -259,51 +241,20 @@ def num_workers(config: TrainConfig, dataset: ImageDataset) -> int:
     return 0 if isinstance(dataset.images, Tensor) else torch.get_num_threads()
 
 
-def freeze_batch_norm(module: nn.Module) -> None:
-    """Normalise with the pretrained statistics; weights and biases go on learning.
-
-    With per-class batches the batch's own statistics would give labels away and depend on what
-    else is in the batch.
-    """
-    for child in module.modules():
-        if isinstance(child, _BatchNorm):
-            child.eval()
-
-
-def make_optimizer(
-    config: TrainConfig, model: BatchGraphModel, criterion: nn.Module
-) -> torch.optim.Optimizer:
-    """AdamW with a rate for the encoder, one for head and loss, one for the blocks."""
-    head_rate = config.lr * config.lr_head
-    groups = [
-        {"params": list(model.backbone.parameters()), "lr": config.lr},
-        {"params": [*model.head.parameters(), *criterion.parameters()], "lr": head_rate},
-        {"params": list(model.blocks.parameters()), "lr": config.lr_blocks},
-    ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=config.weight_decay)
-
-
-def make_schedule(
-    config: TrainConfig, optimizer: torch.optim.Optimizer, steps: int
-) -> torch.optim.lr_scheduler.LRScheduler:
-    """Linear warm-up over the first ``config.warmup`` of the steps, then linear decay to 0."""
-    warmup = max(1, round(config.warmup * steps))
-
-    def factor(step: int) -> float:
-        return min((step + 1) / warmup, max(0.0, (steps - step) / max(1, steps - warmup)))
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-
-
-def graph_statistics(graph: Data) -> dict[str, float]:
-    """Share of the edges, and of the edge weight, between samples of the same class."""
-    same = (graph.y[graph.edge_index[0]] == graph.y[graph.edge_index[1]]).float()
-    weight = graph.edge_weight.detach().float()
-    if weight.dim() == 2:  # heads
-        weight = weight.mean(1)
+def graph_statistics(graphs: list[Data]) -> dict[str, float]:
+    """Share of the edges, and of the edge weight, between samples of the same class; the mean
+    over the graphs of all blocks and iterations."""
+    if not graphs:
+        return {}
+    edges, weights = [], []
+    for graph in graphs:
+        same = (graph.y[graph.edge_index[0]] == graph.y[graph.edge_index[1]]).float()
+        weight = graph.edge_weight.detach().float().reshape(len(same), -1).mean(1)  # over heads
+        edges.append(same.mean())
+        weights.append((same * weight).sum() / weight.sum())
     return {
-        "same_class_edges": float(same.mean()),
-        "same_class_weight": float((same * weight).sum() / weight.sum().clamp(min=1e-12)),
+        "same_class_edges": float(torch.stack(edges).mean()),
+        "same_class_weight": float(torch.stack(weights).mean()),
     }
 
 
@@ -316,59 +267,10 @@ def chosen_epoch(history: list[dict[str, Any]], config: TrainConfig) -> int:
     return int(max(history, key=lambda row: row[key])["epoch"])
 
 
-def non_finite_report(
-    values: dict[str, float], epoch: int, step: int, labels: Tensor, output: Any
-) -> str:
-    """Names the batch whose loss is not finite."""
-    norms = output.features.detach().float().norm(dim=1)
-    return (
-        f"The loss is not finite in epoch {epoch + 1}, step {step + 1}: {values}; "
-        f"labels {labels.tolist()}; feature norms from {float(norms.min()):.3g} "
-        f"to {float(norms.max()):.3g}"
-    )
-
-
-def contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict in the plain memory layout that safetensors stores."""
-    return {name: tensor.contiguous() for name, tensor in state.items()}
-
-
-def save_checkpoint(
-    path: Path, config: TrainConfig, parts: dict[str, Any], history: list[dict[str, Any]]
-) -> None:
-    """Everything a training needs to go on bit by bit."""
-    state = {
-        "config": dataclasses.asdict(config),
-        "history": history,
-        "parts": {name: part.state_dict() for name, part in parts.items()},
-        "random": torch.get_rng_state(),  # the only generator that training draws from
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
+def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file atomically, in the plain memory layout that it stores."""
     with atomic_path(path) as temporary:
-        torch.save(state, temporary)
-
-
-def load_checkpoint(path: Path, config: TrainConfig, parts: dict[str, Any]) -> list[dict[str, Any]]:
-    """Restore a checkpoint; returns the history so far.
-
-    Raises:
-        ValueError: If it belongs to another configuration.
-    """
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    now = dataclasses.asdict(config)
-    changed = sorted(key for key in now if state["config"].get(key) != now[key])
-    if changed:
-        raise ValueError(
-            f"Expected {path} to belong to this configuration, but {', '.join(changed)} differ; "
-            "use another --output-dir"
-        )
-    for name, part in parts.items():
-        part.load_state_dict(state["parts"][name])
-    torch.set_rng_state(state["random"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
-    history: list[dict[str, Any]] = state["history"]
-    return history
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
 
 
 def write_history(path: Path, history: list[dict[str, Any]]) -> None:
@@ -379,3 +281,14 @@ def write_history(path: Path, history: list[dict[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows(history)
     write_text(path, text.getvalue())
+
+
+def freeze_batch_norm(module: nn.Module) -> None:
+    """Normalise with the pretrained statistics; weights and biases go on learning.
+
+    With per-class batches the batch's own statistics would give labels away and depend on what
+    else is in the batch.
+    """
+    for child in module.modules():
+        if isinstance(child, _BatchNorm):
+            child.eval()

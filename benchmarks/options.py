@@ -1,0 +1,90 @@
+"""The command line of the benchmarks: every field of TrainConfig, from YAML files and options."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import datetime
+from pathlib import Path
+from typing import get_type_hints
+
+import docstring_parser
+from jsonargparse import ActionConfigFile, ArgumentParser
+
+from bgl.training import TrainConfig
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def make_parser(description: str | None = None) -> ArgumentParser:
+    """One option per field of TrainConfig, beside those of a whole run."""
+    parser = ArgumentParser(prog="run.py", description=description)
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any options.")
+    parser.add_argument(
+        "--method",
+        nargs="+",
+        default=["none", "dybgr"],
+        type=str,
+        help='Methods to train, one after the other: "none", or blocks joined by "+".',
+    )
+    parser.add_argument("--seed", nargs="+", default=[0], type=int, help="Seeds, one run each.")
+    parser.add_argument(
+        "--output-dir", default=None, type=str | None, help="Run folder; default: runs/<new name>."
+    )
+    documented = docstring_parser.parse(TrainConfig.__doc__ or "").params
+    described = {parameter.arg_name: parameter.description for parameter in documented}
+    defaults = TrainConfig()
+    for name, hint in get_type_hints(TrainConfig).items():
+        if name not in ("method", "seed"):
+            parser.add_argument(
+                "--" + name.replace("_", "-"),
+                type=hint,
+                default=getattr(defaults, name),
+                help=described[name],
+            )
+    return parser
+
+
+def parse(argv: list[str], description: str | None = None) -> tuple[list[TrainConfig], Path]:
+    """The configuration of every training, and the run folder.
+
+    Later wins: the dataset's base.yaml, the YAML of the method, ``--config`` files, options.
+    """
+    parser = make_parser(description)
+    argv = configs_first([dashes(word) for word in argv])
+    options = parser.parse_args(argv)
+    configs = []
+    for method in options.method:
+        defaults = [CONFIGS / options.dataset / f"{n}.yaml" for n in ["base", *method.split("+")]]
+        files = [w for path in defaults if path.is_file() for w in ("--config", str(path))]
+        values = parser.parse_args([*files, *argv]).as_dict()
+        for name in ("config", "method", "seed", "output_dir"):
+            values.pop(name, None)
+        for name, hint in get_type_hints(TrainConfig).items():
+            if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+                values[name] = hint(**values[name])
+        configs += [TrainConfig(**values, method=method, seed=seed) for seed in options.seed]
+    name = f"{options.dataset}-{datetime.now():%Y%m%d-%H%M%S}"
+    return configs, Path(options.output_dir or Path("runs") / name)
+
+
+def dashes(word: str) -> str:
+    """``--batch_size`` is accepted for ``--batch-size``, ``--dybgr.num-iterations`` likewise."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    first, dot, rest = name[2:].partition(".")
+    return f"--{first.replace('_', '-')}{dot}{rest.replace('-', '_')}{equals}{value}"
+
+
+def configs_first(argv: list[str]) -> list[str]:
+    """Options on the command line win over ``--config`` files, wherever these stand."""
+    files, rest = [], []
+    words = iter(argv)
+    for word in words:
+        if word == "--config":
+            files += [word, next(words, "")]
+        elif word.startswith("--config="):
+            files.append(word)
+        else:
+            rest.append(word)
+    return files + rest

@@ -1,0 +1,149 @@
+"""Any pytorch-metric-learning loss and miner, with synthetic copies among the candidates."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from pytorch_metric_learning.distances import BaseDistance
+from pytorch_metric_learning.losses import AngularLoss, MarginLoss, TripletMarginLoss
+from pytorch_metric_learning.losses.generic_pair_loss import GenericPairLoss
+from pytorch_metric_learning.miners import BaseMiner, BatchEasyHardMiner
+from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
+from torch import Tensor, nn
+
+from bgl._checks import check_index_vector, check_matrix
+
+Indices = tuple[Tensor, ...]
+
+
+class AugmentedLoss(nn.Module):
+    r"""A loss over a batch and its synthetic copies (Eq. 18-20 of IAA, 2022).
+
+    How the copies enter depends on what the loss is made of:
+
+    - Pairs: subclasses of pytorch-metric-learning's ``GenericPairLoss`` (contrastive,
+      multi-similarity, SupCon, NT-Xent, circle, lifted structure, ...) and ``AngularLoss``.
+      Originals are the anchors, originals and copies together the candidates
+      (``ref_emb``, ``ref_labels``). Neither the anchor itself nor its own copies are its
+      positives, as in the released code: they only say that noise is small.
+    - Triplets: ``TripletMarginLoss`` and ``MarginLoss``. The same anchors and candidates.
+    - Anything else that takes ``(embeddings, labels)``: proxy, softmax and average-precision
+      losses, `bgl.losses.PairwiseCrossEntropyLoss`, your own. Originals and copies are given
+      as one batch of (1 + M)·N. All of them may be anchors then, and a loss that pairs up
+      samples by itself also pairs a sample with its own copies.
+
+    A miner sees the same anchors and candidates. An anchor's own copies are held out of its
+    choice: the miner's distance shows them closer than anything else (or further, where it
+    looks for the easiest positive), and what it still returns of them is dropped.
+
+    Copies are made from the embeddings as given; normalisation comes after, in the distance of
+    the loss. Before the statistics hold anything, call ``.loss`` instead.
+
+    Args:
+        loss: the loss.
+        augmentation: maps (z [N, D], y [N]) to (copies [M·N, D], labels [M·N]), copy m of sample
+            n in row m·N + n; usually :class:`IntraClassAugmentation`.
+        miner: a pytorch-metric-learning miner, or any callable of its form. Copied, so that the
+            one given keeps its distance.
+
+    Example:
+        >>> from pytorch_metric_learning.losses import ContrastiveLoss
+        >>> from bgl.augment import ClassStatistics, IntraClassAugmentation
+        >>> z, y = torch.randn(8, 4, requires_grad=True), torch.arange(8) % 4
+        >>> statistics = ClassStatistics(num_classes=4, channels=4)
+        >>> statistics.update(z, y)
+        >>> loss = AugmentedLoss(ContrastiveLoss(), IntraClassAugmentation(statistics))
+        >>> loss(z, y).backward()
+        >>> z.grad.shape
+        torch.Size([8, 4])
+    """
+
+    def __init__(
+        self,
+        loss: nn.Module,
+        augmentation: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        miner: Callable[..., Indices] | None = None,
+    ) -> None:
+        super().__init__()
+        self.loss = loss
+        self.augmentation = augmentation
+        self.miner = _holding_out_copies(miner) if isinstance(miner, BaseMiner) else miner
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """The loss of ``embeddings`` [N, D] with ``labels`` [N] and their copies: a scalar."""
+        check_matrix(embeddings, "embeddings", "[N, D]")
+        check_index_vector(labels, embeddings.size(0), "labels")
+        copies, copy_labels = self.augmentation(embeddings, labels)
+        candidates = torch.cat([embeddings, copies])
+        candidate_labels = torch.cat([labels, copy_labels])
+
+        if isinstance(self.loss, GenericPairLoss | AngularLoss):
+            mined = self._mine(labels, embeddings, labels, candidates, candidate_labels)
+            pairs = mined or lmu.get_all_pairs_indices(labels, candidate_labels)
+            pairs = _without_own(pairs, len(labels))
+            return self.loss(embeddings, labels, pairs, candidates, candidate_labels)
+        if isinstance(self.loss, TripletMarginLoss | MarginLoss):
+            mined = self._mine(labels, embeddings, labels, candidates, candidate_labels)
+            triplets = lmu.convert_to_triplets(
+                mined, labels, candidate_labels, t_per_anchor=self.loss.triplets_per_anchor
+            )
+            # As one batch rather than as references: `swap` needs the distances of candidates
+            # to each other. The anchors of the triplets are originals all the same.
+            triplets = _without_own(triplets, len(labels))
+            return self.loss(candidates, candidate_labels, triplets)
+        mined = self._mine(labels, candidates, candidate_labels)
+        if mined is None:
+            return self.loss(candidates, candidate_labels)
+        return self.loss(candidates, candidate_labels, _without_own(mined, len(labels)))
+
+    @torch.no_grad()
+    def _mine(self, originals: Tensor, *batch: Tensor) -> Indices | None:
+        """What the miner finds in ``batch``; None without a miner."""
+        if self.miner is None:
+            return None
+        if isinstance(self.miner, BaseMiner):
+            self.miner.distance.num_originals = len(originals)
+        return self.miner(*batch)
+
+
+def _holding_out_copies(miner: BaseMiner) -> BaseMiner:
+    miner = copy.deepcopy(miner)
+    miner.distance = _OwnCopiesApart(miner)
+    return miner
+
+
+class _OwnCopiesApart(BaseDistance):
+    """The distance of a miner, except between rows that stem from the same original.
+
+    Those are out of the miner's reach: at no distance at all (so never a hard positive, never
+    what the negatives are measured against), or for easiest positives infinitely far.
+    """
+
+    def __init__(self, miner: BaseMiner) -> None:
+        inner = miner.distance
+        super().__init__(inner.normalize_embeddings, inner.p, inner.power, inner.is_inverted)
+        self.inner = inner
+        self.num_originals = 0
+        wants_easy = (
+            isinstance(miner, BatchEasyHardMiner) and miner.pos_strategy == BatchEasyHardMiner.EASY
+        )
+        self.own = torch.inf if inner.is_inverted != wants_easy else -torch.inf
+
+    def forward(self, query_emb: Tensor, ref_emb: Tensor | None = None) -> Tensor:
+        matrix = self.inner(query_emb, ref_emb)
+        source = [torch.arange(n, device=matrix.device) % self.num_originals for n in matrix.shape]
+        return matrix.masked_fill(source[0].unsqueeze(1) == source[1], self.own)
+
+    def pairwise_distance(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
+        return self.inner.pairwise_distance(query_emb, ref_emb)
+
+
+def _without_own(indices: Indices, num_originals: int) -> Indices:
+    """Drop the positives that are the anchor itself or its copy, from pairs or triplets."""
+    anchor, positive, *rest = indices
+    keep = anchor % num_originals != positive % num_originals
+    if len(rest) == 1:
+        return anchor[keep], positive[keep], rest[0][keep]
+    return anchor[keep], positive[keep], *rest

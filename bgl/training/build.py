@@ -1,0 +1,111 @@
+"""From a configuration to model, loss, augmentation and optimiser."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from bgl.augment import (
+    ClassStatistics,
+    IntraClassAugmentation,
+    NeighborCorrection,
+    StrengthSchedule,
+)
+from bgl.hyperbolic import HyperbolicDistance
+from bgl.layers import BatchFormerBlock, BGFormerBlock, DyBGRBlock
+from bgl.losses import MinedLoss, create_loss, create_miner
+from bgl.models import BackboneInfo, BatchGraphModel, create_backbone, make_head
+from bgl.training.config import TrainConfig
+
+_BLOCKS: dict[str, Callable[..., nn.Module]] = {
+    "dybgr": DyBGRBlock,
+    "bgformer": BGFormerBlock,
+    "batchformer": BatchFormerBlock,
+}
+
+
+def make_accelerator(device: str) -> Accelerator:
+    """Device and precision: bf16 autocast on CUDA, float32 on the CPU.
+
+    Raises:
+        ValueError: If CUDA is asked for and there is none.
+    """
+    cuda = torch.cuda.is_available()
+    if device == "cuda" and not cuda:
+        raise ValueError("Expected argument `device` to be available, but CUDA is not, got 'cuda'")
+    use_cuda = cuda and device != "cpu"
+    return Accelerator(cpu=not use_cuda, mixed_precision="bf16" if use_cuda else "no")
+
+
+def build_model(config: TrainConfig) -> tuple[BatchGraphModel, BackboneInfo]:
+    """The model a configuration describes, with its pretrained weights."""
+    backbone, info = create_backbone(config.backbone, config.weights)
+    channels = info.num_features
+    blocks = [
+        _BLOCKS[name](channels, **dataclasses.asdict(getattr(config, name)))
+        for name in config.block_names
+    ]
+    hyperbolic = config.distance == "hyperbolic"
+    head = make_head(
+        channels, config.head_dim, config.curvature if hyperbolic else None, config.clip_radius
+    )
+    model = BatchGraphModel(backbone, blocks, head)
+    return model.to(memory_format=torch.channels_last), info
+
+
+def build_criterion(config: TrainConfig, num_classes: int) -> MinedLoss:
+    """The loss a configuration describes, with its miner."""
+    loss = create_loss(
+        config.loss, num_classes, config.head_dim, head_distance(config), **config.loss_options
+    )
+    return MinedLoss(loss, create_miner(config.miner, config.loss, **config.miner_options))
+
+
+def head_distance(config: TrainConfig) -> Any:
+    """The distance of the head's embeddings, as :func:`bgl.metrics.retrieval_metrics` takes it."""
+    return HyperbolicDistance(config.curvature) if config.distance == "hyperbolic" else "cosine"
+
+
+def build_augmentation(config: TrainConfig, num_classes: int) -> IntraClassAugmentation | None:
+    """The augmentation a configuration describes, or None."""
+    if config.augmentation == "none":
+        return None
+    iaa = config.iaa
+    statistics = ClassStatistics(num_classes, config.head_dim, iaa.momentum, iaa.covariance)
+    correction = None
+    if iaa.correction:
+        correction = NeighborCorrection(
+            iaa.num_neighbors, iaa.beta, iaa.gamma, iaa.max_count, iaa.sigma_mean, iaa.sigma_var
+        )
+    strength = StrengthSchedule(iaa.strength) if iaa.schedule else iaa.strength
+    return IntraClassAugmentation(statistics, correction, strength, iaa.num_samples)
+
+
+def make_optimizer(
+    config: TrainConfig, model: BatchGraphModel, criterion: nn.Module
+) -> torch.optim.Optimizer:
+    """AdamW with a rate for the encoder, one for head and loss, one for the blocks."""
+    head_rate = config.lr * config.lr_head
+    groups = [
+        {"params": list(model.backbone.parameters()), "lr": config.lr},
+        {"params": [*model.head.parameters(), *criterion.parameters()], "lr": head_rate},
+        {"params": list(model.blocks.parameters()), "lr": config.lr_blocks},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=config.weight_decay)
+
+
+def make_schedule(
+    config: TrainConfig, optimizer: torch.optim.Optimizer, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """Linear warm-up over the first ``config.warmup`` of the steps, then linear decay to 0."""
+    warmup = max(1, round(config.warmup * steps))
+
+    def factor(step: int) -> float:
+        return min((step + 1) / warmup, max(0.0, (steps - step) / max(1, steps - warmup)))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
