@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from datetime import datetime
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import docstring_parser
 from jsonargparse import ActionConfigFile, ArgumentParser
@@ -59,12 +59,17 @@ def parse(argv: list[str], description: str | None = None) -> tuple[list[TrainCo
         values = parser.parse_args([*files, *argv]).as_dict()
         for name in ("config", "method", "seed", "output_dir"):
             values.pop(name, None)
-        for name, hint in get_type_hints(TrainConfig).items():
-            if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-                values[name] = hint(**values[name])
-        configs += [TrainConfig(**values, method=method, seed=seed) for seed in options.seed]
+        configs += [from_values({**values, "method": method, "seed": s}) for s in options.seed]
     name = f"{options.dataset}-{datetime.now():%Y%m%d-%H%M%S}"
     return configs, Path(options.output_dir or Path("runs") / name)
+
+
+def from_values(values: dict[str, Any]) -> TrainConfig:
+    """A configuration from plain values, as config.yaml holds them."""
+    for name, hint in get_type_hints(TrainConfig).items():
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            values = {**values, name: hint(**values[name])}
+    return TrainConfig(**values)
 
 
 def dashes(word: str) -> str:

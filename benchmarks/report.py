@@ -9,6 +9,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import t as student
@@ -89,13 +90,13 @@ def comparison(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
 def print_table(rows: list[Row], title: str) -> None:
     """Show the table on the terminal."""
     header, cells = comparison(rows)
-    table = Table(title=title)
+    table = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0))
     for number, column in enumerate(header):
-        table.add_column(column, justify="left" if number < 2 else "right", no_wrap=number > 0)
+        table.add_column(column, justify="left" if number < 2 else "right", no_wrap=True)
     for line in cells:
         table.add_row(*line)
-    # wide enough for every column, also where the output is no terminal
-    Console(width=max(140, Console().width)).print(table)
+    # every column whole, also where the output is no terminal
+    Console(width=max(150, Console().width)).print(table)
 
 
 def markdown(rows: list[Row]) -> str:

@@ -20,7 +20,8 @@ class AttentionGraph(nn.Module):
     A sample may be its own neighbour. ``k`` is lowered to N where the batch is smaller. No
     parameters.
 
-    Source: Wang et al., *BGFormer*, arXiv 2211.10622 (visual graph).
+    Source: Wang et al., *Rethinking Batch Sample Relationships for Data Representation: A Batch-
+    Graph Transformer based Approach*, arXiv 2211.10622 (visual graph).
 
     Args:
         k: Neighbours per sample and head, ≥ 1; None keeps all.

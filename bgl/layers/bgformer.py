@@ -106,7 +106,8 @@ class BGFormerBlock(BatchBlock):
     values (as the paper's text has it). Without labels the semantic branch is left out and the
     visual branch carries the full weight (λ = 1).
 
-    Source: Wang et al., *BGFormer*, arXiv 2211.10622.
+    Source: Wang et al., *Rethinking Batch Sample Relationships for Data Representation: A Batch-
+    Graph Transformer based Approach*, arXiv 2211.10622.
 
     Args:
         channels: Feature dimension C, a multiple of ``heads``.

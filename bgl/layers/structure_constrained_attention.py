@@ -19,7 +19,8 @@ class StructureConstrainedAttention(MessagePassing):
     The weights come from the graph (:class:`AttentionGraph`, :class:`LabelGraph`, or any other),
     so the attention cannot leave its structure. No parameters.
 
-    Source: Wang et al., *BGFormer*, arXiv 2211.10622 (structure-constrained self-attention).
+    Source: Wang et al., *Rethinking Batch Sample Relationships for Data Representation: A Batch-
+    Graph Transformer based Approach*, arXiv 2211.10622 (structure-constrained self-attention).
 
     Shapes:
         - ``value`` [N, H, d]; ``edge_index`` [2, E] (source j, target i); ``edge_weight`` [E, H],
