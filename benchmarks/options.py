@@ -35,9 +35,10 @@ def make_parser(description: str | None = None) -> ArgumentParser:
     defaults = TrainConfig()
     for name, hint in get_type_hints(TrainConfig).items():
         if name not in ("method", "seed"):
+            kind = {"action": "store_true"} if hint is bool else {"type": hint}
             parser.add_argument(
                 "--" + name.replace("_", "-"),
-                type=hint,
+                **kind,
                 default=getattr(defaults, name),
                 help=described[name],
             )

@@ -169,9 +169,9 @@ class TrainConfig:
     curvature: float = 0.1
     clip_radius: float = 2.3
     loss: str = "pairwise-ce"
-    loss_options: dict = field(default_factory=dict)
+    loss_options: dict[str, float | bool | str] = field(default_factory=dict)
     miner: str = "default"
-    miner_options: dict = field(default_factory=dict)
+    miner_options: dict[str, float | bool | str] = field(default_factory=dict)
     augmentation: str = "none"
     alpha: float = 0.3
     epochs: int = 10

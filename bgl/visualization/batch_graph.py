@@ -6,6 +6,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import networkx as nx
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
@@ -34,7 +35,7 @@ def draw_batch_graph(
     Edges within a class are blue and solid, edges between classes orange and dashed; without
     labels all are drawn alike. The two directions between a pair of nodes are drawn as one edge
     with the larger weight, and nodes that attract each other lie close together (a spring layout
-    with the weights as forces). Where there are more than ``max_edges`` edges the weakest are
+    with the weights as forces, evened out so that nodes do not cover each other). Where there are more than ``max_edges`` edges the weakest are
     left out, and a note says how many.
 
     Args:
@@ -66,7 +67,7 @@ def draw_batch_graph(
     graph = nx.Graph()
     graph.add_nodes_from(range(n))
     graph.add_weighted_edges_from((i, j, weight) for (i, j), weight in shown)
-    position = nx.spring_layout(graph, seed=seed, k=2.5 / max(n, 1) ** 0.5, iterations=120)
+    position = _spread(nx.spring_layout(graph, seed=seed, iterations=120))
 
     if ax is None:
         _, ax = plt.subplots(figsize=(9, 9), layout="constrained")
@@ -102,6 +103,21 @@ def draw_batch_graph(
     for spine in ax.spines.values():
         spine.set_visible(False)
     return ax
+
+
+def _spread(position: dict[int, Any]) -> dict[int, Any]:
+    """Fill the unit square and push nodes apart that would cover each other."""
+    points = np.array([position[i] for i in range(len(position))])
+    ranks = points.argsort(axis=0).argsort(axis=0) / max(len(points) - 1, 1)
+    extent = np.ptp(points, axis=0) + 1e-9
+    points = 0.5 * (points - points.min(axis=0)) / extent + 0.5 * ranks
+    smallest = 0.9 / len(points) ** 0.5
+    for _ in range(100):
+        apart = points[:, None] - points[None, :]
+        distance = np.linalg.norm(apart, axis=2) + np.eye(len(points))
+        push = np.clip(smallest - distance, 0, None) / distance
+        points = points + 0.25 * (push[:, :, None] * apart).sum(axis=1)
+    return dict(enumerate(points))
 
 
 def _undirected(data: Data) -> dict[tuple[int, int], float]:

@@ -1,0 +1,269 @@
+"""What bgl is measured against: the same results, computed the straightforward way.
+
+Each function is written plainly from a paper's formula: dense matrices, full sorts, loops and
+one-hot tensors, as one would write it first. Two public libraries come at the end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+Layer = Callable[[Tensor], Tensor]
+Statistics = tuple[Tensor, Tensor, Tensor]  # mean [K, D], variance [K, D], count [K]
+FloatArray = NDArray[np.floating]
+
+
+def dybgr(
+    x: Tensor, y: Tensor, k: int, iterations: int, lam: float, beta: float, epsilon: float
+) -> Tensor:
+    """DyBGR's graph and features, refined in turn, on N × N matrices with every row sorted."""
+    eye = torch.eye(len(x), dtype=x.dtype)
+    same = (y[:, None] == y[None, :]).to(x.dtype) + eye
+    correlation = same / same.sum(1, keepdim=True)
+    gram = x @ x.T
+    square = gram.diagonal()
+    distance = (square[:, None] + square[None, :] - 2 * gram).clamp(min=1e-12).sqrt()
+    cost = row_min_max(distance - 2 * beta * correlation - 1e-5 * row_min_max(gram))
+
+    ordered, order = (cost + 1e6 * eye).sort(dim=1)  # itself comes last
+    near, neighbor, next_one = ordered[:, :k], order[:, :k], ordered[:, k]
+    gamma = (0.5 * (k * next_one - near.sum(1))).mean()
+    eta = (1 + near.sum(1) / (2 * gamma)) / k
+    kept = torch.zeros_like(cost).scatter(1, neighbor, 1.0)
+    out = x
+    for _ in range(iterations):
+        context = row_min_max(out @ out.T)
+        weight = (eta[:, None] - (cost - lam * context) / (2 * gamma)).relu() * kept
+        out = epsilon * (weight @ x) + (1 - epsilon) * x
+    return out
+
+
+def row_min_max(matrix: Tensor) -> Tensor:
+    """(value − min) / (max − min), row by row."""
+    low, high = matrix.amin(1, keepdim=True), matrix.amax(1, keepdim=True)
+    return (matrix - low) / (high - low)
+
+
+def bgformer(
+    x: Tensor,
+    y: Tensor,
+    heads: int,
+    k: int,
+    lam: float,
+    qkv: Layer,
+    visual_out: Layer,
+    value: Layer,
+    semantic_out: Layer,
+) -> Tensor:
+    """BGFormer's two branches: dense top-k attention, and the one-hot label graph."""
+    n, channels = x.shape
+    query, key, values = qkv(x).view(n, 3, heads, channels // heads).permute(1, 2, 0, 3)
+    scores = query @ key.transpose(1, 2) / math.sqrt(channels // heads)
+    strongest, index = scores.topk(k, dim=2)
+    attention = torch.zeros_like(scores).scatter(2, index, strongest.softmax(2))
+    visual = visual_out((attention @ values).transpose(0, 1).reshape(n, channels))
+
+    one_hot = F.one_hot(y).to(x.dtype)
+    adjacency = one_hot @ one_hot.T + torch.eye(n, dtype=x.dtype)
+    scale = adjacency.sum(1).rsqrt()
+    semantic = semantic_out((scale[:, None] * adjacency * scale[None, :]) @ value(x))
+    return lam * visual + (1 - lam) * semantic
+
+
+def mobius_distance(x: Tensor, y: Tensor, c: float) -> Tensor:
+    """Distances in the Poincaré ball of all pairs, through the points (−x) ⊕ y [..., D]."""
+    x, y = -x[:, None, :], y[None, :, :]
+    dot = (x * y).sum(-1, keepdim=True)
+    x2, y2 = x.square().sum(-1, keepdim=True), y.square().sum(-1, keepdim=True)
+    numerator = (1 + 2 * c * dot + c * y2) * x + (1 - c * x2) * y
+    difference = numerator / (1 + 2 * c * dot + c**2 * x2 * y2 + 1e-5)
+    ratio = (math.sqrt(c) * difference.norm(dim=-1)).clamp(max=1 - 1e-5)
+    return 2 / math.sqrt(c) * ratio.atanh()
+
+
+def pairwise_loss(z: Tensor, per_class: int, c: float, temperature: float) -> Tensor:
+    """Hyp-ViT's loss, one pair of samples after the other; z is sorted by class."""
+    z = z.view(-1, per_class, z.size(1))
+    itself = torch.eye(len(z), dtype=torch.bool)
+    target = torch.arange(len(z))
+    total = z.new_zeros(())
+    for i in range(per_class):
+        for j in range(per_class):
+            if i != j:
+                positive = -mobius_distance(z[:, i], z[:, j], c) / temperature
+                other = -mobius_distance(z[:, i], z[:, i], c) / temperature
+                logits = torch.cat([positive, other.masked_fill(itself, -torch.inf)], dim=1)
+                total = total + F.cross_entropy(logits, target)
+    return total
+
+
+def one_hot_statistics(
+    old: Statistics, z: Tensor, y: Tensor, momentum: float, classes_at_once: int
+) -> Statistics:
+    """IAA's running statistics with an N × K × D tensor, or slices of it along the classes."""
+    parts = []
+    for first in range(0, len(old[0]), classes_at_once):
+        mean, variance, count = (value[first : first + classes_at_once] for value in old)
+        member = (y[:, None] == torch.arange(first, first + len(mean))).to(z.dtype)  # [N, K]
+        n = member.sum(0)
+        size = n.clamp(min=1)[:, None]
+        batch_mean = (member[:, :, None] * z[:, None, :]).sum(0) / size
+        deviation = (z[:, None, :] - batch_mean[None]) * member[:, :, None]
+        batch_variance = deviation.square().sum(0) / size
+        share = torch.where(n > 0, (n / (n + count).clamp(min=1)).clamp(min=1 - momentum), 0)
+        parts.append(_blend(mean, variance, batch_mean, batch_variance, share[:, None]))
+    mean, variance = (torch.cat(values) for values in zip(*parts, strict=True))
+    return mean, variance, old[2] + torch.bincount(y, minlength=len(mean))
+
+
+def loop_statistics(old: Statistics, z: Tensor, y: Tensor, momentum: float) -> Statistics:
+    """IAA's running statistics, one class after the other."""
+    mean, variance, count = (value.clone() for value in old)
+    for label in range(len(mean)):
+        own = z[y == label]
+        if len(own) > 0:
+            share = (len(own) / (len(own) + count[label])).clamp(min=1 - momentum)
+            mean[label], variance[label] = _blend(
+                mean[label], variance[label], own.mean(0), own.var(0, unbiased=False), share
+            )
+            count[label] += len(own)
+    return mean, variance, count
+
+
+def _blend(
+    mean: Tensor, variance: Tensor, new_mean: Tensor, new_variance: Tensor, share: Tensor
+) -> tuple[Tensor, Tensor]:
+    drift = share * (1 - share) * (mean - new_mean).square()
+    variance = (1 - share) * variance + share * new_variance + drift
+    return (1 - share) * mean + share * new_mean, variance
+
+
+def neighbor_correction(
+    mean: FloatArray,
+    variance: FloatArray,
+    count: NDArray[np.integer],
+    neighbors: int,
+    beta: float,
+    gamma: float,
+    max_count: int,
+    sigma: float,
+) -> FloatArray:
+    """IAA's neighbor correction (Eq. 9-16), one class after the other; two samples or more each."""
+    corrected = variance.copy()
+    overall = (count[:, None] * variance).sum(0) / count.sum()
+    for k in range(len(mean)):
+        if count[k] > max_count:
+            continue
+        mean_distance = np.sqrt(((mean**2 - mean[k] ** 2) ** 2).sum(1))
+        mean_distance[k] = np.inf
+        chosen = np.argsort(mean_distance)[:neighbors]
+        variance_distance = np.sqrt(((variance[chosen] - variance[k]) ** 2).sum(1))
+        logits = np.log(count[chosen]) - (mean_distance[chosen] ** 2 + variance_distance**2) / (
+            2 * sigma**2
+        )
+        weight = np.exp(logits - logits.max())
+        borrowed = (weight[:, None] * variance[chosen]).sum(0) / weight.sum()
+        alpha = 1 / (1 + np.log(1 + beta * (count[k] - 1)))
+        corrected[k] = (1 - alpha) * variance[k] + alpha * (
+            gamma * overall + (1 - gamma) * borrowed
+        )
+    return corrected
+
+
+def augmented_multi_similarity(
+    z: Tensor,
+    y: Tensor,
+    deviation: Tensor,
+    strength: float,
+    noise: Tensor,
+    alpha: float = 2.0,
+    beta: float = 40.0,
+    base: float = 0.5,
+    epsilon: float = 0.1,
+) -> Tensor:
+    """IAA's multi-similarity loss (Eq. 17 and 20), one anchor after the other.
+
+    ``deviation`` [N, D] is the standard deviation of each sample's class, ``noise`` [M, N, D].
+    """
+    candidates = F.normalize(torch.cat([z[None], z + math.sqrt(strength) * deviation * noise]), dim=2)
+    total = z.new_zeros(())
+    for i in range(len(z)):
+        similarity = candidates @ F.normalize(z[i], dim=0)  # [1 + M, N]
+        own = torch.arange(len(z)) == i
+        positive = similarity[:, (y == y[i]) & ~own].flatten()
+        negative = similarity[:, y != y[i]].flatten()
+        hard_positive = positive[positive - epsilon < negative.max()]
+        hard_negative = negative[negative + epsilon > positive.min()]
+        total = total + torch.log1p((-alpha * (hard_positive - base)).exp().sum()) / alpha
+        total = total + torch.log1p((beta * (hard_negative - base)).exp().sum()) / beta
+    return total / len(z)
+
+
+def hyperbolic_row_loop(x: Tensor, y: Tensor, k: Sequence[int], c: float) -> dict[str, Tensor]:
+    """Retrieval metrics from the distances and the full ranking of one query after the other."""
+    depth = max(*k, int(torch.bincount(y).max()))
+    hits = []
+    for i in range(len(x)):
+        distance = mobius_distance(x[i : i + 1], x, c)[0]
+        distance[i] = torch.inf
+        hits.append(y[distance.argsort()[:depth]] == y[i])
+    return ranking_metrics(torch.stack(hits).numpy(), y.numpy(), k)
+
+
+def faiss_metrics(x: Tensor, y: Tensor, k: Sequence[int]) -> dict[str, Tensor]:
+    """Retrieval metrics by cosine, from faiss's exact search."""
+    import faiss
+
+    points = F.normalize(x).numpy().astype(np.float32)
+    labels = y.numpy()
+    depth = max(*k, int(np.bincount(labels).max()) - 1)
+    index = faiss.IndexFlatIP(points.shape[1])
+    index.add(points)
+    _, found = index.search(points, depth + 1)
+    others = found != np.arange(len(points))[:, None]
+    others[others.all(1), -1] = False  # itself was not found: one too many
+    found = found[others].reshape(len(points), depth)
+    return ranking_metrics(labels[found] == labels[:, None], labels, k)
+
+
+def ranking_metrics(
+    hits: NDArray[np.bool_], labels: NDArray[np.integer], k: Sequence[int]
+) -> dict[str, Tensor]:
+    """Recall@K, MAP@R and R-precision from the hits [N, depth] in ranked order."""
+    relevant = np.bincount(labels)[labels] - 1
+    hits, relevant = hits[relevant > 0], relevant[relevant > 0]
+    rank = np.arange(1, hits.shape[1] + 1)
+    within = hits & (rank <= relevant[:, None])
+    precision = hits.cumsum(1) / rank
+    values = {f"recall@{cutoff}": hits[:, :cutoff].any(1).mean() for cutoff in k}
+    values["map@r"] = ((precision * within).sum(1) / relevant).mean()
+    values["r_precision"] = (within.sum(1) / relevant).mean()
+    return {name: torch.tensor(float(value)) for name, value in values.items()}
+
+
+def accuracy_calculator_metrics(x: Tensor, y: Tensor, k: str | None) -> dict[str, Tensor]:
+    """Retrieval metrics by cosine from pytorch-metric-learning, over a search ``k`` deep."""
+    from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+
+    names = {
+        "precision_at_1": "recall@1",
+        "mean_average_precision_at_r": "map@r",
+        "r_precision": "r_precision",
+    }
+    calculator = AccuracyCalculator(include=tuple(names), k=k, device=torch.device("cpu"))
+    values = calculator.get_accuracy(F.normalize(x), y)
+    return {names[name]: torch.tensor(float(value)) for name, value in values.items()}
+
+
+def block(x: Tensor, mix: Layer, norm1: nn.Module, norm2: nn.Module, mlp: nn.Module) -> Tensor:
+    """A pre-norm transformer block around ``mix``."""
+    x = x + mix(norm1(x))
+    mixed: Tensor = x + mlp(norm2(x))
+    return mixed
