@@ -9,7 +9,8 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from bgl._checks import check_index_vector, check_matrix
-from bgl.layers.adaptive_graph import AdaptiveGraph, Graph
+from bgl.layers.adaptive_graph import AdaptiveGraph
+from bgl.layers.pairs import Graph
 
 
 def to_batch_graph(

@@ -17,8 +17,7 @@ from bgl._checks import (
     check_real,
     describe,
 )
-
-Graph = tuple[Tensor, Tensor]  # edge_index [2, E], edge_weight [E]
+from bgl.layers.pairs import Gram, Graph, Neighbors, Pairs
 
 # Smallest denominators: they bound the gradients (see `AdaptiveGraph`) and lie far below the
 # values of any batch that is not degenerate.
@@ -28,88 +27,32 @@ GAP_FLOOR = 1e-4  # of Σ_p (c_(k+1) - c_(p)), paper formulation
 NORM_FLOOR = 1e-6  # of |h|, paper formulation
 
 
-class Neighbors(NamedTuple):
-    """A learned graph as a fixed number of neighbours per node.
-
-    ``mask`` is None where every entry is an edge, else False marks padding (its weight is 0).
-    """
-
-    source: Tensor  # [N, k] nodes j
-    weight: Tensor  # [N, k] a_ij
-    mask: Tensor | None  # [N, k]
-
-    def edges(self, padded: bool = False) -> Graph:
-        """The graph as ``(edge_index, edge_weight)``, target by target.
-
-        ``padded=True`` keeps the padding as edges of weight 0, so that the number of edges does
-        not depend on values (nothing waits for the device, a compiled graph stays whole).
-        """
-        n, k = self.source.shape
-        target = torch.arange(n, device=self.source.device).repeat_interleave(k)
-        edge_index = torch.stack([self.source.flatten(), target])
-        edge_weight = self.weight.flatten()
-        if self.mask is None or padded:
-            return edge_index, edge_weight
-        keep = self.mask.flatten()
-        return edge_index[:, keep], edge_weight[keep]
-
-
-class Pairs(NamedTuple):
-    """The pairs (i, j) that a row may use: all of them, or i itself and its candidates.
-
-    A row's *columns* are the nodes it is compared with, itself among them. ``free`` marks the
-    columns that may become neighbours, ``row`` those that belong to the row at all.
-    """
-
-    columns: Tensor | None  # [N, M] node of each column; None: column j is node j
-    own: Tensor  # [N, 1] the column that holds the row's own node
-    free: Tensor  # [N, M]
-    row: Tensor | None  # [N, M]; None: all columns
-
-    def dots(self, x: Tensor) -> Tensor:
-        """Inner products ⟨x_i, x_j⟩ for every column, [N, M]."""
-        if self.columns is None:
-            return x @ x.t()
-        return torch.einsum("nc,nmc->nm", x, x[self.columns])
-
-    def at_columns(self, values: Tensor) -> Tensor:
-        """A value per node, spread to the columns: [N] -> [N, M] or [1, M]."""
-        return values[None, :] if self.columns is None else values[self.columns]
-
-    def nodes(self, position: Tensor) -> Tensor:
-        """The nodes behind column positions [N, p]."""
-        return position if self.columns is None else self.columns.gather(1, position)
-
-    def extremes(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions [N, 1] of each row's smallest and largest value."""
-        low = high = values
-        if self.row is not None:
-            low = values.masked_fill(~self.row, torch.inf)
-            high = values.masked_fill(~self.row, -torch.inf)
-        return low.argmin(1, keepdim=True), high.argmax(1, keepdim=True)
-
-
 class _State(NamedTuple):
     """What stays fixed while the features are refined (see `AdaptiveGraph.prepare`)."""
 
     pairs: Pairs
+    y: Tensor | None
     k: int
     degree: Tensor | None  # [N, 1] neighbours of each row where it varies; None: always k
     bounded: Tensor | bool  # [N, 1] or bool: is there a (k+1)-th neighbour?
-    same: Tensor | None  # [N, M] S_ij, or None without labels
-    batch: Tensor | None
     # released: the neighbours, chosen once, and their costs, from which the mean is taken
-    position: Tensor | None = None  # [N, k]
+    chosen: Tensor | None = None  # [N, k]
     preference: Tensor | None = None  # [N, k] mean_p D_i(p) − D_ij
     scale: Tensor | None = None  # 2γ, scalar or [N, 1]
     # paper: the part of the cost that does not depend on the context
-    gram: Tensor | None = None  # [N, M] ⟨ĥ_i, ĥ_j⟩
+    gram: Gram | None = None  # ⟨ĥ_i, ĥ_j⟩
     square: Tensor | None = None  # [N] |ĥ_i|²
 
     @property
     def size(self) -> Tensor | int:
         """Neighbours per row, at least 1."""
         return self.k if self.degree is None else self.degree.clamp(min=1)
+
+    def same(self, rows: slice, nodes: Tensor | None = None) -> Tensor:
+        """S_ij at ``nodes`` [R, p], or at all columns of the rows."""
+        assert self.y is not None
+        labels = self.pairs.spread(self.y, rows) if nodes is None else self.y[nodes]
+        return self.y[rows, None] == labels
 
 
 class AdaptiveGraph(nn.Module):
@@ -231,24 +174,19 @@ class AdaptiveGraph(nn.Module):
         _check(x, y, batch, candidates)
         with torch.autocast(x.device.type, enabled=False):
             x = _at_least_float32(x)
-            pairs = _make_pairs(x.size(0), x.device, batch, candidates)
+            pairs = Pairs(x.size(0), x.device, batch, candidates)
             k, degree, bounded = self._sizes(pairs)
-            same = None
-            if y is not None:
-                same = y[:, None] == pairs.at_columns(y)
-                if pairs.row is not None:
-                    same = same & pairs.row
-            state = _State(pairs, k, degree, bounded, same, batch)
+            state = _State(pairs, y, k, degree, bounded)
             if k == 0:
                 return state
             if self.formulation == "paper":
                 unit = _unit(x)
-                return state._replace(gram=pairs.dots(unit), square=unit.square().sum(1))
+                return state._replace(gram=Gram(unit, pairs), square=unit.square().sum(1))
             return self._prepare_released(x, state)
 
     def neighbors(self, state: _State, context: Tensor) -> Neighbors:
         """The graph for one set of contextual features F [N, C']."""
-        n = state.pairs.own.size(0)
+        n = state.pairs.n
         check_matrix(context, "context")
         if context.size(0) != n:
             raise ValueError(
@@ -260,20 +198,20 @@ class AdaptiveGraph(nn.Module):
         with torch.autocast(context.device.type, enabled=False):
             context = _at_least_float32(context)
             if self.formulation == "paper":
-                position, weight = self._paper(state, context)
+                source, weight = self._paper(state, Gram(_unit(context), state.pairs))
             else:
-                position, weight = self._released(state, context)
+                source, weight = self._released(state, Gram(context, state.pairs))
             mask = None
             if state.degree is not None:
                 mask = torch.arange(state.k, device=weight.device) < state.degree
                 weight = weight * mask
-            return Neighbors(state.pairs.nodes(position), weight, mask)
+            return Neighbors(source, weight, mask)
 
     def _sizes(self, pairs: Pairs) -> tuple[int, Tensor | None, Tensor | bool]:
         """k as used, neighbours per row (None: always k), and whether a (k+1)-th exists."""
-        possible = pairs.free.size(1) - 1
+        possible = pairs.width - 1
         k = min(self.k, max(possible - 1, min(possible, 1)))
-        if pairs.row is None:
+        if pairs.whole:
             if k < self.k and not torch.compiler.is_compiling():
                 warnings.warn(
                     f"k={self.k} needs at least {self.k + 2} samples; "
@@ -281,84 +219,109 @@ class AdaptiveGraph(nn.Module):
                     stacklevel=4,
                 )
             return k, None, possible > k
-        free = pairs.free.sum(1, keepdim=True)
+        free = pairs.blockwise(lambda rows: pairs.free(rows).sum(1, keepdim=True))
         degree = torch.minimum((free - 1).clamp(max=k).clamp(min=1), free)
         return k, degree, free > degree
 
     def _prepare_released(self, x: Tensor, state: _State) -> _State:
         pairs, k = state.pairs, state.k
-        gram = pairs.dots(x)
-        square = x.square().sum(1)
-        with torch.no_grad():  # choose the entries on the full rows ...
-            gram_low, gram_high = pairs.extremes(gram)
-            everything = torch.arange(gram.size(1), device=x.device).expand_as(gram)
-            cost = self._released_cost(state, everything, gram, square, gram_low, gram_high)
-            low, high = pairs.extremes(cost)
-            nearest = cost.masked_fill(~pairs.free, torch.inf).topk(k + 1, largest=False).indices
-        # ... and differentiate through the few that are used
-        position = torch.cat([low, high, nearest], dim=1)
-        cost = self._released_cost(state, position, gram, square, gram_low, gram_high)
+        gram, square = Gram(x, pairs), x.square().sum(1)
+
+        def choose(rows: slice) -> Tensor:
+            """Where ⟨h_i, h_j⟩ and then D are smallest and largest, and the k+1 smallest D; last
+            the number of i's class."""
+            dots, row = gram.block(rows), pairs.row(rows)
+            ends = _extremes(dots, row)
+            d2 = square[rows, None] + pairs.spread(square, rows) - 2 * dots
+            own = pairs.node[rows] == pairs.spread(pairs.node[:, 0], rows)
+            if state.y is None:
+                same, classmates = None, torch.zeros_like(ends[:, :1])
+            else:
+                same = state.same(rows) if row is None else state.same(rows) & row
+                classmates = same.sum(1, keepdim=True)
+            low, high = dots.gather(1, ends).unbind(1)
+            cost = self._released_cost(d2, dots, low[:, None], high[:, None], own, same, classmates)
+            nearest = cost.masked_fill(~pairs.free(rows), torch.inf).topk(k + 1, largest=False)
+            position = torch.cat([ends, _extremes(cost, row), nearest.indices], dim=1)
+            return torch.cat([pairs.nodes(position, rows), classmates], dim=1)
+
+        with torch.no_grad():  # choose on whole rows, then differentiate at the entries chosen
+            nodes, classmates = pairs.blockwise(choose).split([k + 5, 1], dim=1)
+        dots = gram.at(nodes)
+        low, high, dots = dots.split([1, 1, k + 3], dim=1)
+        nodes = nodes[:, 2:]
+        d2 = square[:, None] + square[nodes] - 2 * dots
+        same = None if state.y is None else state.same(slice(None), nodes)
+        cost = self._released_cost(d2, dots, low, high, nodes == pairs.node, same, classmates)
         gap = _gaps(_minmax(cost[:, 2:], cost[:, :1], cost[:, 1:2]), state)
         total = gap.sum(1, keepdim=True)
         gamma = 0.5 * total
-        gamma = gamma.mean() if state.batch is None else _graph_mean(gamma, state.batch)
+        gamma = gamma.mean() if pairs.batch is None else _graph_mean(gamma, pairs.batch)
         return state._replace(
-            position=nearest[:, :k],
+            chosen=nodes[:, 2 : k + 2],
             preference=gap - total / state.size,
             scale=(2 * gamma + 1e-8).clamp(min=GAMMA_FLOOR),
         )
 
     def _released_cost(
         self,
-        state: _State,
-        position: Tensor,
-        gram: Tensor,
-        square: Tensor,
-        gram_low: Tensor,
-        gram_high: Tensor,
+        d2: Tensor,
+        dots: Tensor,
+        low: Tensor,
+        high: Tensor,
+        own: Tensor,
+        same: Tensor | None,
+        classmates: Tensor,
     ) -> Tensor:
-        """d − 2βL − 1e-5·N(HHᵀ) at the given columns [N, p]."""
-        pairs = state.pairs
-        dot = gram.gather(1, position)
-        d2 = square[:, None] + square[pairs.nodes(position)] - 2 * dot
-        own = position == pairs.own
+        """d − 2βL − 1e-5·N(HHᵀ), from |h_i − h_j|², ⟨h_i, h_j⟩ and its range, and labels."""
         distance = d2.masked_fill(own, 0.0).clamp(min=1e-12).sqrt()
-        cost = distance - 1e-5 * _minmax(dot, gram.gather(1, gram_low), gram.gather(1, gram_high))
-        if state.same is not None:
-            share = 2 * self.beta / (state.same.sum(1, keepdim=True) + 1)
-            cost = cost - share * state.same.gather(1, position) * (1 + own.to(cost.dtype))
-        return cost
+        cost = distance - 1e-5 * _minmax(dots, low, high)
+        if same is None:
+            return cost
+        return cost - 2 * self.beta / (classmates + 1) * same * (1 + own.to(cost.dtype))
 
-    def _released(self, state: _State, context: Tensor) -> tuple[Tensor, Tensor]:
-        assert state.position is not None
+    def _released(self, state: _State, context: Gram) -> tuple[Tensor, Tensor]:
+        assert state.chosen is not None
         assert state.preference is not None and state.scale is not None
-        dots = state.pairs.dots(context)
+        pairs = state.pairs
         with torch.no_grad():
-            low, high = state.pairs.extremes(dots)
-        picked = dots.gather(1, torch.cat([low, high, state.position], dim=1))
-        similarity = _minmax(picked[:, 2:], picked[:, :1], picked[:, 1:2])
+            ends = pairs.blockwise(
+                lambda rows: pairs.nodes(_extremes(context.block(rows), pairs.row(rows)), rows)
+            )
+        dots = context.at(torch.cat([ends, state.chosen], dim=1))
+        similarity = _minmax(dots[:, 2:], dots[:, :1], dots[:, 1:2])
         weight = (1 / state.size + (state.preference + self.lam * similarity) / state.scale).relu()
         if isinstance(state.bounded, Tensor):
             weight = torch.where(state.bounded, weight, 1.0)
         elif not state.bounded:  # the only possible neighbour
             weight = torch.ones_like(weight)
-        return state.position, weight
+        return state.chosen, weight
 
-    def _paper(self, state: _State, context: Tensor) -> tuple[Tensor, Tensor]:
+    def _paper(self, state: _State, context: Gram) -> tuple[Tensor, Tensor]:
         assert state.gram is not None and state.square is not None
-        pairs, k = state.pairs, state.k
-        dots = pairs.dots(_unit(context))
-        constant = state.square[:, None] + pairs.at_columns(state.square)
-        cost = constant - 2 * state.gram - self.lam * dots
-        if state.same is not None:
-            cost = cost - 2 * self.beta * state.same
-        with torch.no_grad():
-            nearest = cost.masked_fill(~pairs.free, torch.inf).topk(k + 1, largest=False).indices
-        gap = _gaps(cost.gather(1, nearest), state)
+        pairs, k, gram, square = state.pairs, state.k, state.gram, state.square
+
+        def cost(rows: slice, h: Tensor, f: Tensor, other: Tensor, nodes: Tensor | None) -> Tensor:
+            value = square[rows, None] + other - 2 * h - self.lam * f
+            if state.y is not None:
+                value = value - 2 * self.beta * state.same(rows, nodes)
+            return value
+
+        def choose(rows: slice) -> Tensor:
+            """The k+1 cheapest."""
+            spread = pairs.spread(square, rows)
+            value = cost(rows, gram.block(rows), context.block(rows), spread, None)
+            value = value.masked_fill(~pairs.free(rows), torch.inf)
+            return pairs.nodes(value.topk(k + 1, largest=False).indices, rows)
+
+        with torch.no_grad():  # choose on whole rows, then differentiate at the entries chosen
+            nodes = pairs.blockwise(choose)
+        value = cost(slice(None), gram.at(nodes), context.at(nodes), square[nodes], nodes)
+        gap = _gaps(value, state)
         total = gap.sum(1, keepdim=True)
         weight = 1 / state.size + (gap - total / state.size) / total.clamp(min=GAP_FLOOR)
         # the last weights can be -1e-16 by rounding
-        return nearest[:, :k], weight.clamp(min=0)
+        return nodes[:, :k], weight.clamp(min=0)
 
     def extra_repr(self) -> str:
         return f"k={self.k}, lam={self.lam}, beta={self.beta}, formulation={self.formulation!r}"
@@ -379,26 +342,6 @@ def _check(x: Tensor, y: Tensor | None, batch: Tensor | None, candidates: Tensor
             f"Expected argument `candidates` to be an integer tensor of shape [{x.size(0)}, M], "
             f"but got {describe(candidates)}"
         )
-
-
-def _make_pairs(
-    n: int, device: torch.device, batch: Tensor | None, candidates: Tensor | None
-) -> Pairs:
-    node = torch.arange(n, device=device)
-    if candidates is None:
-        own = node[:, None]
-        row = None if batch is None else batch[:, None] == batch[None, :]
-        others = own != node[None, :]
-        return Pairs(None, own, others if row is None else row & others, row)
-    candidates = candidates.long()
-    columns = torch.cat([node[:, None], candidates.clamp(min=0)], dim=1)
-    others = columns != node[:, None]
-    usable = candidates >= 0
-    if batch is not None:
-        usable = usable & (batch[columns[:, 1:]] == batch[:, None])
-    free = others & torch.cat([others[:, :1], usable], dim=1)
-    own = torch.zeros_like(node[:, None])
-    return Pairs(columns, own, free, free.scatter(1, own, True))
 
 
 def _gaps(cost: Tensor, state: _State) -> Tensor:
@@ -426,6 +369,13 @@ def _graph_mean(values: Tensor, batch: Tensor) -> Tensor:
     total = torch.zeros_like(values).index_add(0, batch, values)
     size = torch.zeros_like(values).index_add(0, batch, torch.ones_like(values))
     return (total / size.clamp(min=1))[batch]
+
+
+def _extremes(values: Tensor, row: Tensor | None) -> Tensor:
+    """Positions [R, 2] of each row's smallest and largest value."""
+    low = values if row is None else values.masked_fill(~row, torch.inf)
+    high = values if row is None else values.masked_fill(~row, -torch.inf)
+    return torch.stack([low.argmin(1), high.argmax(1)], dim=1)
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bgl._checks import check_index_vector, check_int, describe
-from bgl.layers.adaptive_graph import Graph
+from bgl.layers.pairs import Graph
 
 
 class AttentionGraph(nn.Module):

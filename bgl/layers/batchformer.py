@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from bgl.layers.adaptive_graph import Graph
 from bgl.layers.bgformer import GraphAttention
 from bgl.layers.block import BatchBlock
+from bgl.layers.pairs import Graph
 
 
 class BatchFormerBlock(BatchBlock):

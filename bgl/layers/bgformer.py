@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bgl._checks import check_choice, check_int, check_real
-from bgl.layers.adaptive_graph import Graph
 from bgl.layers.attention_graph import AttentionGraph
 from bgl.layers.block import BatchBlock
 from bgl.layers.label_graph import LabelGraph
+from bgl.layers.pairs import Graph
 
 
 class GraphAttention(nn.Module):

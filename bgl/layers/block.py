@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import GraphNorm
 
 from bgl._checks import check_choice, check_index_vector, check_int, check_matrix, check_real
-from bgl.layers.adaptive_graph import Graph
+from bgl.layers.pairs import Graph
 
 
 class BatchBlock(nn.Module):

@@ -7,9 +7,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from bgl._checks import check_int
-from bgl.layers.adaptive_graph import AdaptiveGraph, Graph
+from bgl.layers.adaptive_graph import AdaptiveGraph
 from bgl.layers.batch_graph_conv import BatchGraphConv
 from bgl.layers.block import BatchBlock
+from bgl.layers.pairs import Graph
 
 
 class DyBGR(nn.Module):

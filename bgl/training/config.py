@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
+from typing import Any
 
 from bgl._checks import check_choice, check_int, check_real
 from bgl.losses import LOSS_NAMES, MINER_NAMES
-
-BLOCK_NAMES = ("dybgr", "bgformer", "batchformer")
+from bgl.models import BLOCKS
 
 
 @dataclass
@@ -144,6 +145,9 @@ class TrainConfig:
         warmup: Share of the steps during which the learning rate rises; then it falls to 0.
         grad_clip: Largest norm of the gradient.
         train_batch_norm: Let the encoder's batch-norm statistics follow the training data.
+        checkpoint_activations: Store less of the encoder's forward pass and compute it again in
+            the backward pass: the same gradients, less memory, more time. Not together with
+            train_batch_norm.
         select_embedding: Embedding whose validation MAP@R chooses the epoch: "backbone" or
             "head".
         seed: Seed of everything random.
@@ -169,9 +173,9 @@ class TrainConfig:
     curvature: float = 0.1
     clip_radius: float = 2.3
     loss: str = "pairwise-ce"
-    loss_options: dict[str, float | bool | str] = field(default_factory=dict)
+    loss_options: dict[str, int | float | bool | str] = field(default_factory=dict)
     miner: str = "default"
-    miner_options: dict[str, float | bool | str] = field(default_factory=dict)
+    miner_options: dict[str, int | float | bool | str] = field(default_factory=dict)
     augmentation: str = "none"
     alpha: float = 0.3
     epochs: int = 10
@@ -184,6 +188,7 @@ class TrainConfig:
     warmup: float = 0.05
     grad_clip: float = 3.0
     train_batch_norm: bool = False
+    checkpoint_activations: bool = False
     select_embedding: str = "backbone"
     seed: int = 0
     device: str = "auto"
@@ -208,17 +213,39 @@ class TrainConfig:
         check_choice(self.select_embedding, "select_embedding", ("backbone", "head"))
         check_choice(self.loss, "loss", LOSS_NAMES)
         check_choice(self.miner, "miner", ("default", *MINER_NAMES))
+        for name in ("loss_options", "miner_options"):
+            taken = sorted(
+                {"distance", "embedding_dim", "loss", "name", "num_classes"}
+                & getattr(self, name).keys()
+            )
+            if taken:
+                raise ValueError(
+                    f"Expected argument `{name}` to leave {', '.join(taken)} to the options "
+                    "`distance`, `loss`, `miner` and `head_dim`, and to the data"
+                )
         check_choice(self.augmentation, "augmentation", ("none", "iaa"))
         check_real(self.iaa.start, "iaa.start", 0.0, 1.0)
         check_int(self.iaa.update_every, "iaa.update_every", 1)
         check_choice(self.device, "device", ("auto", "cpu", "cuda"))
         for name in self.block_names:
-            check_choice(name, "method", ("none", *BLOCK_NAMES))
+            check_choice(name, "method", ("none", *BLOCKS))
+        if self.checkpoint_activations and self.train_batch_norm:
+            raise ValueError(
+                "Expected argument `checkpoint_activations` to be off with `train_batch_norm`: "
+                "the running statistics would follow every batch twice"
+            )
         if self.batch_size % self.per_class:
             raise ValueError(
                 f"Expected argument `batch_size` to be a multiple of `per_class` "
                 f"({self.per_class}), got {self.batch_size}"
             )
+
+    def changed(self, stored: dict[str, Any]) -> list[str]:
+        """The fields that have another value in ``stored``, an earlier configuration as plain
+        values; what it lacks is newer than it and had its default there."""
+        now = dataclasses.asdict(self)
+        then = {**dataclasses.asdict(TrainConfig()), **stored}
+        return sorted(name for name in now if then[name] != now[name])
 
     @property
     def block_names(self) -> list[str]:

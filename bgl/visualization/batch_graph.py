@@ -35,8 +35,8 @@ def draw_batch_graph(
     Edges within a class are blue and solid, edges between classes orange and dashed; without
     labels all are drawn alike. The two directions between a pair of nodes are drawn as one edge
     with the larger weight, and nodes that attract each other lie close together (a spring layout
-    with the weights as forces, evened out so that nodes do not cover each other). Where there are more than ``max_edges`` edges the weakest are
-    left out, and a note says how many.
+    with the weights as forces, evened out so that nodes do not cover each other). Where there are
+    more than ``max_edges`` edges the weakest are left out, and a note says how many.
 
     Args:
         data: A graph with ``edge_index`` and, optionally, ``edge_weight`` [E] or [E, H] (the
