@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import docstring_parser
-from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentParser
 
 from bgl.training import TrainConfig
 
@@ -21,12 +21,11 @@ def make_parser(description: str | None = None) -> ArgumentParser:
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any options.")
     parser.add_argument(
         "--method",
-        nargs="+",
         default=["none", "dybgr"],
-        type=str,
+        type=list[str] | str,
         help='Methods to train, one after the other: "none", or blocks joined by "+".',
     )
-    parser.add_argument("--seed", nargs="+", default=[0], type=int, help="Seeds, one run each.")
+    parser.add_argument("--seed", default=[0], type=list[int] | int, help="Seeds, one run each.")
     parser.add_argument(
         "--output-dir", default=None, type=str | None, help="Run folder; default: runs/<new name>."
     )
@@ -35,7 +34,7 @@ def make_parser(description: str | None = None) -> ArgumentParser:
     defaults = TrainConfig()
     for name, hint in get_type_hints(TrainConfig).items():
         if name not in ("method", "seed"):
-            kind = {"action": "store_true"} if hint is bool else {"type": hint}
+            kind = {"action": ActionYesNo(no_prefix="no-")} if hint is bool else {"type": hint}
             parser.add_argument(
                 "--" + name.replace("_", "-"),
                 **kind,
@@ -51,16 +50,19 @@ def parse(argv: list[str], description: str | None = None) -> tuple[list[TrainCo
     Later wins: the dataset's base.yaml, the YAML of the method, ``--config`` files, options.
     """
     parser = make_parser(description)
-    argv = configs_first([dashes(word) for word in argv])
+    argv = configs_first(lists([dashes(word) for word in argv]))
     options = parser.parse_args(argv)
+    methods, seeds = (v if isinstance(v, list) else [v] for v in (options.method, options.seed))
+    if not methods or not seeds:
+        parser.error("expected at least one --method and one --seed")
     configs = []
-    for method in options.method:
+    for method in methods:
         defaults = [CONFIGS / options.dataset / f"{n}.yaml" for n in ["base", *method.split("+")]]
         files = [w for path in defaults if path.is_file() for w in ("--config", str(path))]
         values = parser.parse_args([*files, *argv]).as_dict()
         for name in ("config", "method", "seed", "output_dir"):
             values.pop(name, None)
-        configs += [from_values({**values, "method": method, "seed": s}) for s in options.seed]
+        configs += [from_values({**values, "method": method, "seed": s}) for s in seeds]
     name = f"{options.dataset}-{datetime.now():%Y%m%d-%H%M%S}"
     return configs, Path(options.output_dir or Path("runs") / name)
 
@@ -80,6 +82,19 @@ def dashes(word: str) -> str:
     name, equals, value = word.partition("=")
     first, dot, rest = name[2:].partition(".")
     return f"--{first.replace('_', '-')}{dot}{rest.replace('-', '_')}{equals}{value}"
+
+
+def lists(argv: list[str]) -> list[str]:
+    """``--method none dybgr`` as the one word ``--method=[none,dybgr]``, ``--seed`` likewise."""
+    words: list[str] = []
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        values = []
+        while word in ("--method", "--seed") and rest and not rest[0].startswith("--"):
+            values.append(rest.pop(0))
+        words.append(f"{word}=[{','.join(values)}]" if values else word)
+    return words
 
 
 def configs_first(argv: list[str]) -> list[str]:

@@ -11,13 +11,11 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 import yaml
-from options import TrainConfig, from_values
-from safetensors.torch import load_file
 
+from bgl import models
 from bgl._io import atomic_path
-from bgl.datasets import eval_transform, load_dataset
+from bgl.datasets import load_dataset
 from bgl.samplers import ClassBalancedSampler
-from bgl.training import build_model
 from bgl.training.loop import freeze_batch_norm
 from bgl.visualization import draw_batch_graph
 
@@ -25,30 +23,26 @@ from bgl.visualization import draw_batch_graph
 def main() -> None:
     """Load the training's model, learn the graph of a batch it never trained on, and draw it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("training", type=Path, help="folder with config.yaml, model.safetensors")
+    parser.add_argument("training", type=Path, help="folder with config.yaml and the model")
     parser.add_argument("file", type=Path, help="picture to write")
     parser.add_argument("--classes", type=int, default=8, help="classes in the batch")
     parser.add_argument("--max-edges", type=int, default=160, help="the strongest to draw")
     options = parser.parse_args()
 
-    config: TrainConfig = from_values(
-        yaml.safe_load((options.training / "config.yaml").read_text())
+    config = yaml.safe_load((options.training / "config.yaml").read_text())
+    splits = load_dataset(
+        config["dataset"], config["data_root"], val_fraction=config["val_fraction"]
     )
-    splits = load_dataset(config.dataset, config.data_root, val_fraction=config.val_fraction)
     data = splits.val if splits.val is not None else splits.test
-    sampler = ClassBalancedSampler(
-        data.labels, options.classes * config.per_class, config.per_class
-    )
-    batch = next(iter(sampler))
+    per_class = config["per_class"]
+    batch = next(iter(ClassBalancedSampler(data.labels, options.classes * per_class, per_class)))
 
-    model, info = build_model(config)
-    model.load_state_dict(load_file(options.training / "model.safetensors"))
-    freeze_batch_norm(model.train())
-    transform = eval_transform(config.image_size, info.mean, info.std)
+    encoder = models.load(options.training)
+    freeze_batch_norm(encoder.model.train())
     raw = [data.read(i) for i in batch]
     with torch.no_grad():
-        images = torch.stack([transform(image) for image in raw])
-        graph = model(images, data.labels[batch], return_graph=True).graph
+        images = torch.stack([encoder.transform(image) for image in raw])
+        graph = encoder.model(images, data.labels[batch], return_graph=True).graph
     thumbnails = [torch.nn.functional.interpolate(image[None].float(), 64)[0] for image in raw]
     figure, axes = plt.subplots(figsize=(9, 9), layout="constrained")
     draw_batch_graph(graph, torch.stack(thumbnails).byte(), options.max_edges, ax=axes)

@@ -26,6 +26,7 @@ import yaml
 from options import CONFIGS, parse
 from report import print_table
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
@@ -113,14 +114,7 @@ def trained_rows(
     resolved = dataclasses.asdict(config)
     finished = folder / "result.json"
     if finished.exists():
-        stored: dict[str, Any] = json.loads(finished.read_text())
-        if stored["config"] != resolved:
-            changed = sorted(k for k in resolved if stored["config"].get(k) != resolved[k])
-            raise ValueError(
-                f"Expected {folder} to belong to this configuration, but {', '.join(changed)} "
-                "differ; use another --output-dir"
-            )
-        return list(stored["rows"])
+        return list(json.loads(finished.read_text())["rows"])
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
     result = train(config, splits, folder, progress)
@@ -150,6 +144,25 @@ def trained_rows(
     return rows
 
 
+def check_folder(config: TrainConfig, folder: Path) -> None:
+    """Refuse a folder with the result or the checkpoint of another configuration.
+
+    Raises:
+        ValueError: If there is one; the message names the fields that differ.
+    """
+    if (folder / "result.json").exists():
+        stored = json.loads((folder / "result.json").read_text())["config"]
+    elif (folder / "checkpoint.pt").exists():
+        stored = yaml.safe_load((folder / "config.yaml").read_text())
+    else:
+        return
+    if changed := config.changed(stored):
+        raise ValueError(
+            f"Expected {folder} to belong to this configuration, but {', '.join(changed)} "
+            "differ; use another --output-dir"
+        )
+
+
 def describe(config: TrainConfig, splits: Splits) -> dict[str, Any]:
     """What a reader needs to know to trust the numbers."""
     commit = subprocess.run(
@@ -161,7 +174,12 @@ def describe(config: TrainConfig, splits: Splits) -> dict[str, Any]:
         if (part := getattr(splits, name)) is not None
     }
     return {
-        "dataset": {"name": splits.name, "digest": splits.digest, **parts},
+        "dataset": {
+            "name": splits.name,
+            "digest": splits.digest,
+            **parts,
+            "skipped": list(splits.skipped),
+        },
         "selection": f"best validation MAP@R of the {config.select_embedding} embedding"
         if splits.val is not None
         else "last epoch",
@@ -184,20 +202,28 @@ def describe(config: TrainConfig, splits: Splits) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
     console = Console()
+
+    def complain(error: Exception) -> None:
+        line = escape(" ".join(str(error).split()))
+        console.print(f"[bold red]error:[/] {line}", highlight=False, soft_wrap=True)
+
     try:
         configs, folder = parse(sys.argv[1:] if argv is None else argv, __doc__)
         first = configs[0]
+        runs = {folder / f"{config.method}-seed{config.seed}": config for config in configs}
+        for place, config in runs.items():
+            check_folder(config, place)
         splits = load_dataset(
             first.dataset,
             first.data_root,
             val_fraction=first.val_fraction,
             skip_broken=first.skip_broken,
         )
+        results = {"started": f"{datetime.now():%Y-%m-%d %H:%M:%S}", **describe(first, splits)}
         folder.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
-        console.print(f"[bold red]error:[/] {error}", highlight=False)
+        complain(error)
         return 2
-    results = {"started": f"{datetime.now():%Y-%m-%d %H:%M:%S}", **describe(first, splits)}
     rows: list[Row] = []
     started = time.perf_counter()
 
@@ -206,20 +232,21 @@ def main(argv: list[str] | None = None) -> int:
         results["seconds"] = time.perf_counter() - started
         write_text(folder / "results.json", json.dumps({**results, "rows": rows}, indent=1))
 
-    console.print(f"{splits}\nrun folder: {folder}", highlight=False)
+    console.print(f"{splits}\nrun folder: {folder}", highlight=False, markup=False)
     progress = TerminalProgress(console)
     try:
         with progress.bars:
             save(baseline_rows(first, splits, progress))
-            for config in configs:
-                name = f"{config.method}-seed{config.seed}"
-                console.print(f"[bold]{name}[/]")
-                save(trained_rows(config, splits, folder / name, progress))
+            for place, config in runs.items():
+                console.print(f"[bold]{place.name}[/]")
+                save(trained_rows(config, splits, place, progress))
     except KeyboardInterrupt:
-        console.print(f"\nstopped; to go on, repeat the command with --output-dir {folder}")
+        console.print(
+            f"\nstopped; to go on, repeat the command with --output-dir {folder}", markup=False
+        )
         return 130
     except (ValueError, OSError, FloatingPointError) as error:
-        console.print(f"[bold red]error:[/] {error}", highlight=False)
+        complain(error)
         return 1
     print_table(rows, f"{splits.name}, {splits.test.num_classes} unseen classes, percent")
     peak = max((row.get("peak_memory_mb", 0) for row in rows), default=0)
@@ -227,6 +254,7 @@ def main(argv: list[str] | None = None) -> int:
         f"{results['seconds'] / 60:.1f} min, peak memory {peak / 1024:.1f} GB; "
         f"results: {folder / 'results.json'}",
         highlight=False,
+        markup=False,
     )
     return 0
 

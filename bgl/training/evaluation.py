@@ -11,12 +11,12 @@ from torch.utils.data import DataLoader
 
 from bgl.datasets import ImageDataset
 from bgl.metrics import retrieval_metrics
+from bgl.models import embed_batches
 
 Metrics = dict[str, float]
 RECALL_AT = (1, 2, 4, 8)
 
 
-@torch.inference_mode()
 def embed(
     model: nn.Module,
     dataset: ImageDataset,
@@ -39,17 +39,7 @@ def embed(
         ``{"backbone": [N, C], "head": [N, D]}`` in float32 on the CPU, in the dataset's order.
     """
     loader = DataLoader(dataset, batch_size, num_workers=workers)
-    was_training = model.training
-    model.eval()
-    parts: dict[str, list[Tensor]] = {"backbone": [], "head": []}
-    for images, _ in loader:
-        images = images.to(device).contiguous(memory_format=torch.channels_last)
-        output = model(images)
-        parts["backbone"].append(output.features.float().cpu())
-        parts["head"].append(output.embeddings.float().cpu())
-        on_batch(len(images))
-    model.train(was_training)
-    return {name: torch.cat(chunks) for name, chunks in parts.items()}
+    return embed_batches(model, (images for images, _ in loader), device, on_batch=on_batch)
 
 
 def evaluate(

@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 from torch_geometric.data import Data
 
-from bgl._io import atomic_path, write_text
+from bgl import models
+from bgl._io import write_tensors, write_text
 from bgl.augment import AugmentedLoss
 from bgl.datasets import ImageDataset, Splits, eval_transform, train_transform
 from bgl.models import BackboneInfo
@@ -29,6 +30,7 @@ from bgl.training.build import (
     build_augmentation,
     build_criterion,
     build_model,
+    describe_model,
     head_distance,
     make_accelerator,
     make_optimizer,
@@ -74,11 +76,12 @@ def train(
 ) -> TrainResult:
     """Train, choose the epoch on validation classes, and measure the test classes once.
 
-    The folder receives ``metrics.csv`` (a line per epoch), ``model.safetensors`` (the chosen
-    epoch), ``embeddings.safetensors`` (the training set's, by that model) and, while the training
-    runs, ``checkpoint.pt``: a training that was interrupted goes on from its last epoch when
-    called again with the same configuration and folder, with the same result as if it had not
-    been interrupted.
+    The folder receives ``metrics.csv`` (a line per epoch), the model of the chosen epoch
+    (``model.safetensors`` and ``model.json``, for :func:`bgl.models.load`),
+    ``embeddings.safetensors`` (the training set's, by that model) and, while the training runs,
+    ``checkpoint.pt``: a training that was interrupted goes on from its last epoch when called
+    again with the same configuration and folder, with the same result as if it had not been
+    interrupted.
 
     Args:
         config: What to train.
@@ -177,14 +180,14 @@ def train(
         row["seconds"] = elapsed + time.perf_counter() - started
         history.append(row)
         if chosen_epoch(history, config) == row["epoch"]:
-            save_tensors(folder / "model.safetensors", model.state_dict())
+            models.save(model, folder, describe_model(config, info))
         save_checkpoint(checkpoint, config, parts, history)
         write_history(folder / "metrics.csv", history)
         progress.epoch(row)
 
     model.load_state_dict(load_file(folder / "model.safetensors"))
     embeddings = {"embeddings": view.embed(splits.train)["head"], "labels": splits.train.labels}
-    save_tensors(folder / "embeddings.safetensors", embeddings)
+    write_tensors(folder / "embeddings.safetensors", embeddings)
     return TrainResult(
         metrics=view.measure(splits.test, splits.gallery),
         chosen_epoch=chosen_epoch(history, config),
@@ -265,12 +268,6 @@ def chosen_epoch(history: list[dict[str, Any]], config: TrainConfig) -> int:
     if key not in history[-1]:
         return int(history[-1]["epoch"])
     return int(max(history, key=lambda row: row[key])["epoch"])
-
-
-def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a safetensors file atomically, in the plain memory layout that it stores."""
-    with atomic_path(path) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
 
 
 def write_history(path: Path, history: list[dict[str, Any]]) -> None:

@@ -1,0 +1,93 @@
+"""What it takes to build a model again for use, as a typed record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import nn
+
+from bgl._checks import check_choice, check_int, check_real
+from bgl.hyperbolic import HyperbolicDistance
+from bgl.layers import BatchFormerBlock, BGFormerBlock, DyBGRBlock
+from bgl.models.batch_graph_model import BatchGraphModel, make_head
+
+BLOCKS: dict[str, Callable[..., nn.Module]] = {
+    "dybgr": DyBGRBlock,
+    "bgformer": BGFormerBlock,
+    "batchformer": BatchFormerBlock,
+}
+
+
+@dataclass(frozen=True)
+class BlockConfig:
+    """One block of a model: a name in ``BLOCKS`` and its constructor's options.
+
+    Raises:
+        ValueError: If the name is not known.
+        TypeError: If the constructor has no such options.
+    """
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_choice(self.name, "name", tuple(BLOCKS))
+        signature(BLOCKS[self.name]).bind(1, **self.options)  # raises TypeError as a call would
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything about a model that its weights do not tell.
+
+    Args:
+        backbone: A model name of timm.
+        image_size: Side of the input images in pixels.
+        mean: What is subtracted from each channel, for values in [0, 1].
+        std: What each channel is then divided by.
+        head_dim: Dimension D of the embedding.
+        blocks: The blocks in their order.
+        curvature: Curvature c of the Poincaré ball; None: a Euclidean head.
+        clip_radius: Features are clipped to this norm before the ball, or None.
+
+    Raises:
+        ValueError: If a value is out of its range, or a block is not known.
+
+    Example:
+        >>> config = ModelConfig("resnet18", 224, (0.5,) * 3, (0.5,) * 3, 64, curvature=0.1)
+        >>> config.distance
+        HyperbolicDistance(c=0.1)
+    """
+
+    backbone: str
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    head_dim: int
+    blocks: tuple[BlockConfig, ...] = ()
+    curvature: float | None = None
+    clip_radius: float | None = 2.3
+
+    def __post_init__(self) -> None:
+        check_int(self.image_size, "image_size", 1)
+        check_int(self.head_dim, "head_dim", 1)
+        for name in ("curvature", "clip_radius"):
+            if getattr(self, name) is not None:
+                check_real(getattr(self, name), name, 0.0, exclusive=True)
+
+    @property
+    def distance(self) -> Any:
+        """The distance of the embeddings, as :func:`bgl.metrics.retrieval_metrics` takes it."""
+        return "cosine" if self.curvature is None else HyperbolicDistance(self.curvature)
+
+
+def assemble_model(backbone: nn.Module, channels: int, config: ModelConfig) -> BatchGraphModel:
+    """The model that ``config`` describes around a backbone with ``channels`` features, with
+    fresh weights in blocks and head and in the memory layout that convolutions are fastest in."""
+    blocks = [BLOCKS[block.name](channels, **block.options) for block in config.blocks]
+    head = make_head(channels, config.head_dim, config.curvature, config.clip_radius)
+    model = BatchGraphModel(backbone, blocks, head)
+    return model.to(memory_format=torch.channels_last)

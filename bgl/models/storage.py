@@ -1,0 +1,96 @@
+"""Our own models in a folder: ``model.safetensors`` with the weights, ``model.json`` with the
+rest."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import torch
+
+from bgl._io import write_tensors, write_text
+from bgl.models.backbone import create_backbone
+from bgl.models.batch_graph_model import BatchGraphModel
+from bgl.models.config import BlockConfig, ModelConfig, assemble_model
+from bgl.models.encoder import Encoder
+from bgl.models.weights import load_strictly, read_state_dict
+
+CONFIG_FILE = "model.json"
+WEIGHTS_FILE = "model.safetensors"
+
+
+def save(model: BatchGraphModel, folder: str | Path, config: ModelConfig) -> None:
+    """Write a model so that :func:`load` can build it again; each file is written atomically.
+
+    Args:
+        model: The model; weights of any device.
+        folder: Where to; made if needed.
+        config: What the model was built from.
+
+    Example:
+        >>> import tempfile
+        >>> from bgl.models import assemble_model, create_backbone, load
+        >>> backbone, info = create_backbone("test_resnet", weights="none")
+        >>> config = ModelConfig("test_resnet", 32, info.mean, info.std, head_dim=4)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(assemble_model(backbone, info.num_features, config), folder, config)
+        ...     encoder = load(folder)
+        >>> encoder.embed(torch.zeros(2, 3, 48, 48, dtype=torch.uint8)).shape
+        torch.Size([2, 4])
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / CONFIG_FILE, json.dumps(dataclasses.asdict(config), indent=1) + "\n")
+    write_tensors(folder / WEIGHTS_FILE, model.state_dict())
+
+
+def load(folder: str | Path, device: str | torch.device = "cpu") -> Encoder:
+    """A saved model, ready to embed images: ``load("runs/x/dybgr-seed0").embed(paths)``.
+
+    Needs no network: pretrained weights are not looked for. The model itself, with its blocks, is
+    the result's ``model``.
+
+    Args:
+        folder: Where :func:`save` or a training wrote ``model.json`` and ``model.safetensors``.
+        device: Where to compute.
+
+    Raises:
+        FileNotFoundError: If the folder or a file of it is missing.
+        ValueError: If a file cannot be read, or the two do not belong together.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    backbone, info = create_backbone(config.backbone, weights="none")
+    model = assemble_model(backbone, info.num_features, config)
+    path = folder / WEIGHTS_FILE
+    load_strictly(
+        model, read_state_dict(path, "folder"), f"Expected {path} to fit {folder / CONFIG_FILE}"
+    )
+    return Encoder(model, config.image_size, config.mean, config.std, config.distance, device)
+
+
+def read_config(folder: str | Path) -> ModelConfig:
+    """The description of the model in a folder that :func:`save` wrote.
+
+    Raises:
+        FileNotFoundError: If it is missing; models in the folder's own folders are named.
+        ValueError: If it does not describe a model.
+    """
+    path = Path(folder) / CONFIG_FILE
+    if not path.is_file():
+        inside = sorted(file.parent.name for file in Path(folder).glob(f"*/{CONFIG_FILE}"))
+        hint = f"; it holds models in {', '.join(inside)}" if inside else ""
+        raise FileNotFoundError(
+            f"Expected argument `folder` to hold a {CONFIG_FILE}, but found none: {folder}{hint}"
+        )
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        for name in ("mean", "std"):
+            values[name] = tuple(values[name])
+        values["blocks"] = tuple(BlockConfig(**block) for block in values["blocks"])
+        return ModelConfig(**values)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"Expected {path} to describe a model, but got {type(error).__name__}: {error}"
+        ) from error

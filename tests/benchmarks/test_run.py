@@ -1,0 +1,564 @@
+"""benchmarks/: the command line, a whole run on a folder of images, and the comparison table."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+from scipy.stats import t as student
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import options
+import report
+import run
+
+from bgl.training import TrainConfig
+from bgl.training.loop import Progress
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+# --- the command line -----------------------------------------------------------------------------
+
+
+def configuration(*argv: str) -> TrainConfig:
+    """The only configuration of a command line."""
+    configs, _ = options.parse(list(argv))
+    assert len(configs) == 1
+    return configs[0]
+
+
+@pytest.fixture
+def sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """configs/ with a dataset "emoji" of our own."""
+    folder = tmp_path / "configs" / "emoji"
+    folder.mkdir(parents=True)
+    (folder / "base.yaml").write_text("lr: 1.0\nlr_head: 1.0\nlr_blocks: 1.0\nwarmup: 0.1\n")
+    (folder / "dybgr.yaml").write_text("lr_head: 2.0\nlr_blocks: 2.0\nwarmup: 0.2\n")
+    (folder / "bgformer.yaml").write_text("warmup: 0.25\n")
+    (tmp_path / "own.yaml").write_text("lr_blocks: 3.0\nwarmup: 0.3\ndybgr:\n  k: 7\n")
+    monkeypatch.setattr(options, "CONFIGS", tmp_path / "configs")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        ["--config", "OWN", "--warmup", "0.4"],
+        ["--warmup", "0.4", "--config", "OWN"],
+        ["--warmup=0.4", "--config=OWN"],
+    ],
+    ids=["config first", "config last", "with ="],
+)
+def test_later_wins(sets, order):
+    words = [word.replace("OWN", str(sets / "own.yaml")) for word in order]
+    config = configuration("--method", "dybgr", *words)
+    assert (config.lr, config.lr_head, config.lr_blocks, config.warmup) == (1.0, 2.0, 3.0, 0.4)
+    assert config.dybgr.k == 7
+    assert config.dybgr.num_iterations == 3  # what the file does not name keeps its default
+    assert config.head_dim == TrainConfig.head_dim  # what no file names as well
+
+
+def test_every_method_gets_its_own_file(sets):
+    configs, _ = options.parse(["--method", "none", "dybgr", "dybgr+bgformer", "--seed", "3", "4"])
+    assert [(c.method, c.seed, c.warmup) for c in configs] == [
+        ("none", 3, 0.1),
+        ("none", 4, 0.1),
+        ("dybgr", 3, 0.2),
+        ("dybgr", 4, 0.2),
+        ("dybgr+bgformer", 3, 0.25),
+        ("dybgr+bgformer", 4, 0.25),
+    ]
+
+
+def test_without_arguments():
+    configs, folder = options.parse([])
+    assert [(c.method, c.seed) for c in configs] == [("none", 0), ("dybgr", 0)]
+    assert configs[0].dataset == "emoji"
+    assert configs[0].image_size == 64  # from configs/emoji/base.yaml
+    assert folder.parent == Path("runs")
+    assert folder.name.startswith("emoji-")
+
+
+def test_a_comparison_changes_the_method_alone():
+    configs, _ = options.parse(["--method", "none", "dybgr", "bgformer", "batchformer"])
+    common = [
+        {
+            name: value
+            for name, value in dataclasses.asdict(config).items()
+            if name not in ("method", "dybgr", "bgformer", "batchformer")
+        }
+        for config in configs
+    ]
+    assert common == [common[0]] * 4
+
+
+@pytest.mark.parametrize("dash", ["-", "_"], ids=["dashes", "underscores"])
+def test_dashes_and_underscores_are_the_same(dash):
+    words = ["--batch_size", "64", "--dybgr.num_iterations", "2", "--skip_broken"]
+    config = configuration("--method", "none", *[w.replace("_", dash) for w in words])
+    assert config.batch_size == 64
+    assert config.dybgr.num_iterations == 2
+    assert config.skip_broken is True
+
+
+def test_flags_can_be_taken_back(tmp_path):
+    (tmp_path / "own.yaml").write_text("skip_broken: true\ntrain_batch_norm: true\n")
+    words = ["--method", "none", "--config", str(tmp_path / "own.yaml")]
+    assert configuration(*words).skip_broken is True
+    config = configuration(*words, "--no-skip-broken")
+    assert (config.skip_broken, config.train_batch_norm) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("method: dybgr\nseed: 3", [("dybgr", 3)]),
+        ("method: [none]\nseed: [1, 2]", [("none", 1), ("none", 2)]),
+    ],
+    ids=["one", "list"],
+)
+def test_methods_and_seeds_from_a_file(text, expected, tmp_path):
+    (tmp_path / "own.yaml").write_text(text)
+    configs, _ = options.parse(["--config", str(tmp_path / "own.yaml")])
+    assert [(c.method, c.seed) for c in configs] == expected
+    configs, _ = options.parse(["--seed", "7", "--config", str(tmp_path / "own.yaml")])
+    assert {c.seed for c in configs} == {7}
+
+
+def test_nested_options_and_loss_options():
+    config = configuration(
+        *("--method", "dybgr", "--dybgr.k", "5", "--iaa.strength", "0.5"),
+        *("--loss", "contrastive", "--loss-options", '{"pos_margin": 0.7}'),
+    )
+    assert config.dybgr == dataclasses.replace(configuration("--method", "dybgr").dybgr, k=5)
+    assert config.iaa.strength == 0.5
+    assert config.loss_options == {"pos_margin": 0.7}
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--lrate", "1"], "lrate"),
+        (["--dybgr.kk", "3"], "kk"),
+        (["--epochs", "many"], "epochs"),
+        (["--epochs", "1.5"], "epochs"),
+        (["--seed", "one"], "seed"),
+        (["--seed", "0", "1.5"], "seed"),
+        (["--seed"], "seed"),
+        (["--method", "--epochs", "1"], "method"),
+        (["extra"], "extra"),
+        (["--config", "missing.yaml"], "missing.yaml"),
+        (["--config"], "config"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_option_is_named(words, named, capsys):
+    with pytest.raises(SystemExit) as caught:
+        options.parse(words)
+    assert caught.value.code == 2
+    assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("lrate: 1.0", "lrate"),
+        ("dybgr: {kk: 3}", "kk"),
+        ("epochs: many", "epochs"),
+        ("iaa: {strenght: 0.5}", "strenght"),
+        ("method: []", "--method"),
+    ],
+)
+def test_wrong_key_in_a_file_is_named(text, named, tmp_path, capsys):
+    (tmp_path / "own.yaml").write_text(text)
+    with pytest.raises(SystemExit) as caught:
+        options.parse(["--config", str(tmp_path / "own.yaml")])
+    assert caught.value.code == 2
+    assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "file", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: f"{path.parent.name}/{path.name}"
+)
+def test_packaged_config(file):
+    """Every YAML file is accepted as it is, and means what it says."""
+    configs, _ = options.parse(["--config", str(file)])
+    written = yaml.safe_load(file.read_text())
+    wanted = written.pop("method", None)
+    if wanted is not None:
+        assert [c.method for c in configs] == wanted
+    for config in configs:
+        resolved = dataclasses.asdict(config)
+        for name, value in written.items():
+            if isinstance(value, dict):
+                assert value.items() <= resolved[name].items()
+            else:
+                assert resolved[name] == value
+
+
+def test_the_resolved_configuration_can_be_used_again(tmp_path):
+    config = configuration("--method", "dybgr", "--seed", "5", "--dybgr.k", "4", "--lr", "0.01")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(config)))
+    assert configuration("--config", str(tmp_path / "config.yaml")) == config
+
+
+def test_every_field_has_an_option_with_help(capsys):
+    with pytest.raises(SystemExit) as caught:
+        options.parse(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for field in dataclasses.fields(TrainConfig):
+        assert "--" + field.name.replace("_", "-") in text
+
+
+# --- a whole run ----------------------------------------------------------------------------------
+
+METRICS = ["recall@1", "recall@2", "recall@4", "recall@8", "map@r", "r_precision"]
+SMALL = [
+    *("--dataset", "folder", "--backbone", "test_resnet", "--weights", "none"),
+    *("--image-size", "32", "--epochs", "1", "--batch-size", "8", "--per-class", "2"),
+    *("--head-dim", "8", "--device", "cpu", "--workers", "0", "--dybgr.k", "3"),
+]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder dataset: 6 + 2 train classes and 3 test classes of 3 noisy images each."""
+    root = tmp_path_factory.mktemp("images")
+    generator = torch.Generator().manual_seed(0)
+    for part, number in (("train", 8), ("test", 3)):
+        for c in range(number):
+            folder = root / part / f"{part}{c}"
+            folder.mkdir(parents=True)
+            colour = torch.randint(40, 216, (1, 1, 3), generator=generator)
+            for i in range(3):
+                noise = torch.randint(-40, 41, (40, 36, 3), generator=generator)
+                pixels = (colour + noise).to(torch.uint8).numpy()
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run with two methods; do not write into it."""
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    words = [*SMALL, "--data-root", str(images), "--method", "none", "dybgr"]
+    assert run.main([*words, "--output-dir", str(folder)]) == 0
+    return folder
+
+
+def results(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return content
+
+
+def test_run_writes_results(finished: Path) -> None:
+    content = results(finished)
+    rows = content["rows"]
+    assert [(row["method"], row["seed"], row["embedding"]) for row in rows] == [
+        ("pixels", None, "pixels"),
+        ("pretrained", None, "backbone"),
+        ("none", 0, "backbone"),
+        ("none", 0, "head"),
+        ("dybgr", 0, "backbone"),
+        ("dybgr", 0, "head"),
+    ]
+    for row in rows:
+        assert set(METRICS) <= row["metrics"].keys()
+        assert all(0 <= row["metrics"][m] <= 1 for m in METRICS)
+        assert row["metrics"]["num_queries"] == 9
+    trained = rows[-1]
+    assert trained["dimension"] == 8
+    assert rows[-2]["dimension"] == 96
+    assert trained["epoch"] == trained["epochs"] == 1
+    assert trained["graph_at_test_time"] is False
+    assert trained["config"]["dybgr"]["k"] == 3
+    assert trained["seconds"] > 0
+    assert trained["peak_memory_mb"] > 0
+
+    dataset = content["dataset"]
+    assert dataset["name"] == "folder"
+    assert len(dataset["digest"]) == 12
+    assert dataset["train"] == {"classes": 6, "images": 18}
+    assert dataset["val"] == {"classes": 2, "images": 6}
+    assert dataset["test"] == {"classes": 3, "images": 9}
+    assert content["selection"] == "best validation MAP@R of the backbone embedding"
+    assert content["test_evaluations"] == 1
+    assert {"torch", "timm", "torch_geometric", "python", "bgl"} <= content["versions"].keys()
+
+
+@pytest.mark.parametrize("method", ["none", "dybgr"])
+def test_run_folder_of_a_method(finished: Path, method: str) -> None:
+    folder = finished / f"{method}-seed0"
+    files = {path.name for path in folder.iterdir()}
+    assert {"config.yaml", "metrics.csv", "model.safetensors", "result.json"} <= files
+    assert "checkpoint.pt" not in files
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    (stored,) = {
+        json.dumps(row["config"]) for row in results(finished)["rows"] if row["method"] == method
+    }
+    assert config == json.loads(stored)
+    assert config["method"] == method
+    with (folder / "metrics.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["epoch"] == "1"
+    assert ("loss_graph" in row) == (method == "dybgr")
+    state = load_file(folder / "model.safetensors")
+    assert state["head.0.weight"].shape == (8, 96)
+    assert any(name.startswith("blocks.0.") for name in state) == (method == "dybgr")
+
+
+def again(images: Path, folder: Path, *words: str) -> int:
+    return run.main([*SMALL, "--data-root", str(images), "--output-dir", str(folder), *words])
+
+
+def never(*_: Any, **__: Any) -> None:
+    raise AssertionError("trained again")
+
+
+def test_finished_trainings_are_taken_as_they_are(images, finished, monkeypatch, capsys):
+    monkeypatch.setattr(run, "train", never)
+    before = results(finished)
+    assert again(images, finished, "--method", "none", "dybgr") == 0
+    after = results(finished)
+    assert after["rows"] == before["rows"]
+    assert "dybgr" in capsys.readouterr().out
+
+
+@pytest.fixture
+def interrupted(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run with two epochs that was stopped after the first."""
+
+    def stop(self: Progress, row: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "stopped"
+    with monkeypatch.context() as patch:
+        patch.setattr(run.TerminalProgress, "epoch", stop)
+        assert again(images, folder, "--method", "none", "--epochs", "2") == 130
+    return folder
+
+
+def test_ctrl_c_leaves_a_readable_state_to_go_on_from(images, interrupted, capsys):
+    assert [row["method"] for row in results(interrupted)["rows"]] == ["pixels", "pretrained"]
+    folder = interrupted / "none-seed0"
+    assert len((folder / "metrics.csv").read_text().splitlines()) == 2
+    assert load_file(folder / "model.safetensors")
+    assert (folder / "config.yaml").exists()
+    capsys.readouterr()
+
+    assert again(images, interrupted, "--method", "none", "--epochs", "2") == 0
+    assert "epoch   1" not in capsys.readouterr().out  # it was not repeated
+    assert [row["embedding"] for row in results(interrupted)["rows"][2:]] == ["backbone", "head"]
+    assert len((folder / "metrics.csv").read_text().splitlines()) == 3
+    assert not (folder / "checkpoint.pt").exists()
+
+
+def test_ctrl_c_says_how_to_go_on(images, tmp_path, monkeypatch, capsys):
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "train", stop)
+    assert again(images, tmp_path / "stopped", "--method", "none") == 130
+    out = capsys.readouterr().out
+    assert "--output-dir" in out
+    assert str(tmp_path / "stopped") in out.replace("\n", "")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("state", ["finished", "interrupted"])
+def test_changed_configuration_is_refused_and_touches_nothing(images, state, request, capsys):
+    folder = request.getfixturevalue(state)
+    before = contents(folder)
+    epochs = "1" if state == "finished" else "2"
+    capsys.readouterr()
+    assert again(images, folder, "--method", "none", "--epochs", epochs, "--lr", "0.5") != 0
+    captured = capsys.readouterr()
+    text = " ".join((captured.out + captured.err).split())
+    assert "lr differ" in text
+    assert "--output-dir" in text
+    assert contents(folder) == before
+
+
+def test_broken_image_is_named(images, tmp_path, capsys):
+    """Also where a process of its own reads it."""
+    root = tmp_path / "images"
+    shutil.copytree(images, root)
+    for c in range(8):
+        file = root / "train" / f"train{c}" / "1.png"
+        file.write_bytes(file.read_bytes()[:50])
+    words = ["--method", "none", "--workers", "1"]
+    assert again(root, tmp_path / "run", *words) != 0
+    captured = capsys.readouterr()
+    (line,) = [line for line in captured.out.splitlines() if line.startswith("error:")]
+    assert re.search(r"but got \S+/train\d/1\.png: \w+Error: ", line)
+    assert "Traceback" not in captured.out + captured.err
+    # the rest of every class is enough
+    with pytest.warns(UserWarning, match="Left out 8 images"):
+        assert again(root, tmp_path / "run2", "--method", "none", "--skip-broken") == 0
+    assert len(results(tmp_path / "run2")["dataset"]["skipped"]) == 8
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--data-root", "no/such/folder"], "no/such/folder"),
+        (["--data-root", "[/no]"], "[/no]"),
+        (["--dataset", "cub201"], "cub201"),
+        (["--dataset", "emoji"], "emoji"),
+        (["--backbone", "resnet81"], "resnet18"),
+        (["--weights", "no/such.pth"], "no/such.pth"),
+        (["--loss", "arcface"], "arcface"),
+        (["--method", "gat"], "gat"),
+        (["--device", "cuda"], "CUDA"),
+        (["--method", "none", "--batch-size", "64"], "batch_size"),
+        (["--loss-options", '{"temprature": 1}', "--method", "none"], "temprature"),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else "",
+)
+def test_error_is_one_line(images, tmp_path, monkeypatch, capsys, words, named):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert again(images, tmp_path / "run", *words) in (1, 2)
+    captured = capsys.readouterr()
+    lines = [line for line in captured.out.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1
+    assert named in lines[0]
+    assert "Traceback" not in captured.out + captured.err
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+def row(method: str, seed: int | None, value: float, **more: Any) -> dict[str, Any]:
+    trained = {} if seed is None else {"epoch": 4, "seconds": 90.0, "loss": "pairwise-ce"}
+    return {
+        "method": method,
+        "seed": seed,
+        "embedding": "head",
+        "metrics": dict.fromkeys(report.METRICS, value),
+        **trained,
+        **more,
+    }
+
+
+@pytest.mark.parametrize("n", [2, 3, 10])
+def test_interval_equals_scipy(n):
+    values = torch.rand(n, dtype=torch.float64).tolist()
+    mean, half = report.mean_and_interval(values)
+    error = float(torch.tensor(values, dtype=torch.float64).std()) / math.sqrt(n)
+    low, high = student.interval(0.95, n - 1, loc=sum(values) / n, scale=error)
+    assert (mean - half, mean + half) == pytest.approx((low, high), rel=1e-12)
+
+
+def test_one_value_has_no_interval():
+    mean, half = report.mean_and_interval([0.25])
+    assert mean == 0.25
+    assert math.isnan(half)
+    assert report.percent([0.25]) == "25.0"
+    assert report.percent([0.25, 0.25]) == "25.0 ± 0.0"
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        (row("none", 0, 0.5), "none"),
+        (row("dybgr", 0, 0.5), "dybgr"),
+        (row("pretrained", None, 0.5), "pretrained"),
+        (row("none", 0, 0.5, loss="contrastive"), "contrastive"),
+        (row("dybgr", 0, 0.5, loss="contrastive"), "dybgr + contrastive"),
+        (row("none", 0, 0.5, augmentation="iaa"), "none + iaa"),
+        (row("none", 0, 0.5, loss="triplet", augmentation="iaa"), "triplet + iaa"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_label(entry, expected):
+    assert report.label(entry) == expected
+
+
+def test_differences_are_paired_by_seed():
+    plain = [row("none", 0, 0.5), row("none", 1, 0.7), row("none", 5, 0.9)]
+    graph = [row("dybgr", 1, 0.8), row("dybgr", 0, 0.55), row("dybgr", 2, 0.1)]
+    differences = report.paired_difference(graph, plain, "map@r")
+    assert differences == pytest.approx([0.1, 0.05])
+
+
+def table(rows: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
+    header, cells = report.comparison(rows)
+    return {line[0]: dict(zip(header, line, strict=True)) for line in cells}
+
+
+def test_comparison():
+    rows = [row("pixels", None, 0.1), row("pretrained", None, 0.4)]
+    rows += [row("none", s, 0.5 + s / 10) for s in range(3)]
+    rows += [row("dybgr", s, 0.52 + s / 10, epoch=s + 1) for s in range(3)]
+    rows += [row("none", s, 0.6 + s / 10, loss="contrastive") for s in range(2)]
+    rows += [row("none", 0, 0.7, loss="contrastive", augmentation="iaa")]
+    lines = table(rows)
+    names = ["pixels", "pretrained", "none", "dybgr", "contrastive", "contrastive + iaa"]
+    assert list(lines) == names
+    assert lines["pretrained"]["R@1"] == "40.0"
+    assert lines["pretrained"]["seeds"] == lines["pretrained"]["Δ R@1"] == ""
+    assert lines["none"]["MAP@R"] == "60.0 ± 24.8"  # t(0.975, 2) · 10 / √3
+    assert lines["none"]["Δ MAP@R"] == ""
+    assert lines["dybgr"]["Δ MAP@R"] == "2.0 ± 0.0"
+    assert lines["dybgr"]["epoch"] == "1 2 3"
+    assert lines["dybgr"]["seeds"] == "3"
+    assert lines["dybgr"]["min"] == "1.5"
+    assert lines["contrastive"]["Δ R@1"] == ""  # another loss is another baseline
+    assert lines["contrastive + iaa"]["Δ R@1"] == "10.0"
+
+
+def test_embeddings_are_compared_with_their_own_kind():
+    rows = [row("none", 0, 0.5), row("none", 0, 0.2, embedding="backbone")]
+    rows += [row("dybgr", 0, 0.6), row("dybgr", 0, 0.25, embedding="backbone")]
+    header, cells = report.comparison(rows)
+    column = header.index("Δ R@1")
+    assert [line[column] for line in cells] == ["", "", "10.0", "5.0"]
+
+
+def test_markdown():
+    lines = report.markdown([row("none", 0, 0.5), row("dybgr", 0, 0.6)]).splitlines()
+    assert len(lines) == 4
+    assert {line.count("|") for line in lines} == {lines[0].count("|")}
+    assert lines[1].startswith("| :-- | :-- | --: |")
+    assert lines[3].startswith("| dybgr | head | 60.0 |")
+
+
+def test_rows_of_two_runs(tmp_path):
+    shared = [row("pretrained", None, 0.4)]
+    runs = {"a": [*shared, row("none", 0, 0.5)], "b": [*shared, row("none", 1, 0.6)]}
+    for name, rows in runs.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps({"rows": rows}))
+    rows = report.load_rows([tmp_path / "a", tmp_path / "b"])
+    assert rows == [*shared, row("none", 0, 0.5), row("none", 1, 0.6)]
+
+
+def test_report_of_a_run(finished, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["report.py", "--markdown", str(finished)])
+    report.main()
+    lines = capsys.readouterr().out.splitlines()
+    names = [line.split("|")[1].strip() for line in lines[2:]]
+    assert names == ["pixels", "pretrained", "none", "none", "dybgr", "dybgr"]
+    monkeypatch.setattr(sys, "argv", ["report.py", str(finished)])
+    report.main()
+    out = capsys.readouterr().out
+    assert "Δ MAP@R" in out
+    assert "pretrained" in out

