@@ -9,17 +9,21 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+_SAYS = "Expected an image file that can be decoded, but got "
+
 
 class BrokenImageError(ValueError):
     """An image file that is missing or cannot be decoded; ``path`` is the file."""
 
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(path, reason)  # both, so that it survives the way out of a worker process
-        self.path = path
+    def __init__(self, path: Path | str, reason: str | None = None) -> None:
+        if reason is None:  # from a DataLoader's worker: the traceback, which ends in this error
+            path, _, reason = str(path).rpartition(_SAYS)[2].strip().partition(": ")
+        super().__init__(path, reason)  # both, so that it can be pickled
+        self.path = Path(path)
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"Expected an image file that can be decoded, but got {self.path}: {self.reason}"
+        return f"{_SAYS}{self.path}: {self.reason}"
 
 
 def to_rgb(image: Image.Image) -> Tensor:

@@ -16,6 +16,7 @@ from torch_geometric.data import Data
 import bgl.training.loop as loop
 from bgl.datasets import ImageDataset, Splits, eval_transform
 from bgl.losses import LOSS_NAMES
+from bgl.samplers import ClassBalancedSampler
 from bgl.training import Progress, TrainConfig, TrainResult, build_model, embed, evaluate, train
 from bgl.training.build import make_optimizer, make_schedule
 from bgl.training.config import (
@@ -384,6 +385,27 @@ def test_non_finite_loss_names_the_images_of_its_own_batch(splits, tmp_path, mon
     named = [i for i in range(32) if f"'train/{i}'" in text]
     assert sorted(splits.train.labels[named].tolist()) == sorted(seen[-1].tolist())
     assert len(read_csv(tmp_path)) == 1  # the finished epoch is there to go on from
+
+
+def test_every_epoch_deals_other_batches(splits, tmp_path, monkeypatch):
+    """Those of the class-balanced sampler for the configuration's seed, epoch by epoch."""
+    seen: list[Tensor] = []
+    criterion = loop.build_criterion
+
+    def build(config: TrainConfig, num_classes: int) -> torch.nn.Module:
+        inner = criterion(config, num_classes)
+        inner.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[1]))
+        return inner
+
+    monkeypatch.setattr(loop, "build_criterion", build)
+    train(tiny(seed=4), splits, tmp_path)
+    sampler = ClassBalancedSampler(splits.train.labels, 16, 4, seed=4)
+    expected = []
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        expected += [splits.train.labels[batch].tolist() for batch in sampler]
+    assert [labels.tolist() for labels in seen] == expected
+    assert expected[:2] != expected[2:]
 
 
 @pytest.mark.parametrize("moves", [False, True], ids=["frozen", "train_batch_norm"])
