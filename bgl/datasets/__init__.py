@@ -1,79 +1,45 @@
 """Datasets with class-disjoint parts, and the transforms for them."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from pathlib import Path
-
-from bgl._checks import check_choice
 from bgl.datasets.base import ImageDataset, Splits, Transform
+from bgl.datasets.cars import load_cars
+from bgl.datasets.cub import load_cub
+from bgl.datasets.downloading import download
 from bgl.datasets.emoji import load_emoji
+from bgl.datasets.figures import KNOWN_FIGURES, Figures
 from bgl.datasets.folder import IMAGE_SUFFIXES, load_folder
+from bgl.datasets.inshop import load_inshop
 from bgl.datasets.pixels import raw_pixels
 from bgl.datasets.reading import BrokenImageError, read_image
+from bgl.datasets.registry import dataset_names, load_dataset
+from bgl.datasets.sop import load_sop
+from bgl.datasets.standin import standin_names, write_standin
+from bgl.datasets.table import load_table
 from bgl.datasets.transforms import eval_transform, train_transform
+from bgl.datasets.vehicleid import load_vehicleid
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "KNOWN_FIGURES",
     "BrokenImageError",
+    "Figures",
     "ImageDataset",
     "Splits",
     "Transform",
     "dataset_names",
+    "download",
     "eval_transform",
+    "load_cars",
+    "load_cub",
     "load_dataset",
     "load_emoji",
     "load_folder",
+    "load_inshop",
+    "load_sop",
+    "load_table",
+    "load_vehicleid",
     "raw_pixels",
     "read_image",
+    "standin_names",
     "train_transform",
+    "write_standin",
 ]
-
-_PACKAGED: dict[str, Callable[[], Splits]] = {"emoji": load_emoji}
-_FROM_ROOT: dict[str, Callable[[str | Path, float, int, bool], Splits]] = {"folder": load_folder}
-
-
-def dataset_names() -> tuple[str, ...]:
-    """The names that :func:`load_dataset` knows.
-
-    >>> dataset_names()
-    ('emoji', 'folder')
-    """
-    return (*_PACKAGED, *_FROM_ROOT)
-
-
-def load_dataset(
-    name: str,
-    root: str | Path | None = None,
-    *,
-    val_fraction: float = 0.25,
-    seed: int = 0,
-    skip_broken: bool = False,
-) -> Splits:
-    """Load a dataset by name.
-
-    Args:
-        name: one of :func:`dataset_names`.
-        root: the folder it lies in; None for a packaged dataset ("emoji").
-        val_fraction: share of the train classes held out for validation.
-        seed: seed of that draw. Packaged datasets have fixed parts and need neither.
-        skip_broken: leave out images that can't be decoded; see :func:`load_folder`.
-
-    Raises:
-        ValueError: if the name is unknown, ``root`` is missing where it is needed or given where
-            it is not, or the folder is not as expected.
-        FileNotFoundError: if ``root`` or a part of it does not exist.
-    """
-    check_choice(name, "name", dataset_names())
-    if name in _PACKAGED:
-        if root is not None:
-            raise ValueError(
-                f"Expected argument `root` to be None for the packaged dataset {name!r}, "
-                f"got {str(root)!r}"
-            )
-        return _PACKAGED[name]()
-    if root is None:
-        raise ValueError(
-            f"Expected argument `root` to be the folder of the dataset {name!r}, got None"
-        )
-    return _FROM_ROOT[name](root, val_fraction, seed, skip_broken)
