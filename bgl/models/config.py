@@ -44,7 +44,7 @@ class ModelConfig:
     """Everything about a model that its weights do not tell.
 
     Args:
-        backbone: A model name of timm.
+        backbone: A name that :func:`bgl.models.create_backbone` knows.
         image_size: Side of the input images in pixels.
         mean: What is subtracted from each channel, for values in [0, 1].
         std: What each channel is then divided by.
@@ -52,6 +52,8 @@ class ModelConfig:
         blocks: The blocks in their order.
         curvature: Curvature c of the Poincaré ball; None: a Euclidean head.
         clip_radius: Features are clipped to this norm before the ball, or None.
+        resize: Shorter side of an image before the centre crop; see
+            :func:`bgl.datasets.eval_transform`.
 
     Raises:
         ValueError: If a value is out of its range, or a block is not known.
@@ -70,10 +72,13 @@ class ModelConfig:
     blocks: tuple[BlockConfig, ...] = ()
     curvature: float | None = None
     clip_radius: float | None = 2.3
+    resize: int | None = None
 
     def __post_init__(self) -> None:
         check_int(self.image_size, "image_size", 1)
         check_int(self.head_dim, "head_dim", 1)
+        if self.resize is not None:
+            check_int(self.resize, "resize", self.image_size)
         for name in ("curvature", "clip_radius"):
             if getattr(self, name) is not None:
                 check_real(getattr(self, name), name, 0.0, exclusive=True)

@@ -30,6 +30,8 @@ class Encoder:
         distance: How to compare head embeddings: "cosine" or a
             :class:`bgl.hyperbolic.HyperbolicDistance`. Backbone features go by cosine.
         device: Where to compute.
+        resize: Shorter side of an image before the centre crop; see
+            :func:`bgl.datasets.eval_transform`.
 
     Example:
         >>> from bgl.models import BatchGraphModel, make_head
@@ -47,11 +49,12 @@ class Encoder:
         std: Sequence[float],
         distance: Any = "cosine",
         device: str | torch.device = "cpu",
+        resize: int | None = None,
     ) -> None:
         self.device = torch.device(device)
         self.model = model.to(self.device).eval()
         self.image_size = image_size
-        self.transform = eval_transform(image_size, mean, std)
+        self.transform = eval_transform(image_size, mean, std, resize)
         self.distance = distance
 
     def embed(

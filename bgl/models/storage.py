@@ -67,7 +67,15 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Encoder:
     load_strictly(
         model, read_state_dict(path, "folder"), f"Expected {path} to fit {folder / CONFIG_FILE}"
     )
-    return Encoder(model, config.image_size, config.mean, config.std, config.distance, device)
+    return Encoder(
+        model,
+        config.image_size,
+        config.mean,
+        config.std,
+        config.distance,
+        device,
+        config.resize,
+    )
 
 
 def read_config(folder: str | Path) -> ModelConfig:

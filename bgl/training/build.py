@@ -44,10 +44,27 @@ def make_accelerator(device: str) -> Accelerator:
 def build_model(config: TrainConfig) -> tuple[BatchGraphModel, BackboneInfo]:
     """The model a configuration describes, with its pretrained weights."""
     backbone, info = create_backbone(config.backbone, config.weights)
+    freeze_parts(backbone, config.freeze)
     model = assemble_model(backbone, info.num_features, describe_model(config, info))
     if config.checkpoint_activations:
         model.checkpoint_activations()
     return model, info
+
+
+def freeze_parts(backbone: nn.Module, names: list[str]) -> None:
+    """Take the named parts of an encoder out of the training.
+
+    Raises:
+        ValueError: If it has no part of that name.
+    """
+    parts = dict(backbone.named_modules())
+    for name in names:
+        if not name or name not in parts:
+            raise ValueError(
+                f"Expected argument `freeze` to name parts of the backbone "
+                f"({', '.join(n for n, _ in backbone.named_children())}), got {name!r}"
+            )
+        parts[name].requires_grad_(False)
 
 
 def describe_model(config: TrainConfig, info: BackboneInfo) -> ModelConfig:
@@ -55,6 +72,7 @@ def describe_model(config: TrainConfig, info: BackboneInfo) -> ModelConfig:
     return ModelConfig(
         backbone=config.backbone,
         image_size=config.image_size,
+        resize=config.resize,
         mean=info.mean,
         std=info.std,
         head_dim=config.head_dim,
@@ -98,23 +116,30 @@ def build_augmentation(config: TrainConfig, num_classes: int) -> IntraClassAugme
 def make_optimizer(
     config: TrainConfig, model: BatchGraphModel, criterion: nn.Module
 ) -> torch.optim.Optimizer:
-    """AdamW with a rate for the encoder, one for head and loss, one for the blocks."""
+    """AdamW or Adam with a rate for the encoder, one for head and loss, one for the blocks."""
     head_rate = config.lr * config.lr_head
     groups = [
         {"params": list(model.backbone.parameters()), "lr": config.lr},
         {"params": [*model.head.parameters(), *criterion.parameters()], "lr": head_rate},
         {"params": list(model.blocks.parameters()), "lr": config.lr_blocks},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=config.weight_decay)
+    make = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return make([g for g in groups if g["params"]], weight_decay=config.weight_decay)
 
 
 def make_schedule(
     config: TrainConfig, optimizer: torch.optim.Optimizer, steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """Linear warm-up over the first ``config.warmup`` of the steps, then linear decay to 0."""
+    """Linear warm-up over the first ``config.warmup`` of the steps, and ``config.schedule``."""
     warmup = max(1, round(config.warmup * steps))
 
+    def after(step: int) -> float:
+        if config.schedule == "linear":
+            return max(0.0, (steps - step) / max(1, steps - warmup))
+        ended = step * config.epochs // steps  # whole epochs
+        return config.lr_decay ** sum(epoch <= ended for epoch in config.lr_decay_epochs)
+
     def factor(step: int) -> float:
-        return min((step + 1) / warmup, max(0.0, (steps - step) / max(1, steps - warmup)))
+        return min((step + 1) / warmup, after(step))
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -116,14 +116,26 @@ class TrainConfig:
     Args:
         dataset: Name of the dataset.
         data_root: Folder of the dataset (none for the packaged emoji).
+        table: CSV file of the dataset "table".
+        download: Fetch the dataset to data_root if it is public and not there yet.
         val_fraction: Share of the train classes held out for choosing the epoch, where the
             dataset has no validation part of its own.
         skip_broken: Leave out images that cannot be read, and list them.
+        allow_partial: Train on an incomplete dataset, with a warning that says what is missing.
+        protocol: "honest": the epoch is chosen on validation classes and the test classes are
+            looked at once. "paper": as most papers do it, all train classes are trained on
+            (val_fraction does not count) and the epoch with the best Recall@1 on the test
+            classes is reported. Such a figure is optimistic and labelled so.
+        eval_every: Epochs from one look at the test classes to the next, with protocol "paper";
+            the last epoch is always looked at. As many as epochs: the last epoch is taken.
         method: Blocks that mix the batch, joined by "+" (for instance "dybgr",
             "dybgr+bgformer"), or "none".
-        backbone: Encoder, a model name of timm.
-        weights: A file with weights, "auto" (packaged, else timm's hub) or "none" (random).
+        backbone: Encoder, a model name of timm or "torchvision:googlenet".
+        weights: A file with weights, "auto" (packaged, else the hub of timm or torchvision) or
+            "none" (random).
+        freeze: Parts of the encoder that are not trained, by name (for instance "patch_embed").
         image_size: Side of the input images in pixels.
+        resize: Shorter side of test images before the centre crop; by default 8/7 of image_size.
         crop_scale: Smallest share of an image that a training crop shows.
         head_dim: Dimension of the embedding.
         distance: Geometry of the head and its loss: "cosine" or "hyperbolic".
@@ -138,18 +150,24 @@ class TrainConfig:
         epochs: Number of epochs.
         batch_size: Images in a batch.
         per_class: Images of each class in a batch.
+        batches_per_epoch: Length of an epoch; by default as many batches as the images fill.
+        optimizer: "adamw", or "adam" (weight decay as a part of the gradient).
         lr: Learning rate of the encoder.
         lr_head: Learning rate of the head, relative to lr.
         lr_blocks: Learning rate of the blocks (absolute).
-        weight_decay: AdamW's weight decay.
-        warmup: Share of the steps during which the learning rate rises; then it falls to 0.
+        weight_decay: The optimiser's weight decay.
+        schedule: What the learning rate does after the warm-up: "linear" (falls to 0),
+            "constant" or "step" (see lr_decay_epochs).
+        lr_decay_epochs: Epochs after which the learning rate falls, with schedule "step".
+        lr_decay: What it is multiplied by each time.
+        warmup: Share of the steps during which the learning rate rises.
         grad_clip: Largest norm of the gradient.
         train_batch_norm: Let the encoder's batch-norm statistics follow the training data.
         checkpoint_activations: Store less of the encoder's forward pass and compute it again in
             the backward pass: the same gradients, less memory, more time. Not together with
             train_batch_norm.
-        select_embedding: Embedding whose validation MAP@R chooses the epoch: "backbone" or
-            "head".
+        select_embedding: Embedding whose validation MAP@R chooses the epoch (with protocol
+            "paper": whose Recall@1 on the test classes does): "backbone" or "head".
         seed: Seed of everything random.
         device: "auto", "cpu" or "cuda".
         workers: Processes that load images; -1: none for data in memory, else one per core.
@@ -161,12 +179,19 @@ class TrainConfig:
 
     dataset: str = "emoji"
     data_root: str | None = None
+    table: str | None = None
+    download: bool = False
     val_fraction: float = 0.25
     skip_broken: bool = False
+    allow_partial: bool = False
+    protocol: str = "honest"
+    eval_every: int = 1
     method: str = "dybgr"
     backbone: str = "tf_efficientnet_lite0"
     weights: str = "auto"
+    freeze: list[str] = field(default_factory=list)
     image_size: int = 224
+    resize: int | None = None
     crop_scale: float = 0.2
     head_dim: int = 128
     distance: str = "cosine"
@@ -181,10 +206,15 @@ class TrainConfig:
     epochs: int = 10
     batch_size: int = 128
     per_class: int = 4
+    batches_per_epoch: int | None = None
+    optimizer: str = "adamw"
     lr: float = 4e-4
     lr_head: float = 3.0
     lr_blocks: float = 1e-3
     weight_decay: float = 1e-2
+    schedule: str = "linear"
+    lr_decay_epochs: list[int] = field(default_factory=list)
+    lr_decay: float = 0.1
     warmup: float = 0.05
     grad_clip: float = 3.0
     train_batch_norm: bool = False
@@ -199,16 +229,31 @@ class TrainConfig:
     iaa: IAAOptions = field(default_factory=IAAOptions)
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "head_dim", "epochs", "batch_size", "per_class"):
+        for name in ("image_size", "head_dim", "epochs", "batch_size", "per_class", "eval_every"):
             check_int(getattr(self, name), name, 1)
+        if self.resize is not None:
+            check_int(self.resize, "resize", self.image_size)
+        if self.batches_per_epoch is not None:
+            check_int(self.batches_per_epoch, "batches_per_epoch", 1)
+        for epoch in self.lr_decay_epochs:
+            check_int(epoch, "lr_decay_epochs", 1)
         check_int(self.seed, "seed", 0)
         check_int(self.workers, "workers", -1)
         for name in ("curvature", "clip_radius", "lr", "lr_head", "lr_blocks", "grad_clip"):
             check_real(getattr(self, name), name, 0.0, exclusive=True)
         check_real(self.weight_decay, "weight_decay", 0.0)
         check_real(self.crop_scale, "crop_scale", 0.0, 1.0, exclusive=True)
+        check_real(self.lr_decay, "lr_decay", 0.0, 1.0, exclusive=True)
         for name in ("alpha", "warmup", "val_fraction"):
             check_real(getattr(self, name), name, 0.0, 1.0)
+        check_choice(self.protocol, "protocol", ("honest", "paper"))
+        check_choice(self.optimizer, "optimizer", ("adamw", "adam"))
+        check_choice(self.schedule, "schedule", ("linear", "constant", "step"))
+        if (self.schedule == "step") != bool(self.lr_decay_epochs):
+            raise ValueError(
+                "Expected argument `lr_decay_epochs` to name epochs with the schedule 'step', and "
+                f"with no other, got {self.lr_decay_epochs!r} with {self.schedule!r}"
+            )
         check_choice(self.distance, "distance", ("cosine", "hyperbolic"))
         check_choice(self.select_embedding, "select_embedding", ("backbone", "head"))
         check_choice(self.loss, "loss", LOSS_NAMES)

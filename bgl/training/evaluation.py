@@ -15,6 +15,21 @@ from bgl.models import embed_batches
 
 Metrics = dict[str, float]
 RECALL_AT = (1, 2, 4, 8)
+_RECALL_AT = {  # where the literature has other K
+    "sop": (1, 10, 100, 1000),
+    "inshop": (1, 10, 20, 30),
+    "vehicleid": (1, 5),
+}
+
+
+def recall_at(dataset: str) -> tuple[int, ...]:
+    """The K of Recall@K that are usual for a dataset.
+
+    Example:
+        >>> recall_at("sop"), recall_at("cub"), recall_at("vehicleid-large")
+        ((1, 10, 100, 1000), (1, 2, 4, 8), (1, 5))
+    """
+    return _RECALL_AT.get(dataset.partition("-")[0], RECALL_AT)
 
 
 def embed(

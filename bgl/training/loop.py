@@ -38,20 +38,8 @@ from bgl.training.build import (
 )
 from bgl.training.checkpoint import load_checkpoint, save_checkpoint
 from bgl.training.config import TrainConfig
-from bgl.training.evaluation import RECALL_AT, Metrics, embed, evaluate
-
-
-class Progress:
-    """Where the loop reports to; this one keeps silent. The command line shows bars."""
-
-    def start(self, what: str, total: int) -> None:
-        """A new stage with ``total`` items begins."""
-
-    def advance(self, amount: int) -> None:
-        """``amount`` items are done."""
-
-    def epoch(self, row: dict[str, Any]) -> None:
-        """An epoch has ended; ``row`` is its line of metrics.csv."""
+from bgl.training.evaluation import Metrics, embed, evaluate, recall_at
+from bgl.training.progress import Progress
 
 
 @dataclass
@@ -76,6 +64,9 @@ def train(
 ) -> TrainResult:
     """Train, choose the epoch on validation classes, and measure the test classes once.
 
+    With ``config.protocol`` "paper" the epoch is chosen on the test classes instead: see
+    :class:`TrainConfig`. The result is optimistic.
+
     The folder receives ``metrics.csv`` (a line per epoch), the model of the chosen epoch
     (``model.safetensors`` and ``model.json``, for :func:`bgl.models.load`),
     ``embeddings.safetensors`` (the training set's, by that model) and, while the training runs,
@@ -87,7 +78,7 @@ def train(
         config: What to train.
         splits: The data; its transforms are set here.
         folder: Where files go; made if needed.
-        progress: Told about stages, items and epochs.
+        progress: Told about stages, items, measurements and epochs.
 
     Raises:
         ValueError: If configuration and data do not fit.
@@ -107,7 +98,9 @@ def train(
     data = splits.train.with_transform(
         train_transform(config.image_size, info.mean, info.std, (config.crop_scale, 1.0))
     )
-    sampler = ClassBalancedSampler(data.labels, config.batch_size, config.per_class, config.seed)
+    sampler = ClassBalancedSampler(
+        data.labels, config.batch_size, config.per_class, config.seed, config.batches_per_epoch
+    )
     loader = DataLoader(
         data,
         batch_sampler=sampler,
@@ -127,6 +120,7 @@ def train(
         history = load_checkpoint(checkpoint, config, parts)
     elapsed = history[-1]["seconds"] if history else 0.0
 
+    progress.begin(view, len(history))
     for epoch in range(len(history), config.epochs):
         row: dict[str, Any] = {"epoch": epoch + 1, "lr": schedule.get_last_lr()[0]}
         plain_criterion: nn.Module = criterion
@@ -174,9 +168,14 @@ def train(
 
         row |= {name: value / len(sampler) for name, value in sums.items()}
         row |= graph_statistics(output.graphs)
-        if splits.val is not None:
+        measured, part = {}, "val"
+        if config.protocol == "paper":
+            part = "test"
+            if row["epoch"] % config.eval_every == 0 or row["epoch"] == config.epochs:
+                measured = view.measure(splits.test, splits.gallery)
+        elif splits.val is not None:
             measured = view.measure(splits.val)
-            row |= {f"val_{e}_{m}": v for e, ms in measured.items() for m, v in ms.items()}
+        row |= {f"{part}_{e}_{m}": v for e, ms in measured.items() for m, v in ms.items()}
         row["seconds"] = elapsed + time.perf_counter() - started
         history.append(row)
         if chosen_epoch(history, config) == row["epoch"]:
@@ -213,7 +212,8 @@ class View:
     def embed(self, dataset: ImageDataset) -> dict[str, Tensor]:
         """Backbone and head output of every image, with the evaluation transform."""
         self.progress.start(f"embedding {len(dataset)} images", len(dataset))
-        transform = eval_transform(self.config.image_size, self.info.mean, self.info.std)
+        config, info = self.config, self.info
+        transform = eval_transform(config.image_size, info.mean, info.std, config.resize)
         with self.accelerator.autocast():
             return embed(
                 self.model,
@@ -227,12 +227,15 @@ class View:
         self, queries: ImageDataset, gallery: ImageDataset | None = None
     ) -> dict[str, Metrics]:
         """Retrieval metrics of each embedding."""
+        vectors = self.embed(queries)
+        others = None if gallery is None else self.embed(gallery)
+        self.progress.measured(queries, vectors, others)
         return evaluate(
-            self.embed(queries),
+            vectors,
             queries.labels,
-            RECALL_AT,
+            recall_at(self.config.dataset),
             head_distance(self.config),
-            None if gallery is None else self.embed(gallery),
+            others,
             None if gallery is None else gallery.labels,
         )
 
@@ -262,12 +265,14 @@ def graph_statistics(graphs: list[Data]) -> dict[str, float]:
 
 
 def chosen_epoch(history: list[dict[str, Any]], config: TrainConfig) -> int:
-    """The epoch with the best validation MAP@R (the first of equals); without validation
-    classes the last."""
-    key = f"val_{config.select_embedding}_map@r"
-    if key not in history[-1]:
+    """The epoch with the best validation MAP@R, with protocol "paper" with the best test
+    Recall@1 (the first of equals); where nothing was measured, the last."""
+    part, metric = ("test", "recall@1") if config.protocol == "paper" else ("val", "map@r")
+    key = f"{part}_{config.select_embedding}_{metric}"
+    measured = [row for row in history if key in row]
+    if not measured:
         return int(history[-1]["epoch"])
-    return int(max(history, key=lambda row: row[key])["epoch"])
+    return int(max(measured, key=lambda row: row[key])["epoch"])
 
 
 def write_history(path: Path, history: list[dict[str, Any]]) -> None:

@@ -1,0 +1,124 @@
+"""Which published row is trained by which file under configs/, and their dry run."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+from options import CONFIGS, parse
+from run import load_splits, trained_rows
+
+from bgl.datasets import write_standin
+from bgl.published import PublishedRow, published_rows
+from bgl.training import Progress, TrainConfig
+
+# table -> file in configs/DATASET/ -> (system, a part of its backbone or embedding)
+TABLES: dict[str, dict[str, tuple[str, str]]] = {
+    "dybgr": {"dybgr": ("DyBGR", "768-d")},
+    "bgformer": {
+        "bgformer-384": ("BGFormer", "384-d"),
+        "bgformer-128": ("BGFormer", "128-d"),
+    },
+    "hyp-vit": {
+        "hyp-vit": ("Hyp-ViT", "vit_small"),
+        "hyp-dino": ("Hyp-DINO", "dino"),
+    },
+    "iaa": {
+        "ms-googlenet": ("MS", "GoogLeNet"),
+        "iaa-ms-googlenet": ("MS + IAA", "GoogLeNet"),
+        "contrastive-googlenet": ("Contrastive", "GoogLeNet"),
+        "iaa-contrastive-googlenet": ("Contrastive + IAA", "GoogLeNet"),
+        "triplet-googlenet": ("Triplet", "GoogLeNet"),
+        "iaa-triplet-googlenet": ("Triplet + IAA", "GoogLeNet"),
+        "iaa-ms-resnet50": ("MS + IAA", "ResNet-50"),
+    },
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A published row and the file that trains it."""
+
+    table: str
+    path: Path
+    published: PublishedRow
+
+    @property
+    def name(self) -> str:
+        """Dataset and file, for instance "cub/dybgr"."""
+        return f"{self.published.dataset}/{self.path.stem}"
+
+    @property
+    def title(self) -> str:
+        """System and what tells its rows apart."""
+        system, detail = TABLES[self.table][self.path.stem]
+        return f"{system}, {detail}"
+
+    def configs(self, *words: str) -> list[TrainConfig]:
+        """Its configurations, one for each seed, with further options of run.py."""
+        return parse(["--config", str(self.path), *words])[0]
+
+
+def recipes(table: str, datasets: list[str] | None = None) -> list[Recipe]:
+    """The recipes of a table, by dataset."""
+    return [
+        Recipe(table, CONFIGS / row.dataset / f"{stem}.yaml", row)
+        for stem, (system, detail) in TABLES[table].items()
+        for row in published_rows(system)
+        if detail in f"{row.backbone} {row.embedding}"
+        and (datasets is None or row.dataset in datasets)
+    ]
+
+
+def shrink(config: TrainConfig) -> tuple[TrainConfig, str]:
+    """A configuration for one step on stand-in data, and what of it is not the recipe's own.
+
+    ViTs, which take one input size only, give way to timm's ``test_vit``.
+    """
+    vit = config.backbone.startswith("vit_")
+    size = 160 if vit else 64
+    per_class = max(n for n in (1, 2, 4, 8) if n <= min(4, config.per_class))
+    small = dataclasses.replace(
+        config,
+        backbone="test_vit" if vit else config.backbone,
+        weights="none",
+        image_size=size,
+        resize=None if config.resize is None else round(config.resize * size / config.image_size),
+        epochs=1,
+        batch_size=8,
+        per_class=per_class,
+        batches_per_epoch=1,
+        allow_partial=True,
+        device="cpu",
+        workers=0,
+    )
+    backbone = f"{config.backbone} → {small.backbone}, " if vit else ""
+    said = (
+        f"{backbone}random weights, {size} pixels, 1 step of 8 images in {8 // per_class} classes"
+    )
+    return small, said
+
+
+def dry_run(recipe: Recipe, protocol: str = "honest") -> str:
+    """Load, train and measure a recipe on stand-in data in the dataset's own layout.
+
+    Returns:
+        What was replaced for it.
+    """
+    (config,) = recipe.configs("--protocol", protocol)
+    small, said = shrink(config)
+    trained = small.batch_size // small.per_class
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is not the whole dataset, and k too large for it
+        classes = trained + 2 if protocol == "honest" else trained
+        write_standin(config.dataset, Path(folder) / "data", classes=classes)
+        small = dataclasses.replace(small, data_root=str(Path(folder) / "data"))
+        rows = trained_rows(small, load_splits(small), Path(folder) / "run", Progress())
+    wanted = recipe.published.figures.keys()
+    for row in rows:
+        if missing := sorted(wanted - row["metrics"].keys()):
+            raise ValueError(f"Expected the metrics {sorted(wanted)}, but {missing} are missing")
+    return said
