@@ -21,9 +21,20 @@ FloatArray = NDArray[np.floating]
 
 
 def dybgr(
-    x: Tensor, y: Tensor, k: int, iterations: int, lam: float, beta: float, epsilon: float
+    x: Tensor,
+    y: Tensor,
+    k: int,
+    iterations: int,
+    lam: float,
+    beta: float,
+    epsilon: float,
+    gather: bool,
 ) -> Tensor:
-    """DyBGR's graph and features, refined in turn, on N × N matrices with every row sorted."""
+    """DyBGR's graph and features, refined in turn, on N × N matrices with every row sorted.
+
+    ``gather`` sums over the neighbours as the formula has it, from their features [N, k, C];
+    otherwise the weights are scattered to an N × N matrix.
+    """
     eye = torch.eye(len(x), dtype=x.dtype)
     same = (y[:, None] == y[None, :]).to(x.dtype) + eye
     correlation = same / same.sum(1, keepdim=True)
@@ -36,12 +47,15 @@ def dybgr(
     near, neighbor, next_one = ordered[:, :k], order[:, :k], ordered[:, k]
     gamma = (0.5 * (k * next_one - near.sum(1))).mean()
     eta = (1 + near.sum(1) / (2 * gamma)) / k
-    kept = torch.zeros_like(cost).scatter(1, neighbor, 1.0)
     out = x
     for _ in range(iterations):
-        context = row_min_max(out @ out.T)
-        weight = (eta[:, None] - (cost - lam * context) / (2 * gamma)).relu() * kept
-        out = epsilon * (weight @ x) + (1 - epsilon) * x
+        context = row_min_max(out @ out.T).gather(1, neighbor)
+        weight = (eta[:, None] - (near - lam * context) / (2 * gamma)).relu()
+        if gather:
+            mixed = (weight[:, :, None] * x[neighbor]).sum(1)
+        else:
+            mixed = torch.zeros_like(cost).scatter(1, neighbor, weight) @ x
+        out = epsilon * mixed + (1 - epsilon) * x
     return out
 
 
@@ -129,7 +143,7 @@ def loop_statistics(old: Statistics, z: Tensor, y: Tensor, momentum: float) -> S
     for label in range(len(mean)):
         own = z[y == label]
         if len(own) > 0:
-            share = (len(own) / (len(own) + count[label])).clamp(min=1 - momentum)
+            share = max(len(own) / (len(own) + int(count[label])), 1 - momentum)
             mean[label], variance[label] = _blend(
                 mean[label], variance[label], own.mean(0), own.var(0, unbiased=False), share
             )
@@ -138,7 +152,7 @@ def loop_statistics(old: Statistics, z: Tensor, y: Tensor, momentum: float) -> S
 
 
 def _blend(
-    mean: Tensor, variance: Tensor, new_mean: Tensor, new_variance: Tensor, share: Tensor
+    mean: Tensor, variance: Tensor, new_mean: Tensor, new_variance: Tensor, share: Tensor | float
 ) -> tuple[Tensor, Tensor]:
     drift = share * (1 - share) * (mean - new_mean).square()
     variance = (1 - share) * variance + share * new_variance + drift
@@ -192,7 +206,9 @@ def augmented_multi_similarity(
 
     ``deviation`` [N, D] is the standard deviation of each sample's class, ``noise`` [M, N, D].
     """
-    candidates = F.normalize(torch.cat([z[None], z + math.sqrt(strength) * deviation * noise]), dim=2)
+    candidates = F.normalize(
+        torch.cat([z[None], z + math.sqrt(strength) * deviation * noise]), dim=2
+    )
     total = z.new_zeros(())
     for i in range(len(z)):
         similarity = candidates @ F.normalize(z[i], dim=0)  # [1 + M, N]

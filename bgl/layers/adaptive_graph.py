@@ -35,12 +35,13 @@ class _State(NamedTuple):
     k: int
     degree: Tensor | None  # [N, 1] neighbours of each row where it varies; None: always k
     bounded: Tensor | bool  # [N, 1] or bool: is there a (k+1)-th neighbour?
+    x: Tensor  # [N, C] as given; where it is the context too, its products serve twice
+    gram: Gram | None = None  # ⟨h_i, h_j⟩; paper: ⟨ĥ_i, ĥ_j⟩
     # released: the neighbours, chosen once, and their costs, from which the mean is taken
     chosen: Tensor | None = None  # [N, k]
     preference: Tensor | None = None  # [N, k] mean_p D_i(p) − D_ij
     scale: Tensor | None = None  # 2γ, scalar or [N, 1]
-    # paper: the part of the cost that does not depend on the context
-    gram: Gram | None = None  # ⟨ĥ_i, ĥ_j⟩
+    # paper
     square: Tensor | None = None  # [N] |ĥ_i|²
 
     @property
@@ -172,11 +173,11 @@ class AdaptiveGraph(nn.Module):
     ) -> _State:
         """What does not change while the context is refined; pass it to :meth:`neighbors`."""
         _check(x, y, batch, candidates)
+        pairs = Pairs(x.size(0), x.device, batch, candidates)
+        k, degree, bounded = self._sizes(pairs)
+        state = _State(pairs, y, k, degree, bounded, x)
         with torch.autocast(x.device.type, enabled=False):
             x = _at_least_float32(x)
-            pairs = Pairs(x.size(0), x.device, batch, candidates)
-            k, degree, bounded = self._sizes(pairs)
-            state = _State(pairs, y, k, degree, bounded)
             if k == 0:
                 return state
             if self.formulation == "paper":
@@ -196,11 +197,12 @@ class AdaptiveGraph(nn.Module):
             empty = context.new_zeros(n, 0)
             return Neighbors(empty.long(), _at_least_float32(empty), None)
         with torch.autocast(context.device.type, enabled=False):
-            context = _at_least_float32(context)
-            if self.formulation == "paper":
-                source, weight = self._paper(state, Gram(_unit(context), state.pairs))
-            else:
-                source, weight = self._released(state, Gram(context, state.pairs))
+            gram = state.gram
+            if gram is None or context is not state.x:
+                wide = _at_least_float32(context)
+                gram = Gram(_unit(wide) if self.formulation == "paper" else wide, state.pairs)
+            compute = self._paper if self.formulation == "paper" else self._released
+            source, weight = compute(state, gram)
             mask = None
             if state.degree is not None:
                 mask = torch.arange(state.k, device=weight.device) < state.degree
@@ -258,6 +260,7 @@ class AdaptiveGraph(nn.Module):
         gamma = 0.5 * total
         gamma = gamma.mean() if pairs.batch is None else _graph_mean(gamma, pairs.batch)
         return state._replace(
+            gram=gram,
             chosen=nodes[:, 2 : k + 2],
             preference=gap - total / state.size,
             scale=(2 * gamma + 1e-8).clamp(min=GAMMA_FLOOR),

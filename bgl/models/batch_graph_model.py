@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch_geometric.data import Data
 
-from bgl._checks import check_index_vector, describe
+from bgl._checks import check_index_vector, check_int, describe
 from bgl.hyperbolic import ToPoincareBall
 
 
@@ -73,21 +71,21 @@ class BatchGraphModel(nn.Module):
         self.backbone = backbone
         self.blocks = nn.ModuleList(blocks)
         self.head = head
-        self._recompute = False
+        self._chunk: int | None = None
 
-    def checkpoint_activations(self) -> None:
-        """Store less of the encoder in training, and compute it again on the way back.
+    def checkpoint_activations(self, images: int = 64) -> None:
+        """Encode a few images at a time in training, and once more on the way back.
 
-        Where the backbone has a way of its own (timm's ``set_grad_checkpointing``), that is used;
-        otherwise the backbone as a whole is computed twice. The gradients are the same. Batch
-        normalisation must be frozen: its running statistics would follow every batch twice.
+        Nothing but the features is stored of the forward pass, and the backward pass holds the
+        activations of ``images`` images at once: graph and loss see the whole batch however
+        large it is (as in gradient caching). The gradients are the same, for one more forward
+        pass of the encoder. Batch normalisation must be frozen: its running statistics would
+        follow every batch twice.
+
+        Raises:
+            ValueError: If ``images`` is no integer ≥ 1.
         """
-        switch: Any = getattr(self.backbone, "set_grad_checkpointing", None)
-        if switch is not None:
-            with suppress(AssertionError):  # what timm's models raise that have none
-                switch(True)
-                return
-        self._recompute = True
+        self._chunk = check_int(images, "images", 1)
 
     def forward(
         self, images: Tensor, labels: Tensor | None = None, return_graph: bool = False
@@ -99,8 +97,9 @@ class BatchGraphModel(nn.Module):
             )
         if labels is not None:
             check_index_vector(labels, images.size(0), "labels")
-        if self._recompute and self.training:
-            features = checkpoint(self.backbone, images, use_reentrant=False)
+        if self._chunk is not None and self.training:
+            parts = images.split(self._chunk)
+            features = torch.cat([checkpoint(self.backbone, p, use_reentrant=False) for p in parts])
         else:
             features = self.backbone(images)
         if not self.training or not self.blocks:

@@ -163,9 +163,9 @@ class TrainConfig:
         warmup: Share of the steps during which the learning rate rises.
         grad_clip: Largest norm of the gradient.
         train_batch_norm: Let the encoder's batch-norm statistics follow the training data.
-        checkpoint_activations: Store less of the encoder's forward pass and compute it again in
-            the backward pass: the same gradients, less memory, more time. Not together with
-            train_batch_norm.
+        checkpoint_activations: Encode 64 images at a time, and again in the backward pass: the
+            memory of 64 images for any batch size, the same gradients, one more forward pass.
+            Not together with train_batch_norm.
         select_embedding: Embedding whose validation MAP@R chooses the epoch (with protocol
             "paper": whose Recall@1 on the test classes does): "backbone" or "head".
         seed: Seed of everything random.

@@ -248,20 +248,30 @@ def num_workers(config: TrainConfig, dataset: ImageDataset) -> int:
 
 
 def graph_statistics(graphs: list[Data]) -> dict[str, float]:
-    """Share of the edges, and of the edge weight, between samples of the same class; the mean
-    over the graphs of all blocks and iterations."""
+    """Share of the edges, and of the edge weight, between samples of the same class; incoming
+    edges of a node; entropy of their weights in nats. The mean over the graphs of all blocks and
+    iterations."""
     if not graphs:
         return {}
-    edges, weights = [], []
+    rows = []
     for graph in graphs:
-        same = (graph.y[graph.edge_index[0]] == graph.y[graph.edge_index[1]]).float()
+        source, target = graph.edge_index
+        same = (graph.y[source] == graph.y[target]).float()
         weight = graph.edge_weight.detach().float().reshape(len(same), -1).mean(1)  # over heads
-        edges.append(same.mean())
-        weights.append((same * weight).sum() / weight.sum())
-    return {
-        "same_class_edges": float(torch.stack(edges).mean()),
-        "same_class_weight": float(torch.stack(weights).mean()),
-    }
+        total = weight.new_zeros(len(graph.y)).index_add_(0, target, weight)
+        share = weight / total.clamp_min(1e-12)[target]
+        rows.append(
+            torch.stack(
+                [
+                    same.mean(),
+                    (same * weight).sum() / weight.sum(),
+                    same.new_tensor(len(same) / len(graph.y)),
+                    -torch.special.xlogy(share, share).sum() / len(graph.y),
+                ]
+            )
+        )
+    names = ("same_class_edges", "same_class_weight", "mean_degree", "weight_entropy")
+    return dict(zip(names, torch.stack(rows).mean(0).tolist(), strict=True))
 
 
 def chosen_epoch(history: list[dict[str, Any]], config: TrainConfig) -> int:
