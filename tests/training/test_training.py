@@ -528,7 +528,18 @@ def test_graph_statistics_of_a_hand_example():
         edge_index=torch.tensor([[1, 2, 0], [0, 1, 2]]),
         edge_weight=torch.tensor([[1.0, 0.0], [0.5, 0.0], [0.0, 0.5]]),
     )
-    assert graph_statistics([one]) == {"same_class_edges": 0.5, "same_class_weight": 0.75}
+    assert graph_statistics([one]) == pytest.approx(
+        {
+            "same_class_edges": 0.5,
+            "same_class_weight": 0.75,
+            "mean_degree": 2 / 3,
+            "weight_entropy": 0.0,
+        }
+    )
+    even = Data(
+        y=y, edge_index=torch.tensor([[1, 2], [0, 0]]), edge_weight=torch.tensor([0.3, 0.3])
+    )
+    assert graph_statistics([even])["weight_entropy"] == pytest.approx(math.log(2) / 3)
     both = graph_statistics([one, heads])
     assert both["same_class_edges"] == pytest.approx((1 / 2 + 1 / 3) / 2)
     assert both["same_class_weight"] == pytest.approx((0.75 + 0.5) / 2)
