@@ -29,6 +29,12 @@ def make_parser(description: str | None = None) -> ArgumentParser:
     parser.add_argument(
         "--output-dir", default=None, type=str | None, help="Run folder; default: runs/<new name>."
     )
+    parser.add_argument(
+        "--log",
+        default=[],
+        type=list[str] | str,
+        help='Trackers of accelerate to log to, for instance "tensorboard".',
+    )
     documented = docstring_parser.parse(TrainConfig.__doc__ or "").params
     described = {parameter.arg_name: parameter.description for parameter in documented}
     defaults = TrainConfig()
@@ -60,11 +66,17 @@ def parse(argv: list[str], description: str | None = None) -> tuple[list[TrainCo
         defaults = [CONFIGS / options.dataset / f"{n}.yaml" for n in ["base", *method.split("+")]]
         files = [w for path in defaults if path.is_file() for w in ("--config", str(path))]
         values = parser.parse_args([*files, *argv]).as_dict()
-        for name in ("config", "method", "seed", "output_dir"):
+        for name in ("config", "method", "seed", "output_dir", "log"):
             values.pop(name, None)
         configs += [from_values({**values, "method": method, "seed": s}) for s in seeds]
     name = f"{options.dataset}-{datetime.now():%Y%m%d-%H%M%S}"
     return configs, Path(options.output_dir or Path("runs") / name)
+
+
+def parse_trackers(argv: list[str]) -> list[str]:
+    """The trackers of ``--log``, of a command line that :func:`parse` accepts."""
+    names = make_parser().parse_args(configs_first(lists([dashes(word) for word in argv]))).log
+    return [names] if isinstance(names, str) else list(names)
 
 
 def from_values(values: dict[str, Any]) -> TrainConfig:
@@ -85,13 +97,13 @@ def dashes(word: str) -> str:
 
 
 def lists(argv: list[str]) -> list[str]:
-    """``--method none dybgr`` as the one word ``--method=[none,dybgr]``, ``--seed`` likewise."""
+    """``--method none dybgr`` as the one word ``--method=[none,dybgr]``; ``--seed``, ``--log``."""
     words: list[str] = []
     rest = list(argv)
     while rest:
         word = rest.pop(0)
         values = []
-        while word in ("--method", "--seed") and rest and not rest[0].startswith("--"):
+        while word in ("--method", "--seed", "--log") and rest and not rest[0].startswith("--"):
             values.append(rest.pop(0))
         words.append(f"{word}=[{','.join(values)}]" if values else word)
     return words

@@ -43,7 +43,7 @@ def label(row: Row) -> str:
         parts.append(row["augmentation"])
     if row.get("protocol") == "paper":
         parts[-1] += " (paper-style, optimistic)"
-    return " + ".join(parts)
+    return " + ".join(parts) + (f" [{row['run']}]" if "run" in row else "")
 
 
 def metrics_of(rows: list[Row]) -> dict[str, str]:
@@ -120,11 +120,18 @@ def markdown(rows: list[Row]) -> str:
 
 
 def load_rows(runs: list[Path]) -> list[Row]:
-    """All rows of several run folders; a row that stands in more than one is taken once."""
+    """All rows of several run folders.
+
+    A row that stands in more than one run is taken once. Where runs hold the same arm and seed
+    with other options, the later run's rows bear its name.
+    """
     rows: dict[str, Row] = {}
     for run in runs:
         for row in json.loads((run / "results.json").read_text())["rows"]:
-            rows.setdefault(json.dumps([label(row), row["embedding"], row["seed"]]), row)
+            known = rows.setdefault(json.dumps([label(row), row["embedding"], row["seed"]]), row)
+            if known is not row and known.get("config") != row.get("config"):
+                row["run"] = run.name
+                rows[json.dumps([label(row), row["embedding"], row["seed"]])] = row
     return list(rows.values())
 
 

@@ -15,6 +15,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import timm
 import torch
 import torch_geometric
 import yaml
-from options import CONFIGS, parse
+from options import CONFIGS, parse, parse_trackers
 from report import print_table
 from rich.console import Console
 from rich.markup import escape
@@ -36,6 +37,7 @@ from bgl.datasets import Splits, download, load_dataset, raw_pixels
 from bgl.metrics import retrieval_metrics
 from bgl.training import (
     Progress,
+    Several,
     TrainConfig,
     View,
     build_model,
@@ -43,6 +45,9 @@ from bgl.training import (
     recall_at,
     train,
 )
+from bgl.visualization import explore_run
+from bgl.visualization.recorder import Recorder
+from bgl.visualization.tracking import Trackers, check_trackers
 
 Row = dict[str, Any]
 
@@ -126,7 +131,11 @@ def baseline_rows(config: TrainConfig, splits: Splits, progress: Progress) -> li
 
 
 def trained_rows(
-    config: TrainConfig, splits: Splits, folder: Path, progress: Progress
+    config: TrainConfig,
+    splits: Splits,
+    folder: Path,
+    progress: Progress,
+    trackers: Sequence[str] = (),
 ) -> list[Row]:
     """Train one configuration (or take its finished result) and describe each embedding."""
     resolved = dataclasses.asdict(config)
@@ -135,7 +144,17 @@ def trained_rows(
         return list(json.loads(finished.read_text())["rows"])
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
-    result = train(config, splits, folder, progress)
+    recorder = Recorder(folder, splits)
+    listeners: list[Progress] = [recorder, progress]
+    tracked = Trackers(trackers, folder / "logs", recorder) if trackers else None
+    if tracked is not None:
+        listeners.insert(1, tracked)
+    try:
+        result = train(config, splits, folder, Several(*listeners))
+    finally:
+        if tracked is not None:
+            tracked.finish()
+    recorder.finish()
     rows: list[Row] = [
         {
             "method": config.method,
@@ -240,7 +259,10 @@ def main(argv: list[str] | None = None) -> int:
         console.print(f"[bold red]error:[/] {line}", highlight=False, soft_wrap=True)
 
     try:
-        configs, folder = parse(sys.argv[1:] if argv is None else argv, __doc__)
+        argv = sys.argv[1:] if argv is None else argv
+        configs, folder = parse(argv, __doc__)
+        trackers = parse_trackers(argv)
+        check_trackers(trackers)
         first = configs[0]
         runs = {folder / f"{config.method}-seed{config.seed}": config for config in configs}
         for place, config in runs.items():
@@ -263,10 +285,12 @@ def main(argv: list[str] | None = None) -> int:
     progress = TerminalProgress(console)
     try:
         with progress.bars:
-            save(baseline_rows(first, splits, progress))
+            pretrained = Recorder(folder, splits)
+            save(baseline_rows(first, splits, Several(pretrained, progress)))
+            pretrained.finish()
             for place, config in runs.items():
                 console.print(f"[bold]{place.name}[/]")
-                save(trained_rows(config, splits, place, progress))
+                save(trained_rows(config, splits, place, progress, trackers))
     except KeyboardInterrupt:
         console.print(
             f"\nstopped; to go on, repeat the command with --output-dir {folder}", markup=False
@@ -283,6 +307,8 @@ def main(argv: list[str] | None = None) -> int:
         highlight=False,
         markup=False,
     )
+    page = explore_run(folder, splits=splits)
+    console.print(f"look at it: {page}", highlight=False, markup=False, soft_wrap=True)
     return 0
 
 

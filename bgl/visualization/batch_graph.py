@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import networkx as nx
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
-from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from torch import Tensor
 from torch_geometric.data import Data
 
-from bgl._checks import check_int, describe
-
-# Okabe and Ito's palette: told apart with any kind of colour vision
-SAME_CLASS = "#0072B2"
-OTHER_CLASS = "#D55E00"
-NODES = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#999999")
+from bgl._checks import check_choice, check_int
+from bgl.visualization._style import (
+    NODES,
+    OTHER_CLASS,
+    SAME_CLASS,
+    bare,
+    check_images,
+    check_nodes,
+    class_colors,
+    edge_weights,
+    new_axes,
+    place_images,
+)
+from bgl.visualization.projection import project
 
 
 def draw_batch_graph(
@@ -29,48 +35,56 @@ def draw_batch_graph(
     max_edges: int = 600,
     seed: int = 0,
     ax: Axes | None = None,
+    layout: str = "spring",
+    labels: Sequence[str] | None = None,
 ) -> Axes:
     """Draw a learned batch graph: samples as nodes, edges as wide as their weight.
 
     Edges within a class are blue and solid, edges between classes orange and dashed; without
     labels all are drawn alike. The two directions between a pair of nodes are drawn as one edge
-    with the larger weight, and nodes that attract each other lie close together (a spring layout
-    with the weights as forces, evened out so that nodes do not cover each other). Where there are
-    more than ``max_edges`` edges the weakest are left out, and a note says how many.
+    with the larger weight. Where there are more than ``max_edges`` edges the weakest are left
+    out, and a note says how many.
 
     Args:
         data: A graph with ``edge_index`` and, optionally, ``edge_weight`` [E] or [E, H] (the
-            mean over heads is drawn) and ``y``; for instance from :func:`bgl.to_batch_graph`.
+            mean over heads is drawn), ``y`` and ``x``; for instance from
+            :func:`bgl.to_batch_graph`.
         images: Thumbnails, a uint8 tensor [N, 3, H, W]; without them nodes are dots, coloured
             by class.
         max_edges: Most edges to draw.
         seed: Seed of the layout.
         ax: Axes to draw on; default: a new figure.
+        layout: "spring": nodes that attract each other lie close together, with the weights as
+            forces; "embedding": nodes with similar features ``x`` do
+            (:func:`~bgl.visualization.project`). Both are evened out so that nodes do not cover
+            each other.
+        labels: A text to write under every node.
 
     Returns:
         The axes.
 
     Raises:
-        ValueError: If there are no nodes, or ``images`` or ``max_edges`` do not fit.
+        ValueError: If there are no nodes, ``layout="embedding"`` has no ``x`` to go by, or an
+            argument does not fit.
     """
-    n = int(data.num_nodes or 0)
-    if n == 0:
-        raise ValueError("Expected argument `data` to have at least one node, but got none")
-    if images is not None and (images.dtype != torch.uint8 or images.shape[:2] != (n, 3)):
-        raise ValueError(
-            f"Expected argument `images` to be a uint8 tensor of shape [{n}, 3, H, W], "
-            f"but got {describe(images)}"
-        )
+    n = check_nodes(data)
+    check_images(images, n)
     check_int(max_edges, "max_edges", 0)
-    edges = _undirected(data)
+    check_choice(layout, "layout", ("spring", "embedding"))
+    if labels is not None and len(labels) != n:
+        raise ValueError(
+            f"Expected argument `labels` to have one entry per node ({n}), but got {len(labels)}"
+        )
+    edges = undirected(data)
     shown = sorted(edges.items(), key=lambda edge: -edge[1])[:max_edges]
-    graph = nx.Graph()
-    graph.add_nodes_from(range(n))
-    graph.add_weighted_edges_from((i, j, weight) for (i, j), weight in shown)
-    position = _spread(nx.spring_layout(graph, seed=seed, iterations=120))
+    if layout == "embedding":
+        if data.x is None:
+            raise ValueError('Expected argument `data` to have features `x` for "embedding"')
+        points = spread(project(data.x, seed=seed))
+    else:
+        points = spread(spring_layout(n, shown, seed))
 
-    if ax is None:
-        _, ax = plt.subplots(figsize=(9, 9), layout="constrained")
+    ax = new_axes(ax, (9, 9))
     y = None if data.y is None else data.y.tolist()
     largest = max((weight for _, weight in shown), default=1.0) or 1.0
     legend = []
@@ -82,8 +96,8 @@ def draw_batch_graph(
         if kind:
             ax.add_collection(
                 LineCollection(
-                    [[position[i], position[j]] for (i, j), _ in kind],
-                    linewidths=[0.3 + 3.2 * weight / largest for _, weight in kind],
+                    [[tuple(points[i]), tuple(points[j])] for (i, j), _ in kind],
+                    linewidths=[0.3 + 3.2 * max(weight, 0.0) / largest for _, weight in kind],
                     colors=color,
                     linestyles=style,
                     alpha=0.65,
@@ -91,68 +105,71 @@ def draw_batch_graph(
                 )
             )
             legend.append(Line2D([], [], color=color, linestyle=style, label=name))
-    _draw_nodes(ax, position, images, y)
+    colors: Any = NODES[1] if y is None else class_colors(y)
+    side = max(12, min(34, 240 / n**0.5))  # points: smaller in larger batches
+    dot = 80 if n <= 150 else 36
+    ax.scatter(points[:, 0], points[:, 1], c=colors, s=dot, edgecolors="white", zorder=2)
+    if images is not None:
+        place_images(ax, points, images, side, colors)
+    for point, text in zip(points, labels or (), strict=False):
+        ax.annotate(
+            # a dollar sign would begin a formula
+            text.replace("$", r"\$"),
+            tuple(point),
+            xytext=(0, -(6 if images is None else 0.6 * side + 3)),
+            textcoords="offset points",
+            ha="center",
+            va="top",
+            fontsize=7 if n <= 150 else 5,
+            zorder=4,
+        )
     if legend:
         ax.legend(handles=legend, loc="upper right", frameon=False)
     if len(edges) > len(shown):
         ax.set_xlabel(f"the {len(shown)} strongest of {len(edges)} edges")
-    ax.set_xticks([])
-    ax.set_yticks([])
+    bare(ax)
     ax.margins(0.06)
     ax.set_aspect("equal")
-    for spine in ax.spines.values():
-        spine.set_visible(False)
     return ax
 
 
-def _spread(position: dict[int, Any]) -> dict[int, Any]:
+def undirected(data: Data) -> dict[tuple[int, int], float]:
+    """Weight of each pair (i < j) of nodes; self-loops left out."""
+    assert data.edge_index is not None
+    edges: dict[tuple[int, int], float] = {}
+    pairs = data.edge_index.t().tolist()
+    for (j, i), w in zip(pairs, edge_weights(data).tolist(), strict=True):
+        if i != j:
+            pair = (min(i, j), max(i, j))
+            edges[pair] = max(w, edges.get(pair, -float("inf")))
+    return edges
+
+
+def spring_layout(
+    n: int,
+    edges: Sequence[tuple[tuple[int, int], float]],
+    seed: int = 0,
+    start: np.ndarray | None = None,
+) -> np.ndarray:
+    """Points [n, 2]; heavier edges pull harder. ``start`` is where the points begin."""
+    graph = nx.Graph()
+    graph.add_nodes_from(range(n))
+    graph.add_weighted_edges_from((i, j, max(weight, 0.0)) for (i, j), weight in edges)
+    begin = None if start is None else dict(enumerate(start))
+    rounds = 120 if n < 500 else max(5, 30_000 // n)  # a round takes time in n²
+    position = nx.spring_layout(graph, pos=begin, seed=seed, iterations=rounds)
+    return np.array([position[i] for i in range(n)])
+
+
+def spread(points: np.ndarray) -> np.ndarray:
     """Fill the unit square and push nodes apart that would cover each other."""
-    points = np.array([position[i] for i in range(len(position))])
     ranks = points.argsort(axis=0).argsort(axis=0) / max(len(points) - 1, 1)
     extent = np.ptp(points, axis=0) + 1e-9
     points = 0.5 * (points - points.min(axis=0)) / extent + 0.5 * ranks
     smallest = 0.9 / len(points) ** 0.5
-    for _ in range(100):
+    for _ in range(min(100, 20_000_000 // len(points) ** 2 if len(points) <= 2000 else 0)):
         apart = points[:, None] - points[None, :]
         distance = np.linalg.norm(apart, axis=2) + np.eye(len(points))
         push = np.clip(smallest - distance, 0, None) / distance
         points = points + 0.25 * (push[:, :, None] * apart).sum(axis=1)
-    return dict(enumerate(points))
-
-
-def _undirected(data: Data) -> dict[tuple[int, int], float]:
-    """Weight of each pair (i < j) of nodes; self-loops left out."""
-    assert data.edge_index is not None
-    weight = data.get("edge_weight")
-    if weight is None:
-        weight = torch.ones(data.edge_index.size(1))
-    weight = weight.detach().float()
-    if weight.dim() == 2:
-        weight = weight.mean(1)
-    edges: dict[tuple[int, int], float] = {}
-    for (j, i), w in zip(data.edge_index.t().tolist(), weight.tolist(), strict=True):
-        if i != j:
-            pair = (min(i, j), max(i, j))
-            edges[pair] = max(w, edges.get(pair, 0.0))
-    return edges
-
-
-def _draw_nodes(
-    ax: Axes, position: dict[int, Any], images: Tensor | None, y: list[int] | None
-) -> None:
-    classes = {} if y is None else {label: k for k, label in enumerate(dict.fromkeys(y))}
-    colors = [NODES[classes[label] % len(NODES)] for label in y] if y is not None else NODES[1]
-    points = [position[i] for i in range(len(position))]
-    across, up = zip(*points, strict=True)
-    ax.scatter(across, up, c=colors, s=80, edgecolors="white", zorder=2)
-    if images is None:
-        return
-    side = max(12, min(34, 240 / len(points) ** 0.5))  # points: smaller in larger batches
-    for i, image in enumerate(images):
-        picture = OffsetImage(image.permute(1, 2, 0).numpy(), zoom=side / image.size(1))
-        frame = {
-            "edgecolor": colors[i] if y is not None else colors,
-            "linewidth": 1.5,
-            "boxstyle": "round,pad=0.15",
-        }
-        ax.add_artist(AnnotationBbox(picture, points[i], pad=0, bboxprops=frame, zorder=3))
+    return points

@@ -1,0 +1,170 @@
+"""Learned graphs in the form in which a run keeps them and the explorer page shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+
+from bgl.visualization._encode import text64, weights64
+from bgl.visualization._style import edge_weights
+from bgl.visualization.batch_graph import spread, spring_layout
+
+EDGES_PER_NODE = 30  # more are not kept: the weakest go first
+LAYOUT_EDGES = 1200
+MAX_NODES = 1000
+
+
+@dataclass
+class Frame:
+    """One graph at one moment of a training."""
+
+    source: np.ndarray  # [E]
+    target: np.ndarray  # [E]
+    weight: np.ndarray  # [E]
+    total: int  # edges before the weakest were left out
+    epoch: int | None = None
+    block: int = 0
+    iteration: int = 0
+
+
+def make_frame(data: Data, epoch: int | None = None) -> Frame:
+    """The strongest edges of a graph, self-loops left out."""
+    assert data.edge_index is not None
+    source, target = data.edge_index.detach().cpu()
+    weight = edge_weights(data)
+    edge = (source != target).nonzero().flatten()
+    limit = EDGES_PER_NODE * int(data.num_nodes or 0)
+    kept = edge
+    if len(edge) > limit:
+        kept = edge[weight[edge].argsort(descending=True, stable=True)[:limit]]
+    return Frame(
+        source[kept].numpy().astype(np.uint16),
+        target[kept].numpy().astype(np.uint16),
+        weight[kept].numpy().astype(np.float32),
+        len(edge),
+        epoch,
+        int(data.get("block") or 0),
+        int(data.get("iteration") or 0),
+    )
+
+
+def unpack_frames(arrays: Mapping[str, np.ndarray]) -> list[Frame]:
+    """The graphs in the arrays of an ``explorer.npz``."""
+    if len(arrays["edges"]) == 0:
+        return []
+    cuts = np.cumsum(arrays["edges"])[:-1]
+    parts = [np.split(arrays[name], cuts) for name in ("source", "target", "weight")]
+    rows = zip(*parts, arrays["total"].tolist(), arrays["moment"].tolist(), strict=True)
+    return [Frame(s, t, w, total, *moment) for s, t, w, total, moment in rows]
+
+
+def sample_nodes(data: Data, most: int = MAX_NODES) -> Tensor:
+    """Nodes of a graph that is too large to draw: whole classes, the first ones, or without
+    labels the surroundings of the node with the most edges."""
+    n = int(data.num_nodes or 0)
+    if n <= most:
+        return torch.arange(n)
+    assert data.edge_index is not None
+    edge_index = data.edge_index.cpu()
+    if data.y is not None and len(data.y.unique()) > 1:
+        rank = data.y.cpu().unique(return_inverse=True)[1]
+        return rank.argsort(stable=True)[:most].sort().values
+    degree = edge_index.flatten().bincount(minlength=n)
+    inside = torch.zeros(n, dtype=torch.bool)
+    inside[degree.argmax()] = True
+    while True:
+        near = inside.clone()
+        near[edge_index[1, inside[edge_index[0]]]] = True
+        near[edge_index[0, inside[edge_index[1]]]] = True
+        if int(near.sum()) >= most or torch.equal(near, inside):
+            break
+        inside = near
+    others = (~inside).nonzero().flatten()
+    first = others[near[others].long().argsort(descending=True, stable=True)]
+    return torch.cat([inside.nonzero().flatten(), first])[:most].sort().values
+
+
+def induced(data: Data, nodes: Tensor) -> Data:
+    """The graph of some of the nodes, its edges and labels."""
+    assert data.edge_index is not None
+    place = torch.full((int(data.num_nodes or 0),), -1)
+    place[nodes] = torch.arange(len(nodes))
+    edge_index = place[data.edge_index.cpu()]
+    kept = (edge_index >= 0).all(dim=0)
+    return Data(
+        edge_index=edge_index[:, kept],
+        edge_weight=edge_weights(data)[kept],
+        y=None if data.y is None else data.y.cpu()[nodes],
+        num_nodes=len(nodes),
+    )
+
+
+def graph_payload(
+    name: str,
+    frames: Sequence[Frame],
+    labels: Sequence[int] | None,
+    classes: Sequence[str],
+    nodes: Sequence[str],
+    atlas: str | None,
+    notes: Sequence[str] = (),
+) -> dict[str, Any]:
+    """What the page needs to show graphs over the same nodes.
+
+    Args:
+        name: Of the training.
+        frames: The graphs in their order; those of one epoch share the node positions, which
+            follow from the last of them.
+        labels: Ids into ``classes``, or None.
+        classes: Names of the classes.
+        nodes: A text for each node.
+        atlas: Name of the sheet with the nodes' pictures, or None.
+        notes: What the reader should know about this graph.
+    """
+    last = {frame.epoch: frame for frame in frames}
+    epochs = list(last)
+    positions: list[np.ndarray] = []
+    for frame in last.values():
+        start = positions[-1] if positions else None
+        positions.append(spring_layout(len(nodes), _strongest(frame), start=start))
+    return {
+        "name": name,
+        "n": len(nodes),
+        "labels": None if labels is None else list(labels),
+        "classes": list(classes),
+        "nodes": list(nodes),
+        "atlas": atlas,
+        "notes": list(notes),
+        "positions": [text64(spread(points).ravel(), "f4") for points in positions],
+        "frames": [
+            {
+                "epoch": frame.epoch,
+                "block": frame.block,
+                "iteration": frame.iteration,
+                "position": epochs.index(frame.epoch),
+                "total": frame.total,
+                "source": text64(frame.source, "u2"),
+                "target": text64(frame.target, "u2"),
+                **weights64(frame.weight),
+            }
+            for frame in frames
+        ],
+    }
+
+
+def _strongest(frame: Frame) -> list[tuple[tuple[int, int], float]]:
+    """The strongest edges between two nodes, scaled to 1, for the layout."""
+    pairs: dict[tuple[int, int], float] = {}
+    for i, j, weight in zip(
+        frame.source.tolist(), frame.target.tolist(), frame.weight.tolist(), strict=True
+    ):
+        pair = (min(i, j), max(i, j))
+        pairs[pair] = max(weight, pairs.get(pair, 0.0))
+    largest = max(pairs.values(), default=1.0) or 1.0
+    ordered = sorted(pairs.items(), key=lambda edge: -edge[1])[:LAYOUT_EDGES]
+    return [(pair, weight / largest) for pair, weight in ordered]

@@ -1,0 +1,109 @@
+"""Colours and small helpers shared by the plots."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+from torch import Tensor
+from torch_geometric.data import Data
+
+from bgl._checks import check_index_vector, describe
+
+# Okabe and Ito's palette: told apart with any kind of colour vision
+SAME_CLASS = "#0072B2"
+OTHER_CLASS = "#D55E00"
+NODES = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#999999")
+
+
+def new_axes(ax: Axes | None, size: tuple[float, float] = (7, 5)) -> Axes:
+    """``ax``, or the axes of a new figure."""
+    if ax is not None:
+        return ax
+    _, made = plt.subplots(figsize=size, layout="constrained")
+    return made
+
+
+def bare(ax: Axes) -> None:
+    """Leave out ticks and frame."""
+    ax.set_xticks([])
+    ax.set_yticks([])
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+
+
+def check_images(images: Tensor | None, n: int) -> None:
+    """Raise unless ``images`` is None or a uint8 tensor [n, 3, H, W]."""
+    if images is None:
+        return
+    ok = isinstance(images, Tensor) and images.dtype == torch.uint8 and images.dim() == 4
+    if not ok or images.shape[:2] != (n, 3):
+        raise ValueError(
+            f"Expected argument `images` to be a uint8 tensor of shape [{n}, 3, H, W], "
+            f"but got {describe(images)}"
+        )
+
+
+def check_nodes(data: Data) -> int:
+    """The number of nodes of a graph whose edges and labels fit it.
+
+    Raises:
+        ValueError: If there are no nodes, an edge leads outside, or weights or labels are too
+            many or too few.
+    """
+    n = int(data.num_nodes or 0)
+    if n == 0:
+        raise ValueError("Expected argument `data` to have at least one node, but got none")
+    edge_index = data.edge_index
+    if edge_index is None or edge_index.dim() != 2 or edge_index.size(0) != 2:
+        raise ValueError(
+            "Expected argument `data` to have an `edge_index` of shape [2, E], "
+            f"but got {describe(edge_index)}"
+        )
+    if edge_index.numel() and not 0 <= int(edge_index.min()) <= int(edge_index.max()) < n:
+        raise ValueError(
+            f"Expected `edge_index` to hold nodes from 0 to {n - 1}, "
+            f"but got values from {int(edge_index.min())} to {int(edge_index.max())}"
+        )
+    weight = data.get("edge_weight")
+    if weight is not None and weight.size(0) != edge_index.size(1):
+        raise ValueError(
+            f"Expected `edge_weight` to have one entry per edge ({edge_index.size(1)}), "
+            f"but got {describe(weight)}"
+        )
+    if data.y is not None:
+        check_index_vector(data.y, n, "data.y")
+    return n
+
+
+def edge_weights(data: Data) -> Tensor:
+    """Weight [E] of every edge on the CPU: the mean over heads, 1 where there are no weights;
+    a weight that is not finite counts as 0."""
+    assert data.edge_index is not None
+    weight = data.get("edge_weight")
+    if weight is None:
+        return torch.ones(data.edge_index.size(1))
+    weight = weight.detach().float().cpu().nan_to_num(0.0, 0.0, 0.0)
+    return weight.mean(1) if weight.dim() == 2 else weight
+
+
+def class_colors(y: list[int]) -> list[str]:
+    """A colour for every sample; after eight classes they come round again."""
+    order = {label: k for k, label in enumerate(dict.fromkeys(y))}
+    return [NODES[order[label] % len(NODES)] for label in y]
+
+
+def place_images(
+    ax: Axes, points: np.ndarray, images: Tensor, side: float, frames: list[str] | str
+) -> None:
+    """Draw images, ``side`` points wide, with a coloured frame each."""
+    for i, (point, image) in enumerate(zip(points, images, strict=True)):
+        picture = OffsetImage(image.permute(1, 2, 0).cpu().numpy(), zoom=side / image.size(1))
+        frame = {
+            "edgecolor": frames if isinstance(frames, str) else frames[i],
+            "linewidth": 1.5,
+            "boxstyle": "round,pad=0.15",
+        }
+        ax.add_artist(AnnotationBbox(picture, tuple(point), pad=0, bboxprops=frame, zorder=3))

@@ -1,0 +1,97 @@
+"""Queries and what was found for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+from bgl._checks import check_index_vector, check_int, check_matrix
+from bgl.visualization._style import OTHER_CLASS, SAME_CLASS, check_images
+
+
+def retrieval_grid(
+    x: Tensor,
+    y: Tensor,
+    images: Tensor,
+    queries: Sequence[int] | None = None,
+    k: int = 8,
+    names: Sequence[str] | None = None,
+) -> Figure:
+    """Each query beside its ``k`` nearest other items by cosine.
+
+    An item of the query's class has a solid blue frame and a tick, any other a dashed orange
+    frame and a cross.
+
+    Args:
+        x: Embeddings [N, C].
+        y: Labels [N].
+        images: Thumbnails, a uint8 tensor [N, 3, H, W].
+        queries: Rows to look up; default: eight, spread evenly.
+        k: Neighbours to show.
+        names: Names of the classes by label, written beside the query.
+
+    Returns:
+        The figure, a line per query.
+    """
+    check_matrix(x)
+    check_index_vector(y, len(x), "y")
+    check_images(images, len(x))
+    k = min(check_int(k, "k", 1), len(x) - 1)
+    if queries is None:
+        queries = torch.linspace(0, len(x) - 1, min(8, len(x))).long().tolist()
+    if not queries or not all(0 <= q < len(x) for q in queries):
+        raise ValueError(
+            f"Expected argument `queries` to be rows from 0 to {len(x) - 1}, got {queries!r}"
+        )
+    found = nearest(x, torch.tensor(list(queries)), k)
+    figure, grid = plt.subplots(
+        len(queries), k + 1, figsize=(1.1 * (k + 1), 1.2 * len(queries)), squeeze=False
+    )
+    for line, query, items in zip(grid, queries, found.tolist(), strict=True):
+        for ax, item in zip(line, [query, *items], strict=True):
+            ax.imshow(images[item].permute(1, 2, 0).cpu().numpy())
+            ax.set_xticks([])
+            ax.set_yticks([])
+            for spine in ax.spines.values():
+                spine.set_visible(False)
+            if ax is line[0]:
+                name = str(int(y[item])) if names is None else names[int(y[item])]
+                ax.set_title(name.replace("$", r"\$")[:20], fontsize=7)
+                continue
+            right = bool(y[item] == y[query])
+            color = SAME_CLASS if right else OTHER_CLASS
+            frame = Rectangle(
+                (0, 0),
+                1,
+                1,
+                transform=ax.transAxes,
+                fill=False,
+                edgecolor=color,
+                linewidth=3,
+                linestyle="solid" if right else "dashed",
+                clip_on=False,
+            )
+            ax.add_patch(frame)
+            ax.set_title("✓" if right else "✗", color=color, fontsize=8, pad=2)
+    figure.tight_layout()
+    return figure
+
+
+@torch.no_grad()
+def nearest(x: Tensor, queries: Tensor, k: int, gallery: Tensor | None = None) -> Tensor:
+    """The ``k`` nearest rows of ``gallery`` by cosine [Q, k] of the rows ``queries`` of ``x``;
+    without a gallery the nearest other rows of ``x``."""
+    unit = torch.nn.functional.normalize(x.float())
+    other = unit if gallery is None else torch.nn.functional.normalize(gallery.float())
+    parts = []
+    for chunk in queries.split(512):
+        score = unit[chunk] @ other.T
+        if gallery is None:
+            score[torch.arange(len(chunk)), chunk] = -torch.inf
+        parts.append(score.topk(k, dim=1).indices)
+    return torch.cat(parts) if parts else torch.empty(0, k, dtype=torch.long)
