@@ -58,7 +58,7 @@ def explore(
         FileNotFoundError: If the run folder does not exist.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> from bgl import to_batch_graph
         >>> graph = to_batch_graph(torch.randn(12, 8), torch.arange(12) // 3)
         >>> explore(graph, path=tempfile.mkdtemp() + "/graph.html").name

@@ -30,7 +30,8 @@ class Recorder(Progress):
 
     It listens to a training and writes ``explorer.npz`` (some hundred kilobytes) into the
     training's folder. The training does not notice: the recorder draws from no global random
-    generator, and computes one more batch per recorded epoch.
+    generator. Before it starts, one batch more is embedded; afterwards the recorder takes the
+    features that the loop measures anyway.
 
     Args:
         folder: Of the training.
@@ -45,6 +46,7 @@ class Recorder(Progress):
         self.frames: list[Frame] = []
         self.found: dict[str, Any] = {}
         self.moments: set[int] = set()
+        self.features: Tensor | None = None  # of the batch, where the loop has measured it
         self.tested: tuple[Tensor, Tensor | None] | None = None
         self.view: View | None = None
 
@@ -72,6 +74,8 @@ class Recorder(Progress):
         if data is self.splits.test:
             # by the backbone, which has a meaning before training as well
             self.tested = vectors["backbone"], None if gallery is None else gallery["backbone"]
+        elif data is self.data:
+            self.features = vectors["backbone"][self.batch]
 
     def finish(self) -> None:
         """Keep the answers to queries and the map of the last measured test classes; to be called
@@ -98,9 +102,10 @@ class Recorder(Progress):
         """Learn the graph of the batch as a training step would, and keep it."""
         assert self.view is not None
         if self.view.config.block_names:
-            graphs = batch_graphs(self.view, self.data, self.batch)
+            graphs = batch_graphs(self.view, self.data, self.batch, self.features)
             self.frames = [frame for frame in self.frames if frame.epoch != epoch]
             self.frames += [make_frame(graph, epoch) for graph in graphs]
+        self.features = None
         self._write()
 
     def _write(self) -> None:
@@ -162,16 +167,20 @@ def fixed_batch(labels: Tensor, size: int, per_class: int) -> list[int]:
 
 
 @torch.no_grad()
-def batch_graphs(view: View, data: ImageDataset, batch: list[int]) -> list[Data]:
-    """The graphs that the blocks learn on a batch, on features in evaluation mode."""
+def batch_graphs(
+    view: View, data: ImageDataset, batch: list[int], features: Tensor | None = None
+) -> list[Data]:
+    """The graphs that the blocks learn on a batch, on its features in evaluation mode; these are
+    computed if they are not given."""
     blocks: Any = view.model.blocks
     was_training = view.model.training
     cuda = [view.accelerator.device] if view.accelerator.device.type == "cuda" else []
     labels = data.labels[batch].to(view.accelerator.device)
     graphs = []
     with torch.random.fork_rng(cuda):  # a data loader draws a seed
-        x = view.embed(data.subset(batch))["backbone"]
-        x = x.to(view.accelerator.device)
+        if features is None:
+            features = view.embed(data.subset(batch))["backbone"]
+        x = features.to(view.accelerator.device)
         blocks.eval()
         for number, block in enumerate(blocks):
             nodes = x

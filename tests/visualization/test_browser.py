@@ -21,6 +21,8 @@ SHOTS = Path(os.environ.get("BGL_SCREENSHOTS", ""))  # where to keep the screens
 
 Open = Callable[..., Page]
 
+pytestmark = pytest.mark.browser
+
 
 @pytest.fixture(scope="module")
 def pages(chromium: Page, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
