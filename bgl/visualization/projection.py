@@ -69,6 +69,9 @@ def reduce(x: Tensor, dim: int) -> np.ndarray:
     x = x.detach().double().cpu()
     x = x - x.mean(0)
     _, directions = torch.linalg.eigh(x.T @ x)  # ascending, and needs no random numbers
-    parts = x @ directions.flip(1)[:, :dim]
+    directions = directions.flip(1)[:, :dim]
+    # either sign is right: take the one whose largest entry is positive, on every machine
+    signs = directions.gather(0, directions.abs().argmax(0, keepdim=True)).sign()
+    parts = x @ (directions * signs)
     padded = torch.nn.functional.pad(parts, (0, dim - parts.size(1)))
     return padded.float().numpy()

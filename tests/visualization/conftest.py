@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,11 @@ class Page:
     def click(self, chart: str, trace: int, index: int) -> None:
         """Click on a point of a chart, once the chart knows what is under the pointer."""
         x, y = self.hover(chart, trace, index)
-        self.until(f"return (document.getElementById('{chart}')._hoverdata || []).length")
+        # the page marks what is under the pointer, then plotly finds it again
+        known = f"return (document.getElementById('{chart}')._hoverdata || []).length"
+        self.until(known)
+        time.sleep(0.3)
+        self.until(known)
         self.mouse("mousePressed", x, y)
         self.mouse("mouseReleased", x, y)
 

@@ -271,10 +271,24 @@ def test_large_batch_stays_usable(pages, open_page: Open, record_property):
 
 
 def test_screenshots(pages, open_page: Open, tmp_path):
+    """Every section on a laptop and a phone, and the graph before and after training.
+
+    ``BGL_SCREENSHOTS`` names a folder to keep them in, ``BGL_SCREENSHOT_PAGE`` another page.
+    """
     folder = SHOTS if SHOTS.name else tmp_path
+    shown = Path(os.environ.get("BGL_SCREENSHOT_PAGE", pages["run"]))
+    files = []
     for width, dark in ((1280, False), (390, True)):
-        page = open_page(pages["run"], width, 900, dark)
+        page = open_page(shown, width, 900, dark)
         for section in ("graph", "map", "retrieval", "results"):
-            file = folder / f"{section}-{width}.png"
-            page.shoot(file, f"#{section}-section")
-            assert file.stat().st_size > 5000
+            files.append(folder / f"{section}-{width}.png")
+            page.shoot(files[-1], f"#{section}-section")
+    page = open_page(shown)
+    last = page.js("return document.getElementById('step').max")
+    for step, moment in ((0, "before"), (last, "after")):
+        page.set("#step", step)
+        page.hover("graph", NODES, 5)
+        page.until("return document.querySelector('#card h3')")
+        files.append(folder / f"explorer_{moment}.png")
+        page.shoot(files[-1])
+    assert all(file.stat().st_size > 5000 for file in files)

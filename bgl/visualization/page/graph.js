@@ -75,7 +75,7 @@ function draw() {
   const nodes = [...Array(graph.n).keys()].filter((i) => !inside || inside.has(i));
   const room = Math.min($("graph").clientWidth, $("graph").clientHeight) - 16;
   const withPictures = graph.atlas && ($("pictures").checked || (inside && inside.size <= 60));
-  const side = Math.max(8, Math.min(34, (0.62 * room) / Math.sqrt(graph.n))) * (inside ? 1.6 : 1);
+  const side = Math.max(8, Math.min(34, (0.5 * room) / Math.sqrt(graph.n))) * (inside ? 1.6 : 1);
   traces.push({
     x: nodes.map((i) => at[2 * i]),
     y: nodes.map((i) => at[2 * i + 1]),
@@ -83,21 +83,25 @@ function draw() {
     mode: "markers",
     hoverinfo: "none",
     marker: {
-      size: withPictures ? side + 5 : Math.max(7, side * 0.55),
+      size: withPictures ? side + 4 : Math.max(7, side * 0.55),
       symbol: withPictures ? "square" : nodes.map((i) => symbol(label(i))),
       color: nodes.map((i) => color(label(i))),
       line: { width: 1, color: css("back") },
     },
   });
+  const range = (axis) => {
+    const along = nodes.map((i) => at[2 * i + axis]);
+    return [Math.min(...along) - 0.05, Math.max(...along) + 0.05];
+  };
+  const [across, up] = [range(0), range(1)];
+  const wide = (side * Math.max(across[1] - across[0], up[1] - up[0])) / room; // in the plane's units
   const images = !withPictures ? [] : nodes.map((i) => ({
     source: cutOut(graph.atlas, i), x: at[2 * i], y: at[2 * i + 1], xref: "x", yref: "y",
-    sizex: (1.1 * side) / room, sizey: (1.1 * side) / room, xanchor: "center", yanchor: "middle", layer: "above",
+    sizex: wide, sizey: wide, xanchor: "center", yanchor: "middle", layer: "above",
   }));
-  const size = nodes.map((i) => [at[2 * i], at[2 * i + 1]]);
-  const range = (axis) => [Math.min(...size.map((p) => p[axis])) - 0.04, Math.max(...size.map((p) => p[axis])) + 0.04];
   Plotly.react("graph", traces, layout({
-    xaxis: { ...bareAxis, range: range(0) },
-    yaxis: { ...bareAxis, range: range(1), scaleanchor: "x" },
+    xaxis: { ...bareAxis, range: across },
+    yaxis: { ...bareAxis, range: up, scaleanchor: "x" },
     images,
   }), settings);
   describe(edges.length, fitting.length, inside);

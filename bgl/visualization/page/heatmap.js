@@ -25,7 +25,7 @@ function drawHeatmap(what) {
   }], layout({
     xaxis: { title: { text: "source image" }, showticklabels: false, ticks: "", showgrid: false, zeroline: false },
     yaxis: { title: { text: "target image" }, showticklabels: false, ticks: "", showgrid: false, zeroline: false, autorange: "reversed", scaleanchor: "x", constrain: "domain" },
-    margin: { l: 30, r: 8, t: 30, b: 30 },
+    margin: { l: 36, r: 8, t: 30, b: 36 },
   }), settings);
   drawHeatmap("mark");
 }
