@@ -194,11 +194,7 @@ def check_folder(config: TrainConfig, folder: Path) -> None:
         stored = yaml.safe_load((folder / "config.yaml").read_text())
     else:
         return
-    if changed := config.changed(stored):
-        raise ValueError(
-            f"Expected {folder} to belong to this configuration, but {', '.join(changed)} "
-            "differ; use another --output-dir"
-        )
+    config.check_stored(stored, folder)
 
 
 def describe(config: TrainConfig, splits: Splits) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pytorch_metric_learning.distances import BaseDistance
 from torch import Tensor, nn
 
 from bgl._checks import check_matrix, check_real
+from bgl._precision import at_least_float32
 
 # The constants of the published implementation, which the results follow to the last digits.
 _NORM_EPS = 1e-5  # added to a norm before dividing by it
@@ -52,7 +53,7 @@ def to_poincare_ball(x: Tensor, *, c: float, clip_radius: float | None = None) -
             [0.0000, 0.0000]])
     """
     with torch.autocast(x.device.type, enabled=False):
-        x = _at_least_float32(x)
+        x = at_least_float32(x)
         if clip_radius is not None:
             x = x * (clip_radius / (_norm(x) + _NORM_EPS)).clamp_max(1.0)
         scaled = math.sqrt(c) * _norm(x).clamp_min(_NORM_EPS)
@@ -102,7 +103,7 @@ def distance_matrix(x: Tensor, y: Tensor, *, c: float) -> Tensor:
             [1.0986, 0.0000]])
     """
     with torch.autocast(x.device.type, enabled=False):
-        x, y = _at_least_float32(x), _at_least_float32(y)
+        x, y = at_least_float32(x), at_least_float32(y)
         # Distances do not change with the origin; a central one loses the fewest digits.
         centre = y.detach().mean(dim=0)
         from_x, from_y = x - centre, y - centre
@@ -131,7 +132,7 @@ def paired_distance(x: Tensor, y: Tensor, *, c: float) -> Tensor:
     tensor([1.0986])
     """
     with torch.autocast(x.device.type, enabled=False):
-        x, y = _at_least_float32(x), _at_least_float32(y)
+        x, y = at_least_float32(x), at_least_float32(y)
         return _distance(_squared_norm(x - y), _squared_norm(x), _squared_norm(y), c).squeeze(-1)
 
 
@@ -156,7 +157,7 @@ def rank_matrix(x: Tensor, y: Tensor, *, c: float) -> Tensor:
     tensor([[0, 1, 2]])
     """
     with torch.autocast(x.device.type, enabled=False):
-        x, y = _at_least_float32(x), _at_least_float32(y)
+        x, y = at_least_float32(x), at_least_float32(y)
         x_norm, y_norm = _squared_norm(x), _squared_norm(y).T
         squared = torch.addmm(y_norm, x, y.T, alpha=-2).add_(x_norm).clamp_min_(0)
         # In place: this runs once per block of a whole gallery, and memory is what it waits for.
@@ -249,10 +250,6 @@ class HyperbolicDistance(BaseDistance):
 
     def extra_repr(self) -> str:
         return f"c={self.c}"
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _norm(x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from bgl._checks import (
     check_real,
     describe,
 )
+from bgl._precision import at_least_float32
 from bgl.layers.pairs import Gram, Graph, Neighbors, Pairs
 
 # Smallest denominators: they bound the gradients (see `AdaptiveGraph`) and lie far below the
@@ -177,7 +178,7 @@ class AdaptiveGraph(nn.Module):
         k, degree, bounded = self._sizes(pairs)
         state = _State(pairs, y, k, degree, bounded, x)
         with torch.autocast(x.device.type, enabled=False):
-            x = _at_least_float32(x)
+            x = at_least_float32(x)
             if k == 0:
                 return state
             if self.formulation == "paper":
@@ -195,11 +196,11 @@ class AdaptiveGraph(nn.Module):
             )
         if state.k == 0:
             empty = context.new_zeros(n, 0)
-            return Neighbors(empty.long(), _at_least_float32(empty), None)
+            return Neighbors(empty.long(), at_least_float32(empty), None)
         with torch.autocast(context.device.type, enabled=False):
             gram = state.gram
             if gram is None or context is not state.x:
-                wide = _at_least_float32(context)
+                wide = at_least_float32(context)
                 gram = Gram(_unit(wide) if self.formulation == "paper" else wide, state.pairs)
             compute = self._paper if self.formulation == "paper" else self._released
             source, weight = compute(state, gram)
@@ -383,7 +384,3 @@ def _extremes(values: Tensor, row: Tensor | None) -> Tensor:
 
 def _unit(x: Tensor) -> Tensor:
     return F.normalize(x, dim=1, eps=NORM_FLOOR)
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()

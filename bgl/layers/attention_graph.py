@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bgl._checks import check_index_vector, check_int, describe
+from bgl._precision import at_least_float32
 from bgl.layers.pairs import Graph
 
 
@@ -64,9 +65,7 @@ class AttentionGraph(nn.Module):
         if self.k is None or self.k >= n:
             return None if same_graph is None else same_graph.expand(query.size(1), n, n)
         with torch.autocast(query.device.type, enabled=False):  # half precision would tie
-            if query.dtype != torch.float64:
-                query, key = query.float(), key.float()
-            scores = torch.einsum("nhd,mhd->hnm", query, key)
+            scores = torch.einsum("nhd,mhd->hnm", at_least_float32(query), at_least_float32(key))
         if same_graph is not None:
             scores = scores.masked_fill(~same_graph, -torch.inf)
         strongest = scores.topk(self.k, dim=-1).indices

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bgl._checks import check_choice, check_index_vector, check_matrix, check_real
+from bgl._precision import at_least_float32
 from bgl.hyperbolic import HyperbolicDistance
 
 
@@ -88,7 +89,7 @@ class PairwiseCrossEntropyLoss(nn.Module):
         if not torch.compiler.is_compiling():
             _check_balanced(labels)
         with torch.autocast(embeddings.device.type, enabled=False):
-            embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
+            embeddings = at_least_float32(embeddings)
             similarity = self.distance(embeddings, embeddings)
             if not self.distance.is_inverted:
                 similarity = -similarity

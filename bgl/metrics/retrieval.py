@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from bgl._checks import check_choice, check_finite, check_index_vector, check_int, check_matrix
+from bgl._precision import at_least_float32
 
 
 @runtime_checkable
@@ -155,7 +156,7 @@ def _scorer(distance: Distance, gallery: Tensor) -> Callable[[Tensor], Tensor]:
     A matrix product may round equal columns differently. So equal gallery rows are scored once.
     """
     # unique() has no kernel for half precision on every device.
-    wide = gallery.to(torch.promote_types(gallery.dtype, torch.float32))
+    wide = at_least_float32(gallery)
     distinct, copy_of = wide.unique(dim=0, return_inverse=True)
     if len(distinct) == len(gallery):
         return _score_against(distance, gallery.to(_rank_dtype(gallery.device)))

@@ -104,8 +104,21 @@ class BatchGraphModel(nn.Module):
             features = self.backbone(images)
         if not self.training or not self.blocks:
             return BatchGraphOutput(self.head(features), features)
+        context, graphs = self.contextualize(features, labels, return_graph)
+        plain, contextual = self.head(torch.cat([features, context])).chunk(2)
+        return BatchGraphOutput(plain, features, contextual, context, graphs)
+
+    def contextualize(
+        self, features: Tensor, labels: Tensor | None = None, return_graph: bool = False
+    ) -> tuple[Tensor, list[Data]]:
+        """Pass features [N, C] through the blocks.
+
+        Returns:
+            The contextual features [N, C] and, with ``return_graph``, the graph of every block
+            and iteration (see the class).
+        """
         context = features
-        graphs = []
+        graphs: list[Data] = []
         for number, block in enumerate(self.blocks):
             if return_graph:
                 nodes = context
@@ -123,8 +136,7 @@ class BatchGraphModel(nn.Module):
                 ]
             else:
                 context = block(context, labels)
-        plain, contextual = self.head(torch.cat([features, context])).chunk(2)
-        return BatchGraphOutput(plain, features, contextual, context, graphs)
+        return context, graphs
 
 
 def make_head(

@@ -34,11 +34,7 @@ def load_checkpoint(path: Path, config: TrainConfig, parts: dict[str, Any]) -> l
         ValueError: If it belongs to another configuration.
     """
     state = torch.load(path, map_location="cpu", weights_only=True)
-    if changed := config.changed(state["config"]):
-        raise ValueError(
-            f"Expected {path} to belong to this configuration, but {', '.join(changed)} differ; "
-            "use another --output-dir"
-        )
+    config.check_stored(state["config"], path)
     for name, part in parts.items():
         part.load_state_dict(state["parts"][name])
     torch.set_rng_state(state["random"])

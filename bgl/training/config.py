@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from bgl._checks import check_choice, check_int, check_real
@@ -291,6 +292,18 @@ class TrainConfig:
         now = dataclasses.asdict(self)
         then = {**dataclasses.asdict(TrainConfig()), **stored}
         return sorted(name for name in now if then[name] != now[name])
+
+    def check_stored(self, stored: dict[str, Any], place: Path) -> None:
+        """Refuse what was stored at ``place`` under another configuration.
+
+        Raises:
+            ValueError: If ``stored`` differs; the message names the fields.
+        """
+        if changed := self.changed(stored):
+            raise ValueError(
+                f"Expected {place} to belong to this configuration, but {', '.join(changed)} "
+                "differ; use another --output-dir"
+            )
 
     @property
     def block_names(self) -> list[str]:

@@ -114,6 +114,7 @@ def train(
     parts = {"model": model, "criterion": criterion, "optimizer": optimizer, "schedule": schedule}
     if augmentation is not None:
         parts["augmentation"] = augmentation.to(device)
+        augmented = AugmentedLoss(criterion.loss, augmentation, criterion.miner)
     history: list[dict[str, Any]] = []
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
@@ -130,7 +131,7 @@ def train(
                     view.embed(splits.train)["head"].to(device), splits.train.labels.to(device)
                 )
             augmentation.set_epoch(epoch + 1, config.epochs)
-            plain_criterion = AugmentedLoss(criterion.loss, augmentation, criterion.miner)
+            plain_criterion = augmented
 
         model.train()
         if not config.train_batch_norm:

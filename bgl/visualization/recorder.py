@@ -172,31 +172,18 @@ def batch_graphs(
 ) -> list[Data]:
     """The graphs that the blocks learn on a batch, on its features in evaluation mode; these are
     computed if they are not given."""
-    blocks: Any = view.model.blocks
-    was_training = view.model.training
+    model: Any = view.model
+    was_training = model.training
     cuda = [view.accelerator.device] if view.accelerator.device.type == "cuda" else []
     labels = data.labels[batch].to(view.accelerator.device)
-    graphs = []
     with torch.random.fork_rng(cuda):  # a data loader draws a seed
         if features is None:
             features = view.embed(data.subset(batch))["backbone"]
-        x = features.to(view.accelerator.device)
-        blocks.eval()
-        for number, block in enumerate(blocks):
-            nodes = x
-            x, learned = block(nodes, labels, None, True)
-            graphs += [
-                Data(
-                    x=nodes,
-                    edge_index=edge_index,
-                    edge_weight=edge_weight,
-                    y=labels,
-                    block=number,
-                    iteration=iteration,
-                )
-                for iteration, (edge_index, edge_weight) in enumerate(learned)
-            ]
-        blocks.train(was_training)
+        model.blocks.eval()
+        graphs: list[Data] = model.contextualize(
+            features.to(view.accelerator.device), labels, return_graph=True
+        )[1]
+        model.blocks.train(was_training)
     return graphs
 
 
