@@ -7,6 +7,7 @@ from bgl.layers.batchformer import BatchFormerBlock
 from bgl.layers.bgformer import BGFormerBlock
 from bgl.layers.dybgr import DyBGR, DyBGRBlock
 from bgl.layers.label_graph import LabelGraph
+from bgl.layers.random_graph import RandomGraph, RandomGraphBlock
 from bgl.layers.structure_constrained_attention import StructureConstrainedAttention
 
 __all__ = [
@@ -18,5 +19,7 @@ __all__ = [
     "DyBGR",
     "DyBGRBlock",
     "LabelGraph",
+    "RandomGraph",
+    "RandomGraphBlock",
     "StructureConstrainedAttention",
 ]

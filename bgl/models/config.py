@@ -12,13 +12,14 @@ from torch import nn
 
 from bgl._checks import check_choice, check_int, check_real
 from bgl.hyperbolic import HyperbolicDistance
-from bgl.layers import BatchFormerBlock, BGFormerBlock, DyBGRBlock
+from bgl.layers import BatchFormerBlock, BGFormerBlock, DyBGRBlock, RandomGraphBlock
 from bgl.models.batch_graph_model import BatchGraphModel, make_head
 
 BLOCKS: dict[str, Callable[..., nn.Module]] = {
     "dybgr": DyBGRBlock,
     "bgformer": BGFormerBlock,
     "batchformer": BatchFormerBlock,
+    "random": RandomGraphBlock,
 }
 
 

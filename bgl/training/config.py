@@ -74,6 +74,23 @@ class BatchFormerOptions:
 
 
 @dataclass
+class RandomOptions:
+    """Options of a :class:`bgl.layers.RandomGraphBlock`, the control of the learned graphs.
+
+    Args:
+        k: Number of neighbours.
+        epsilon: Share ε of the neighbours in the mix.
+        ffn_ratio: Hidden width of the feed-forward network relative to the features.
+        norm: "layer" or "graph".
+    """
+
+    k: int = 15
+    epsilon: float = 0.5
+    ffn_ratio: float = 4.0
+    norm: str = "layer"
+
+
+@dataclass
 class IAAOptions:
     """Options of the intra-class adaptive augmentation, see :mod:`bgl.augment`.
 
@@ -175,6 +192,7 @@ class TrainConfig:
         dybgr: Options of the DyBGR blocks.
         bgformer: Options of the BGFormer blocks.
         batchformer: Options of the BatchFormer blocks.
+        random: Options of the blocks with a random graph.
         iaa: Options of the augmentation "iaa".
     """
 
@@ -227,6 +245,7 @@ class TrainConfig:
     dybgr: DyBGROptions = field(default_factory=DyBGROptions)
     bgformer: BGFormerOptions = field(default_factory=BGFormerOptions)
     batchformer: BatchFormerOptions = field(default_factory=BatchFormerOptions)
+    random: RandomOptions = field(default_factory=RandomOptions)
     iaa: IAAOptions = field(default_factory=IAAOptions)
 
     def __post_init__(self) -> None:
