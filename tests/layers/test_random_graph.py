@@ -49,12 +49,14 @@ def test_block_mixes_along_the_graph_that_it_returns():
     mixed = x + adjacency @ block.norm1(x)
     assert_close(out, mixed + block.mlp(block.norm2(mixed)), 1e-12)
     out.sum().backward()
-    assert x.grad is not None and x.grad.isfinite().all()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
 
 
 def test_single_sample_has_no_edges():
     edge_index, weight = RandomGraph(k=2)(torch.zeros(1, 3))
-    assert edge_index.shape == (2, 0) and weight.shape == (0,)
+    assert edge_index.shape == (2, 0)
+    assert weight.shape == (0,)
 
 
 def test_errors():
