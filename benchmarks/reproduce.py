@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from recipes import TABLES, Recipe, dry_run, recipes
-from report import percent
 from rich import box
 from rich.console import Console
 from rich.markup import escape

@@ -24,7 +24,8 @@ from bgl.training import Several, TrainConfig, train
 from bgl.training.config import DyBGROptions
 from bgl.visualization import explore
 from bgl.visualization._encode import script_json, weights64
-from bgl.visualization._frames import make_frame, sample_nodes
+from bgl.visualization._frames import make_frame
+from bgl.visualization._sample import sample_nodes
 from bgl.visualization.explore import main
 from bgl.visualization.recorder import Recorder, fixed_batch, map_items, read_frames
 
