@@ -32,6 +32,7 @@ from torch import OutOfMemoryError
 from bgl._io import write_text
 from bgl.datasets import Splits
 from bgl.training import TrainConfig
+from bgl.training.comparison import percent
 
 PROTOCOLS = ("paper", "honest")
 Row = dict[str, Any]

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from helpers import result_row as row
+from helpers import result_row
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -446,7 +446,7 @@ def test_error_is_one_line(images, tmp_path, monkeypatch, capsys, words, named):
 
 
 def test_markdown():
-    lines = report.markdown([row("none", 0, 0.5), row("dybgr", 0, 0.6)]).splitlines()
+    lines = report.markdown([result_row("none", 0, 0.5), result_row("dybgr", 0, 0.6)]).splitlines()
     assert len(lines) == 4
     assert {line.count("|") for line in lines} == {lines[0].count("|")}
     assert lines[1].startswith("| :-- | :-- | --: |")
@@ -454,13 +454,13 @@ def test_markdown():
 
 
 def test_rows_of_two_runs(tmp_path):
-    shared = [row("pretrained", None, 0.4)]
-    runs = {"a": [*shared, row("none", 0, 0.5)], "b": [*shared, row("none", 1, 0.6)]}
+    shared = [result_row("pretrained", None, 0.4)]
+    runs = {"a": [*shared, result_row("none", 0, 0.5)], "b": [*shared, result_row("none", 1, 0.6)]}
     for name, rows in runs.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "results.json").write_text(json.dumps({"rows": rows}))
     rows = report.load_rows([tmp_path / "a", tmp_path / "b"])
-    assert rows == [*shared, row("none", 0, 0.5), row("none", 1, 0.6)]
+    assert rows == [*shared, result_row("none", 0, 0.5), result_row("none", 1, 0.6)]
 
 
 def test_report_of_a_run(finished, monkeypatch, capsys):
