@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from recipes import TABLES, Recipe, dry_run, recipes
-from report import percent
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -33,6 +32,7 @@ from torch import OutOfMemoryError
 from bgl._io import write_text
 from bgl.datasets import Splits
 from bgl.training import TrainConfig
+from bgl.training.comparison import percent
 
 PROTOCOLS = ("paper", "honest")
 Row = dict[str, Any]

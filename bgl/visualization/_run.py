@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bgl.datasets import Splits, load_dataset
+from bgl.training.comparison import comparison
 from bgl.visualization._encode import atlas, text64
 from bgl.visualization._frames import graph_payload, unpack_frames
 from bgl.visualization._run_files import (
@@ -243,25 +243,11 @@ def _retrieval(
 
 
 def _table(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The results in percent, the mean over the seeds of each kind of training."""
-    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        extra = [row.get("loss"), row.get("augmentation")]
-        parts = [str(row.get("method")), *(str(e) for e in extra if e not in (None, "none"))]
-        groups.setdefault((" + ".join(parts), str(row.get("embedding"))), []).append(row)
-    found = {metric: None for row in rows for metric in row["metrics"]}
-    titles = {m: m.replace("recall@", "R@") for m in found if m.startswith("recall@")}
-    titles |= {m: t for m, t in (("map@r", "MAP@R"), ("r_precision", "R-Prec")) if m in found}
-    cells = []
-    for key, group in groups.items():
-        line = list(key)
-        for metric in titles:
-            values = [r["metrics"][metric] for r in group if metric in r["metrics"]]
-            line.append(f"{100 * statistics.fmean(values):.1f}" if values else "")
-        epochs = [str(r["epoch"]) for r in group if r.get("epoch") is not None]
-        cells.append([*line, str(len(epochs) or ""), " ".join(epochs)])
-    header = ["method", "embedding", *titles.values(), "seeds", "epoch"]
-    return {"header": header, "cells": cells} if cells else None
+    """The table that the benchmark prints."""
+    if not rows:
+        return None
+    header, cells = comparison(rows)
+    return {"header": header, "cells": cells}
 
 
 def _curves(trainings: list[Training]) -> list[dict[str, Any]]:

@@ -51,7 +51,7 @@ def read_results(folder: Path, notes: list[str]) -> dict[str, Any]:
     """The rows of results.json, and the rest of it as text."""
     try:
         content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        rows = [row for row in content.pop("rows") if isinstance(row["metrics"], dict)]
+        rows = [row for row in content.pop("rows") if _measured(row)]
     except FileNotFoundError:
         notes.append("results.json is missing: there is no results table (yet).")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -60,6 +60,12 @@ def read_results(folder: Path, notes: list[str]) -> dict[str, Any]:
         about = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
         return {"rows": rows, "about": about, "selection": content.get("selection")}
     return {"rows": []}
+
+
+def _measured(row: dict[str, Any]) -> bool:
+    """Whether a row says what was measured, and holds nothing but numbers then."""
+    named = all(isinstance(row[name], str) for name in ("method", "embedding")) and "seed" in row
+    return named and all(isinstance(value, (int, float)) for value in row["metrics"].values())
 
 
 def read_training(folder: Path, notes: list[str]) -> Training:

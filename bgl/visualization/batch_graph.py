@@ -14,6 +14,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from bgl._checks import check_choice, check_int
+from bgl.visualization._sample import induced, sample_nodes
 from bgl.visualization._style import (
     NODES,
     OTHER_CLASS,
@@ -43,7 +44,8 @@ def draw_batch_graph(
     Edges within a class are blue and solid, edges between classes orange and dashed; without
     labels all are drawn alike. The two directions between a pair of nodes are drawn as one edge
     with the larger weight. Where there are more than ``max_edges`` edges the weakest are left
-    out, and a note says how many.
+    out, and of more than 1,000 nodes some are drawn (whole classes, or the surroundings of the
+    node with the most edges); a note under the picture says so.
 
     Args:
         data: A graph with ``edge_index`` and, optionally, ``edge_weight`` [E] or [E, H] (the
@@ -75,6 +77,12 @@ def draw_batch_graph(
         raise ValueError(
             f"Expected argument `labels` to have one entry per node ({n}), but got {len(labels)}"
         )
+    total = n
+    chosen = sample_nodes(data)
+    if len(chosen) < n:
+        n, data = len(chosen), induced(data, chosen)
+        images = None if images is None else images[chosen]
+        labels = None if labels is None else [labels[i] for i in chosen.tolist()]
     edges = undirected(data)
     shown = sorted(edges.items(), key=lambda edge: -edge[1])[:max_edges]
     if layout == "embedding":
@@ -125,8 +133,10 @@ def draw_batch_graph(
         )
     if legend:
         ax.legend(handles=legend, loc="upper right", frameon=False)
+    notes = [f"{n:,} of {total:,} nodes"] if n < total else []
     if len(edges) > len(shown):
-        ax.set_xlabel(f"the {len(shown)} strongest of {len(edges)} edges")
+        notes.append(f"the {len(shown)} strongest of {len(edges)} edges")
+    ax.set_xlabel("; ".join(notes))
     bare(ax)
     ax.margins(0.06)
     ax.set_aspect("equal")

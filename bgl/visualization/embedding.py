@@ -42,7 +42,8 @@ def embedding_map(
         y: Labels [N].
         images: Thumbnails, a uint8 tensor [N, 3, H, W]. Of images that would cover each other
             only the first is drawn.
-        method: "tsne", "umap", "pca" or "auto", see :func:`~bgl.visualization.project`.
+        method: "tsne", "umap" (with umap-learn), "pca" or "auto" (UMAP where it is installed,
+            else t-SNE), see :func:`~bgl.visualization.project`.
         max_images: Most thumbnails to draw.
         seed: Seed of the projection.
         ax: Axes to draw on; default: a new figure.

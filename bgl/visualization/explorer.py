@@ -22,7 +22,8 @@ from torch_geometric.data import Data
 
 from bgl._io import write_text
 from bgl.visualization._encode import atlas, script_json
-from bgl.visualization._frames import graph_payload, induced, make_frame, sample_nodes
+from bgl.visualization._frames import graph_payload, make_frame
+from bgl.visualization._sample import induced, sample_nodes
 from bgl.visualization._style import check_images, check_nodes
 
 if TYPE_CHECKING:

@@ -32,6 +32,10 @@ def project(
     Returns:
         [N, 2] in float32, centred.
 
+    Raises:
+        ValueError: If ``x`` is no matrix or the method is unknown.
+        ModuleNotFoundError: If UMAP is asked for by name and umap-learn is not installed.
+
     Example:
         >>> project(torch.eye(4), "pca").shape
         (4, 2)
@@ -40,6 +44,8 @@ def project(
     check_choice(method, "method", METHODS)
     if method == "auto":
         method = "umap" if find_spec("umap") else "tsne"
+    elif method == "umap" and not find_spec("umap"):
+        raise ModuleNotFoundError('method="umap" needs umap-learn: `pip install umap-learn`')
     rows = torch.nn.functional.normalize(x.detach().float().cpu().nan_to_num())
     reduced = reduce(rows, 2) if start is None else start
     spread = float(np.std(reduced)) or 1.0

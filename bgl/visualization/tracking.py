@@ -11,7 +11,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
+from accelerate.utils import LoggerType
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -25,17 +26,20 @@ from bgl.visualization.recorder import Recorder
 def check_trackers(names: Sequence[str]) -> None:
     """Raise unless accelerate knows all these trackers and their packages are installed.
 
+    It knows those of its own, and your own after ``accelerate.tracking.register_tracker_class``.
+
     Example:
         >>> check_trackers([])
     """
-    installed = [str(name) for name in get_available_trackers()]
+    missing = set(LoggerType.list()) - {str(name) for name in get_available_trackers()}
     for name in names:
         if name not in LOGGER_TYPE_TO_CLASS:
             known = ", ".join(LOGGER_TYPE_TO_CLASS)
             raise ValueError(f"Expected argument `log` to be one of {known}, got {name!r}")
-        if name not in installed:
+        if name in missing:
             raise ValueError(
-                f"Expected argument `log` to be a tracker that is installed, but {name!r} is not"
+                "Expected argument `log` to be a tracker whose package is installed, but "
+                f"{name!r} is not: `pip install {name}`"
             )
 
 
@@ -100,11 +104,20 @@ class Trackers(Progress):
         picture = pixels(figure)
         plt.close(figure)
         for tracker in self.accelerator.trackers:
-            log_images: Any = getattr(tracker, "log_images", None)
-            if tracker.name == "tensorboard":
-                log_images({"graph/picture": picture[None]}, step=epoch, dataformats="NHWC")
-            elif log_images is not None:
-                log_images({"graph/picture": [picture]}, step=epoch)
+            log_picture(tracker, picture, epoch)
+
+
+def log_picture(tracker: GeneralTracker, picture: np.ndarray, step: int) -> None:
+    """Log a picture [H, W, 3] in the form that the tracker's own library takes; some take none."""
+    log_images: Any = getattr(tracker, "log_images", None)
+    if log_images is None:
+        return
+    if tracker.name == "tensorboard":
+        log_images({"graph/picture": picture[None]}, step=step, dataformats="NHWC")
+    elif tracker.name in ("aim", "clearml"):
+        log_images({"graph/picture": picture}, step=step)
+    else:
+        log_images({"graph/picture": [picture]}, step=step)
 
 
 def group(name: str) -> str:

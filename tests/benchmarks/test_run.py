@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-import math
 import re
 import shutil
 import sys
@@ -15,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from helpers import result_row
 from PIL import Image
 from safetensors.torch import load_file
-from scipy.stats import t as student
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -446,95 +445,8 @@ def test_error_is_one_line(images, tmp_path, monkeypatch, capsys, words, named):
 # --- the table ------------------------------------------------------------------------------------
 
 
-def row(method: str, seed: int | None, value: float, **more: Any) -> dict[str, Any]:
-    trained = {} if seed is None else {"epoch": 4, "seconds": 90.0, "loss": "pairwise-ce"}
-    return {
-        "method": method,
-        "seed": seed,
-        "embedding": "head",
-        "metrics": dict.fromkeys(report.METRICS, value),
-        **trained,
-        **more,
-    }
-
-
-@pytest.mark.parametrize("n", [2, 3, 10])
-def test_interval_equals_scipy(n):
-    values = torch.rand(n, dtype=torch.float64).tolist()
-    mean, half = report.mean_and_interval(values)
-    error = float(torch.tensor(values, dtype=torch.float64).std()) / math.sqrt(n)
-    low, high = student.interval(0.95, n - 1, loc=sum(values) / n, scale=error)
-    assert (mean - half, mean + half) == pytest.approx((low, high), rel=1e-12)
-
-
-def test_one_value_has_no_interval():
-    mean, half = report.mean_and_interval([0.25])
-    assert mean == 0.25
-    assert math.isnan(half)
-    assert report.percent([0.25]) == "25.0"
-    assert report.percent([0.25, 0.25]) == "25.0 ± 0.0"
-
-
-@pytest.mark.parametrize(
-    ("entry", "expected"),
-    [
-        (row("none", 0, 0.5), "none"),
-        (row("dybgr", 0, 0.5), "dybgr"),
-        (row("pretrained", None, 0.5), "pretrained"),
-        (row("none", 0, 0.5, loss="contrastive"), "contrastive"),
-        (row("dybgr", 0, 0.5, loss="contrastive"), "dybgr + contrastive"),
-        (row("none", 0, 0.5, augmentation="iaa"), "none + iaa"),
-        (row("none", 0, 0.5, loss="triplet", augmentation="iaa"), "triplet + iaa"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_label(entry, expected):
-    assert report.label(entry) == expected
-
-
-def test_differences_are_paired_by_seed():
-    plain = [row("none", 0, 0.5), row("none", 1, 0.7), row("none", 5, 0.9)]
-    graph = [row("dybgr", 1, 0.8), row("dybgr", 0, 0.55), row("dybgr", 2, 0.1)]
-    differences = report.paired_difference(graph, plain, "map@r")
-    assert differences == pytest.approx([0.1, 0.05])
-
-
-def table(rows: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
-    header, cells = report.comparison(rows)
-    return {line[0]: dict(zip(header, line, strict=True)) for line in cells}
-
-
-def test_comparison():
-    rows = [row("pixels", None, 0.1), row("pretrained", None, 0.4)]
-    rows += [row("none", s, 0.5 + s / 10) for s in range(3)]
-    rows += [row("dybgr", s, 0.52 + s / 10, epoch=s + 1) for s in range(3)]
-    rows += [row("none", s, 0.6 + s / 10, loss="contrastive") for s in range(2)]
-    rows += [row("none", 0, 0.7, loss="contrastive", augmentation="iaa")]
-    lines = table(rows)
-    names = ["pixels", "pretrained", "none", "dybgr", "contrastive", "contrastive + iaa"]
-    assert list(lines) == names
-    assert lines["pretrained"]["R@1"] == "40.0"
-    assert lines["pretrained"]["seeds"] == lines["pretrained"]["Δ R@1"] == ""
-    assert lines["none"]["MAP@R"] == "60.0 ± 24.8"  # t(0.975, 2) · 10 / √3
-    assert lines["none"]["Δ MAP@R"] == ""
-    assert lines["dybgr"]["Δ MAP@R"] == "2.0 ± 0.0"
-    assert lines["dybgr"]["epoch"] == "1 2 3"
-    assert lines["dybgr"]["seeds"] == "3"
-    assert lines["dybgr"]["min"] == "1.5"
-    assert lines["contrastive"]["Δ R@1"] == ""  # another loss is another baseline
-    assert lines["contrastive + iaa"]["Δ R@1"] == "10.0"
-
-
-def test_embeddings_are_compared_with_their_own_kind():
-    rows = [row("none", 0, 0.5), row("none", 0, 0.2, embedding="backbone")]
-    rows += [row("dybgr", 0, 0.6), row("dybgr", 0, 0.25, embedding="backbone")]
-    header, cells = report.comparison(rows)
-    column = header.index("Δ R@1")
-    assert [line[column] for line in cells] == ["", "", "10.0", "5.0"]
-
-
 def test_markdown():
-    lines = report.markdown([row("none", 0, 0.5), row("dybgr", 0, 0.6)]).splitlines()
+    lines = report.markdown([result_row("none", 0, 0.5), result_row("dybgr", 0, 0.6)]).splitlines()
     assert len(lines) == 4
     assert {line.count("|") for line in lines} == {lines[0].count("|")}
     assert lines[1].startswith("| :-- | :-- | --: |")
@@ -542,13 +454,13 @@ def test_markdown():
 
 
 def test_rows_of_two_runs(tmp_path):
-    shared = [row("pretrained", None, 0.4)]
-    runs = {"a": [*shared, row("none", 0, 0.5)], "b": [*shared, row("none", 1, 0.6)]}
+    shared = [result_row("pretrained", None, 0.4)]
+    runs = {"a": [*shared, result_row("none", 0, 0.5)], "b": [*shared, result_row("none", 1, 0.6)]}
     for name, rows in runs.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "results.json").write_text(json.dumps({"rows": rows}))
     rows = report.load_rows([tmp_path / "a", tmp_path / "b"])
-    assert rows == [*shared, row("none", 0, 0.5), row("none", 1, 0.6)]
+    assert rows == [*shared, result_row("none", 0, 0.5), result_row("none", 1, 0.6)]
 
 
 def test_report_of_a_run(finished, monkeypatch, capsys):

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 DRIVER = shutil.which("chromedriver")
 FLAGS = (
     "--headless=new",
@@ -23,6 +25,9 @@ FLAGS = (
     "--disable-sync",
     "--disable-dev-shm-usage",
 )
+
+
+PATIENCE = 120  # seconds for what the page should do at once: the machine may be busy
 
 
 class Page:
@@ -45,7 +50,7 @@ class Page:
         self.until("return document.documentElement.dataset.ready === 'yes'")
         return self
 
-    def until(self, script: str, seconds: float = 30) -> Any:
+    def until(self, script: str, seconds: float = PATIENCE) -> Any:
         from selenium.webdriver.support.ui import WebDriverWait
 
         return WebDriverWait(self.driver, seconds, 0.05).until(lambda d: d.execute_script(script))
@@ -97,16 +102,28 @@ class Page:
         self.mouse("mouseMoved", x, y)
         return x, y
 
-    def click(self, chart: str, trace: int, index: int) -> None:
-        """Click on a point of a chart, once the chart knows what is under the pointer."""
-        x, y = self.hover(chart, trace, index)
-        # the page marks what is under the pointer, then plotly finds it again
+    def click(self, chart: str, place: Callable[[], tuple[float, float]], done: str) -> None:
+        """Click on a place of a chart until the script ``done`` says that it was answered.
+
+        A chart redraws what it marks under the pointer, and a click in that very moment is lost.
+        """
+        from selenium.common.exceptions import TimeoutException
+
         known = f"return (document.getElementById('{chart}')._hoverdata || []).length"
-        self.until(known)
-        time.sleep(0.3)
-        self.until(known)
-        self.mouse("mousePressed", x, y)
-        self.mouse("mouseReleased", x, y)
+        end = time.monotonic() + PATIENCE
+        while True:
+            x, y = place()
+            self.mouse("mouseMoved", x, y)
+            self.until(known)
+            self.mouse("mousePressed", x, y)
+            self.mouse("mouseReleased", x, y)
+            try:
+                self.until(done, 5)
+                return
+            except TimeoutException:
+                if time.monotonic() > end:
+                    raise
+                self.mouse("mouseMoved", 1, 1)
 
     def complaints(self) -> list[str]:
         """Errors and warnings of the console."""
@@ -151,6 +168,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    driver.set_script_timeout(PATIENCE)
     yield Page(driver)
     driver.quit()
 

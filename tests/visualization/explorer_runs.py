@@ -7,6 +7,7 @@ import json
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 from PIL import Image
@@ -37,7 +38,7 @@ def make_splits() -> Splits:
 
 
 def make_run(root: Path) -> Path:
-    """Two epochs of "none" and "dybgr"."""
+    """Two epochs of "none" and "dybgr"; the results tell of a second seed that left no folder."""
     images = make_images(root / "images")
     splits = load_dataset("folder", images, val_fraction=0.5)
     run = root / "run"
@@ -65,8 +66,9 @@ def make_run(root: Path) -> Path:
         recorder.finish()
         (folder / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(config)))
         rows += [
-            {"method": method, "seed": 0, "embedding": e, "metrics": m, "epoch": 2}
+            {"method": method, "seed": seed, "embedding": e, "metrics": m, "epoch": 2}
             for e, m in result.metrics.items()
+            for seed in (0, 1)
         ]
     assert recorder.tested is not None
     torch.save(recorder.tested[0], run / "vectors.pt")
@@ -75,4 +77,40 @@ def make_run(root: Path) -> Path:
     View(model, config, info, make_accelerator("cpu"), recorder).measure(splits.test)
     recorder.finish()
     (run / "results.json").write_text(json.dumps({"started": "today", "rows": rows}))
+    return run
+
+
+def change_recorded(file: Path, **changed: np.ndarray) -> None:
+    """Put other arrays into an explorer.npz."""
+    with np.load(file) as arrays:
+        kept = dict(arrays)
+    np.savez_compressed(file, **{**kept, **changed})
+
+
+def without_edges(run: Path) -> Path:
+    """A run whose graphs have no edges and whose batch is of one class."""
+    file = run / "dybgr-seed0" / "explorer.npz"
+    with np.load(file) as arrays:
+        none = {name: np.zeros_like(arrays[name]) for name in ("edges", "total", "batch_labels")}
+        none |= {name: arrays[name][:0] for name in ("source", "target", "weight")}
+    change_recorded(file, **none)
+    return run
+
+
+def without_images(run: Path) -> Path:
+    """A run whose images are gone."""
+    for folder in ("none-seed0", "dybgr-seed0"):
+        file = run / folder / "config.yaml"
+        config = yaml.safe_load(file.read_text())
+        file.write_text(yaml.safe_dump({**config, "data_root": str(run / "gone")}))
+    return run
+
+
+def without_files(run: Path) -> Path:
+    """A run of which only the graphs are left."""
+    for name in ("results.json", "explorer.npz", "none-seed0/explorer.npz"):
+        (run / name).unlink()
+    for folder in ("none-seed0", "dybgr-seed0"):
+        (run / folder / "metrics.csv").unlink()
+        (run / folder / "config.yaml").write_text("[broken")
     return run

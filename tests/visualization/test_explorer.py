@@ -13,18 +13,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
-from explorer_runs import make_run, make_splits
+from explorer_runs import (
+    change_recorded,
+    make_run,
+    make_splits,
+    without_edges,
+    without_files,
+    without_images,
+)
 from safetensors.torch import load_file
 from torch_geometric.data import Data
 
 from bgl import to_batch_graph
 from bgl.layers import AdaptiveGraph
 from bgl.training import Several, TrainConfig, train
+from bgl.training.comparison import comparison
 from bgl.training.config import DyBGROptions
 from bgl.visualization import explore
 from bgl.visualization._encode import script_json, weights64
-from bgl.visualization._frames import make_frame, sample_nodes
+from bgl.visualization._frames import make_frame
+from bgl.visualization._sample import sample_nodes
 from bgl.visualization.explore import main
 from bgl.visualization.recorder import Recorder, fixed_batch, map_items, read_frames
 
@@ -196,6 +204,10 @@ def test_page_of_a_run(run):
         {"name": "dybgr-seed0", "before": 0, "without": 1, "graph": 2}
     ]
     assert page["table"]["header"][:3] == ["method", "embedding", "R@1"]
+    assert "Δ R@1" in page["table"]["header"]
+    rows = json.loads((run / "results.json").read_text())["rows"]
+    assert page["table"]["cells"] == comparison(rows)[1]
+    assert all("±" in line[2] for line in page["table"]["cells"])  # there are two seeds
     assert [c["name"] for c in page["config"]] == ["About this run", "none-seed0", "dybgr-seed0"]
     assert {c["title"] for c in page["curves"]} >= {"Loss", "Recall@1 on validation classes"}
     assert set(page["atlases"]) > {"items"}
@@ -245,15 +257,51 @@ def test_broken_files_do_not_break_the_page(copy, file, content):
 
 
 def test_run_whose_images_are_gone(copy):
-    for folder in ("none-seed0", "dybgr-seed0"):
-        file = copy / folder / "config.yaml"
-        config = yaml.safe_load(file.read_text())
-        file.write_text(yaml.safe_dump({**config, "data_root": str(copy / "gone")}))
-    page = payload(explore(copy))
+    page = payload(explore(without_images(copy)))
     assert any("cannot be had" in note for note in page["notes"])
     assert page["atlases"] == {}
     assert page["graphs"][0]["atlas"] is None
     assert page["items"]["names"]
+
+
+def test_run_without_edges_and_with_one_class(copy):
+    page = payload(explore(without_edges(copy)))
+    (shown,) = page["graphs"]
+    assert set(shown["labels"]) == {0}
+    assert all(numbers(frame["source"], "u2").size == 0 for frame in shown["frames"])
+    assert page["retrieval"]["comparisons"]
+
+
+def test_run_with_one_test_class(copy):
+    labels = np.zeros(24, np.int32)
+    for file in copy.rglob("explorer.npz"):
+        change_recorded(file, test_labels=labels)
+    page = payload(explore(copy))
+    assert set(page["items"]["labels"]) == {0}
+
+
+def test_only_graphs_are_left(copy):
+    page = payload(explore(without_files(copy)))
+    said = " ".join(page["notes"])
+    for file in ("results.json", "config.yaml", "metrics.csv", "none-seed0 has no explorer.npz"):
+        assert file in said
+    assert [g["name"] for g in page["graphs"]] == ["dybgr-seed0"]
+    assert page["table"] is None
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        3,
+        {"method": "none"},
+        {"method": None, "embedding": "head", "seed": 0, "metrics": {"recall@1": 0.5}},
+        {"method": "none", "embedding": "head", "seed": 0, "metrics": {"recall@1": "high"}},
+    ],
+)
+def test_rows_that_are_none(copy, row):
+    (copy / "results.json").write_text(json.dumps({"rows": [row]}))
+    page = payload(explore(copy))
+    assert page["table"] is None
 
 
 def test_empty_folder(tmp_path):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import types
+from importlib.machinery import ModuleSpec
+
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
@@ -154,6 +158,40 @@ def test_projection_of_any_size(n, method):
     np.testing.assert_array_equal(points, project(x, method))
 
 
+def test_umap_where_it_is_missing(monkeypatch):
+    """t-SNE in its place, unless it is asked for by name."""
+    monkeypatch.setitem(sys.modules, "umap", None)
+    x = torch.randn(9, 3)
+    np.testing.assert_array_equal(project(x), project(x, "tsne"))
+    for draw in (project, embedding_map):
+        with pytest.raises(ModuleNotFoundError, match="pip install umap-learn"):
+            draw(x, method="umap")
+
+
+def test_umap_where_it_is_installed(monkeypatch):
+    """It gets rows of length 1, a start and the seed, and its answer is centred."""
+    told = {}
+
+    class UMAP:
+        def __init__(self, **options):
+            told.update(options)
+
+        def fit_transform(self, rows):
+            told["rows"] = rows
+            return rows[:, :2] + 5
+
+    module = types.ModuleType("umap")
+    module.UMAP = UMAP
+    module.__spec__ = ModuleSpec("umap", None)
+    monkeypatch.setitem(sys.modules, "umap", module)
+    x = torch.randn(9, 3)
+    points = project(x, seed=7)
+    rows = torch.nn.functional.normalize(x).numpy()
+    np.testing.assert_allclose(told["rows"], rows, rtol=1e-6)
+    np.testing.assert_allclose(points, rows[:, :2] - rows[:, :2].mean(0), atol=1e-6)
+    assert (told["n_neighbors"], told["random_state"], told["init"].shape) == (8, 7, (9, 2))
+
+
 def test_projection_of_equal_rows():
     assert np.isfinite(project(torch.ones(8, 3))).all()
 
@@ -197,6 +235,24 @@ def test_curves(tmp_path):
     assert len(training_curves(tmp_path / "metrics.csv").axes) == 1
     with pytest.raises(ValueError, match="`history`"):
         training_curves([])
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_ten_thousand_nodes(labelled):
+    """The plots answer all the same; the diagram shows a part and says so."""
+    n = 10_000
+    edge_index = torch.stack([torch.arange(n).repeat(5), torch.randint(0, n, (5 * n,))])
+    y = torch.arange(n) % 100 if labelled else None
+    data = Data(edge_index=edge_index, y=y, num_nodes=n)
+    axes = draw_batch_graph(data, labels=[str(i) for i in range(n)])
+    assert axes.get_xlabel().startswith("1,000 of 10,000 nodes")
+    assert len(axes.texts) == 1000
+    if labelled:
+        assert [t.get_text() for t in axes.texts[:11]] == [*map(str, range(10)), "100"]
+        assert adjacency_heatmap(data).images[0].get_array().shape == (2000, 2000)
+    legend = [t.get_text() for t in edge_weight_histogram(data).get_legend().get_texts()]
+    edges = int((edge_index[0] != edge_index[1]).sum())
+    assert sum(int(text.rpartition("(")[2][:-1]) for text in legend) == edges
 
 
 def test_large_batch_stays_readable():

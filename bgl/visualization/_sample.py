@@ -1,0 +1,53 @@
+"""A part of a graph that is too large to draw."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+
+from bgl.visualization._style import edge_weights
+
+MAX_NODES = 1000
+
+
+def sample_nodes(data: Data, most: int = MAX_NODES) -> Tensor:
+    """Nodes of a graph that is too large to draw: whole classes, the first ones, or without
+    labels the surroundings of the node with the most edges."""
+    n = int(data.num_nodes or 0)
+    if n <= most:
+        return torch.arange(n)
+    assert data.edge_index is not None
+    edge_index = data.edge_index.cpu()
+    if data.y is not None and len(data.y.unique()) > 1:
+        rank = data.y.cpu().unique(return_inverse=True)[1]
+        return rank.argsort(stable=True)[:most].sort().values
+    degree = edge_index.flatten().bincount(minlength=n)
+    inside = torch.zeros(n, dtype=torch.bool)
+    inside[degree.argmax()] = True
+    while True:
+        near = inside.clone()
+        near[edge_index[1, inside[edge_index[0]]]] = True
+        near[edge_index[0, inside[edge_index[1]]]] = True
+        if int(near.sum()) >= most or torch.equal(near, inside):
+            break
+        inside = near
+    others = (~inside).nonzero().flatten()
+    first = others[near[others].long().argsort(descending=True, stable=True)]
+    return torch.cat([inside.nonzero().flatten(), first])[:most].sort().values
+
+
+def induced(data: Data, nodes: Tensor) -> Data:
+    """The graph of some of the nodes, its edges, features and labels."""
+    assert data.edge_index is not None
+    place = torch.full((int(data.num_nodes or 0),), -1)
+    place[nodes] = torch.arange(len(nodes))
+    edge_index = place[data.edge_index.cpu()]
+    kept = (edge_index >= 0).all(dim=0)
+    return Data(
+        x=None if data.x is None else data.x.cpu()[nodes],
+        edge_index=edge_index[:, kept],
+        edge_weight=edge_weights(data)[kept],
+        y=None if data.y is None else data.y.cpu()[nodes],
+        num_nodes=len(nodes),
+    )
