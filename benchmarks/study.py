@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
-from multiprocessing.process import BaseProcess
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -287,7 +287,7 @@ class Store:
 
 def run(study: Study, store: Store, folder: Path, jobs: int, console: Console) -> list[str]:
     """Train what is missing; returns the trainings that failed."""
-    running: dict[str, tuple[Training, BaseProcess, Path]] = {}
+    running: dict[str, tuple[Training, SpawnProcess, Path]] = {}
     failed: dict[str, str] = {}
     context = multiprocessing.get_context("spawn")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())

@@ -19,10 +19,10 @@ from typing import Any
 
 import matplotlib
 from matplotlib import pyplot as plt
-from report import mean_and_interval, percent
 from study import Store, Study, Training, validation
 
 from bgl._io import atomic_path, write_text
+from bgl.training.comparison import mean_and_interval, percent
 
 matplotlib.use("Agg")
 Entry = dict[str, Any]
