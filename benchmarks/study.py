@@ -16,8 +16,10 @@ import json
 import multiprocessing
 import os
 import shlex
+import signal
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -332,7 +334,8 @@ def run(study: Study, store: Store, folder: Path, jobs: int, console: Console) -
 
 
 def _guarded(command: list[str], folder: Path) -> None:
-    """:func:`work`, with the reason of a failure left in the folder."""
+    """:func:`work`, with the reason of a failure left in the folder. Ends with its parent."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     (folder / "error.txt").unlink(missing_ok=True)
     try:
         work(command, folder)
@@ -340,6 +343,14 @@ def _guarded(command: list[str], folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "error.txt", f"{type(error).__name__}: {error}")
         sys.exit(1)
+
+
+def _end_with_parent() -> None:
+    """However the study ends, no training goes on and meets its successor in the same folder."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def epochs_in(folder: Path) -> int:
@@ -370,6 +381,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     console = Console(width=None if sys.stdout.isatty() else 200)
     os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that are started
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     folder = options.output_dir or Path("runs/studies") / options.study.stem
     try:
         study = Study.load(options.study)
