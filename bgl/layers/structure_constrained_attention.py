@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch_geometric.nn import MessagePassing
+from torch_geometric.utils import is_torch_sparse_tensor
 
 from bgl._checks import describe
 from bgl.layers.batch_graph_conv import DENSE_NODES
@@ -23,8 +24,9 @@ class StructureConstrainedAttention(MessagePassing):
     Graph Transformer based Approach*, arXiv 2211.10622 (structure-constrained self-attention).
 
     Shapes:
-        - ``value`` [N, H, d]; ``edge_index`` [2, E] (source j, target i); ``edge_weight`` [E, H],
-          or [E] for the same weights in all heads
+        - ``value`` [N, H, d]; ``edge_index`` [2, E] (source j, target i) or a sparse adjacency
+          (row = target) that PyG's message passing accepts; ``edge_weight`` [E, H], or [E] for
+          the same weights in all heads; None: the values of the adjacency
         - output [N, H, d]
 
     Raises:
@@ -41,12 +43,19 @@ class StructureConstrainedAttention(MessagePassing):
     def __init__(self) -> None:
         super().__init__(aggr="add", node_dim=0)
 
-    def forward(self, value: Tensor, edge_index: Tensor, edge_weight: Tensor) -> Tensor:
+    def forward(
+        self, value: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None
+    ) -> Tensor:
         if not isinstance(value, Tensor) or value.dim() != 3:
             raise ValueError(
                 f"Expected argument `value` to have shape [N, H, d], but got {describe(value)}"
             )
         n, heads, _ = value.shape
+        if not isinstance(edge_index, Tensor) or is_torch_sparse_tensor(edge_index):
+            mixed: Tensor = self.propagate(edge_index, value=value, edge_weight=edge_weight)
+            return mixed
+        if edge_weight is None:
+            raise ValueError("Expected argument `edge_weight` beside an edge list, but got None")
         if edge_index.dim() != 2 or edge_index.size(0) != 2:
             raise ValueError(
                 f"Expected argument `edge_index` to have shape [2, E], "
@@ -58,14 +67,14 @@ class StructureConstrainedAttention(MessagePassing):
                 f"Expected argument `edge_weight` to have shape [{edges}] or [{edges}, {heads}], "
                 f"but got {list(edge_weight.shape)}"
             )
-        if edge_weight.dim() == 1:
-            edge_weight = edge_weight[:, None].expand(edges, heads)
         if n > DENSE_NODES or self.explain is True:
             out: Tensor = self.propagate(edge_index, value=value, edge_weight=edge_weight)
             return out
+        if edge_weight.dim() == 1:
+            edge_weight = edge_weight[:, None].expand(edges, heads)
         flat = edge_weight.new_zeros(n * n, heads)
         flat = flat.index_add(0, edge_index[1] * n + edge_index[0], edge_weight)
         return torch.einsum("nmh,mhd->nhd", flat.view(n, n, heads), value)
 
     def message(self, value_j: Tensor, edge_weight: Tensor) -> Tensor:
-        return edge_weight[:, :, None] * value_j
+        return edge_weight.view(edge_weight.size(0), -1, 1) * value_j

@@ -1,0 +1,64 @@
+"""Learned graphs as a transform of PyTorch Geometric's ``Data``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch_geometric.data import Data
+from torch_geometric.transforms import BaseTransform
+
+from bgl.graph import to_batch_graph
+from bgl.layers.adaptive_graph import AdaptiveGraph
+from bgl.layers.pairs import Graph
+
+
+class LearnBatchGraph(BaseTransform):
+    r"""Puts a learned graph on the nodes of a ``Data`` or ``Batch``.
+
+    ``edge_index`` and ``edge_weight`` become those of :func:`bgl.to_batch_graph`; edges that the
+    data had before are dropped, with their ``edge_attr`` and ``adj_t``. With a ``batch`` vector
+    every graph keeps to its own nodes. ``edge_weight`` carries the gradient to ``x``, so inside
+    a model the transform is a layer; as the ``transform`` or ``pre_transform`` of a dataset it
+    replaces :class:`torch_geometric.transforms.KNNGraph`.
+
+    Args:
+        learner: Called as ``learner(x, y)`` or ``learner(x, y, batch)``; returns
+            ``(edge_index, edge_weight)``. Default: ``AdaptiveGraph()``.
+        use_labels: Give the learner ``data.y``, a label for each node. It then prefers edges
+            within a class, so leave it off wherever these labels are to be predicted.
+
+    Raises:
+        ValueError: If the data has no matrix ``x`` of features, or ``use_labels`` is on and
+            ``y`` does not hold a label for each node.
+
+    Example:
+        >>> import torch
+        >>> data = Data(x=torch.randn(6, 4), y=torch.arange(6) // 3)
+        >>> LearnBatchGraph(AdaptiveGraph(k=2), use_labels=True)(data)
+        Data(x=[6, 4], y=[6], edge_index=[2, 12], edge_weight=[12])
+    """
+
+    def __init__(
+        self, learner: Callable[..., Graph] | None = None, use_labels: bool = False
+    ) -> None:
+        self.learner = AdaptiveGraph() if learner is None else learner
+        self.use_labels = use_labels
+
+    def forward(self, data: Data) -> Data:
+        if not isinstance(data, Data) or data.x is None:
+            raise ValueError(
+                f"Expected argument `data` to be a PyG Data with features `x`, but got {data!r}"
+            )
+        if self.use_labels and data.y is None:
+            raise ValueError("Expected argument `data` to have labels `y`, but got none")
+        graph = to_batch_graph(
+            data.x, data.y if self.use_labels else None, self.learner, batch=data.batch
+        )
+        for stale in ("edge_attr", "adj_t"):
+            if stale in data:
+                del data[stale]
+        data.edge_index, data.edge_weight = graph.edge_index, graph.edge_weight
+        return data
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.learner!r}, use_labels={self.use_labels})"
