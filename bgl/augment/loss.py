@@ -11,6 +11,10 @@ from pytorch_metric_learning.losses import AngularLoss, MarginLoss, TripletMargi
 from pytorch_metric_learning.losses.generic_pair_loss import GenericPairLoss
 from pytorch_metric_learning.miners import BaseMiner, BatchEasyHardMiner
 from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
+from pytorch_metric_learning.utils.distributed import (
+    DistributedLossWrapper,
+    DistributedMinerWrapper,
+)
 from torch import Tensor, nn
 
 from bgl._checks import check_index_vector, check_matrix
@@ -38,6 +42,9 @@ class AugmentedLoss(nn.Module):
     choice: the miner's distance shows them closer than anything else (or further, where it
     looks for the easiest positive), and what it still returns of them is dropped.
 
+    A ``DistributedLossWrapper`` is looked through: what it wraps decides. With several processes
+    pairs and triplets are those of each process; losses of the third kind see all embeddings.
+
     Copies are made from the embeddings as given; normalisation comes after, in the distance of
     the loss. Before the statistics hold anything, call ``.loss`` instead.
 
@@ -46,7 +53,10 @@ class AugmentedLoss(nn.Module):
         augmentation: maps (z [N, D], y [N]) to (copies [M·N, D], labels [M·N]), copy m of sample
             n in row m·N + n; usually :class:`IntraClassAugmentation`.
         miner: a pytorch-metric-learning miner, or any callable of its form. Copied, so that the
-            one given keeps its distance.
+            one given keeps its distance. It looks at the batch of its own process.
+
+    Raises:
+        ValueError: If ``miner`` is a ``DistributedMinerWrapper``.
 
     Example:
         >>> from pytorch_metric_learning.losses import ContrastiveLoss
@@ -67,6 +77,11 @@ class AugmentedLoss(nn.Module):
         miner: Callable[..., Indices] | None = None,
     ) -> None:
         super().__init__()
+        if isinstance(miner, DistributedMinerWrapper):
+            raise ValueError(
+                "Expected argument `miner` to be the miner itself, which looks at the batch of its "
+                "own process, but got a DistributedMinerWrapper"
+            )
         self.loss = loss
         self.augmentation = augmentation
         self.miner = _holding_out_copies(miner) if isinstance(miner, BaseMiner) else miner
@@ -79,15 +94,16 @@ class AugmentedLoss(nn.Module):
         candidates = torch.cat([embeddings, copies])
         candidate_labels = torch.cat([labels, copy_labels])
 
-        if isinstance(self.loss, GenericPairLoss | AngularLoss):
+        kind = self.loss.loss if isinstance(self.loss, DistributedLossWrapper) else self.loss
+        if isinstance(kind, GenericPairLoss | AngularLoss):
             mined = self._mine(labels, embeddings, labels, candidates, candidate_labels)
             pairs = mined or lmu.get_all_pairs_indices(labels, candidate_labels)
             pairs = _without_own(pairs, len(labels))
             return self.loss(embeddings, labels, pairs, candidates, candidate_labels)
-        if isinstance(self.loss, TripletMarginLoss | MarginLoss):
+        if isinstance(kind, TripletMarginLoss | MarginLoss):
             mined = self._mine(labels, embeddings, labels, candidates, candidate_labels)
             triplets = lmu.convert_to_triplets(
-                mined, labels, candidate_labels, t_per_anchor=self.loss.triplets_per_anchor
+                mined, labels, candidate_labels, t_per_anchor=kind.triplets_per_anchor
             )
             # As one batch rather than as references: `swap` needs the distances of candidates
             # to each other. The anchors of the triplets are originals all the same.

@@ -25,15 +25,15 @@ def retrieval_grid(
     """Each query beside its ``k`` nearest other items by cosine.
 
     An item of the query's class has a solid blue frame and a tick, any other a dashed orange
-    frame and a cross.
+    frame and a cross. For a query of unknown class the items bear the names of theirs.
 
     Args:
         x: Embeddings [N, C].
-        y: Labels [N].
+        y: Labels [N]; a negative one is unknown.
         images: Thumbnails, a uint8 tensor [N, 3, H, W].
         queries: Rows to look up; default: eight, spread evenly.
         k: Neighbours to show.
-        names: Names of the classes by label, written beside the query.
+        names: Names of the classes by label, to write in place of the labels.
 
     Returns:
         The figure, a line per query.
@@ -59,9 +59,8 @@ def retrieval_grid(
             ax.set_yticks([])
             for spine in ax.spines.values():
                 spine.set_visible(False)
-            if ax is line[0]:
-                name = str(int(y[item])) if names is None else names[int(y[item])]
-                ax.set_title(name.replace("$", r"\$")[:20], fontsize=7)
+            if ax is line[0] or y[query] < 0:
+                ax.set_title(_name(int(y[item]), names), fontsize=7)
                 continue
             right = bool(y[item] == y[query])
             color = SAME_CLASS if right else OTHER_CLASS
@@ -80,6 +79,13 @@ def retrieval_grid(
             ax.set_title("✓" if right else "✗", color=color, fontsize=8, pad=2)
     figure.tight_layout()
     return figure
+
+
+def _name(label: int, names: Sequence[str] | None) -> str:
+    """A short title; a dollar sign would begin a formula."""
+    if label < 0:
+        return "?"
+    return (str(label) if names is None else names[label]).replace("$", r"\$")[:20]
 
 
 @torch.no_grad()

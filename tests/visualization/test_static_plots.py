@@ -216,6 +216,8 @@ def test_retrieval_grid():
     titles = [ax.get_title() for ax in figure.axes]
     assert titles == [r"a\$b", "✓", "✓", r"a\$b", "✗", "✓"]
     figure.canvas.draw()
+    unknown = retrieval_grid(x, torch.tensor([0, 0, 1, -1]), pictures(4), [3], 2, ["a$b", "c"])
+    assert [ax.get_title() for ax in unknown.axes] == ["?", "c", r"a\$b"]
     with pytest.raises(ValueError, match="`queries`"):
         retrieval_grid(x, torch.zeros(4).long(), pictures(4), [4])
 

@@ -1,0 +1,65 @@
+"""Every example runs in its short form, and is short enough to read."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    """Run an example in an empty folder; returns what it prints."""
+    monkeypatch.chdir(tmp_path)
+
+    def run_example(file: Path, *options: str) -> str:
+        monkeypatch.setattr(sys, "argv", [str(file), *options])
+        runpy.run_path(str(file), run_name="__main__")
+        return str(capsys.readouterr().out)
+
+    return run_example
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
+def test_short_form(file, run):
+    out = run(file, "--short")
+    percentages = [float(found) for found in re.findall(r"(?:R@1|accuracy) ([\d.]+)", out)]
+    assert len(percentages) >= 2, out
+    assert all(0 < value <= 100 for value in percentages)
+    assert "nan" not in out
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
+def test_reads_as_a_tutorial(file):
+    text = file.read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 150
+    assert f"python examples/{file.name}" in text.partition('"""\n')[0]
+
+
+def test_five_lines_make_it_a_dybgr_training():
+    """Without the marked lines it is the training as it was, and would run."""
+    text = (EXAMPLES[0].parent / "metric_learning.py").read_text(encoding="utf-8")
+    marked = [line for line in text.splitlines() if re.search(r"# DyBGR \d", line)]
+    assert [line.partition("# DyBGR ")[2][0] for line in marked] == list("12345")
+    plain = "\n".join(line for line in text.splitlines() if line not in marked)
+    assert "block" not in plain.partition("def main")[2]
+    assert "context" not in plain.partition("def main")[2]
+    compile(plain, "plain", "exec")
+
+
+def test_a_picture_of_the_answer(run, tmp_path):
+    """The query is a file of one's own, which the folder does not hold."""
+    file = next(file for file in EXAMPLES if file.stem == "your_own_images")
+    Image.new("RGB", (50, 40), "red").save(tmp_path / "new.png")
+    out = run(file, "--short", "--query", "new.png", "--output-dir", "out")
+    assert "the images most like new.png" in out
+    with Image.open(tmp_path / "out" / "answer.png") as picture:
+        assert picture.size[0] > picture.size[1] > 100
+    with pytest.raises(SystemExit, match="at least 8 folders"):
+        run(file, "--short", str(tmp_path / "out"))
