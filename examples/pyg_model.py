@@ -28,7 +28,7 @@ SHAPES = ("sphere", "cube", "cylinder", "torus")
 
 
 def make_cloud(shape: str, points: int) -> Data:
-    """Noisy points on a surface of random size and position."""
+    """Noisy points on a surface of random size."""
     u, v = 2 * math.pi * torch.rand(2, points)
     if shape == "sphere":
         x = F.normalize(torch.randn(points, 3), dim=1)
@@ -42,9 +42,7 @@ def make_cloud(shape: str, points: int) -> Data:
         ring = 1 + 0.4 * v.cos()
         x = torch.stack([ring * u.cos(), ring * u.sin(), 0.4 * v.sin()], dim=1)
     x = x + 0.03 * torch.randn(points, 3)
-    size = 0.7 + 0.6 * torch.rand(1)
-    turn, _ = torch.linalg.qr(torch.randn(3, 3))
-    return Data(x=size * x @ turn, y=torch.tensor(SHAPES.index(shape)))
+    return Data(x=x * (0.7 + 0.6 * torch.rand(1)), y=torch.tensor(SHAPES.index(shape)))
 
 
 class LearnedGraphNet(nn.Module):
