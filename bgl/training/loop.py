@@ -140,7 +140,6 @@ def _train(
     resumed = checkpoint.exists()
     if resumed:
         position = load_checkpoint(checkpoint, config, parts)
-    accelerator.wait_for_everyone()  # before anything is written
     started = time.perf_counter() - position.seconds
     history = position.history
 
@@ -148,6 +147,7 @@ def _train(
         position.seconds = time.perf_counter() - started
         if accelerator.is_main_process:
             save_checkpoint(checkpoint, config, parts, position)
+        accelerator.wait_for_everyone()  # nobody goes on before it is written
 
     view = View(model, config, info, accelerator, progress, interruption, resumed)
     progress.begin(view, len(history))
@@ -252,7 +252,6 @@ def _train(
         save()
         raise
 
-    accelerator.wait_for_everyone()  # the first process has written the model
     model.load_state_dict(load_file(folder / "model.safetensors"))
     vectors = view.embed(splits.train)["head"]
     if accelerator.is_main_process:
