@@ -60,12 +60,15 @@ class StructureConstrainedAttention(MessagePassing):
             )
         if edge_weight.dim() == 1:
             edge_weight = edge_weight[:, None].expand(edges, heads)
+        dtype = value.dtype
+        value = value.to(torch.promote_types(dtype, edge_weight.dtype))
         if n > DENSE_NODES or self.explain is True:
             out: Tensor = self.propagate(edge_index, value=value, edge_weight=edge_weight)
-            return out
+            return out.to(dtype)
         flat = edge_weight.new_zeros(n * n, heads)
         flat = flat.index_add(0, edge_index[1] * n + edge_index[0], edge_weight)
-        return torch.einsum("nmh,mhd->nhd", flat.view(n, n, heads), value)
+        adjacency = flat.view(n, n, heads).to(value.dtype)
+        return torch.einsum("nmh,mhd->nhd", adjacency, value).to(dtype)
 
     def message(self, value_j: Tensor, edge_weight: Tensor) -> Tensor:
         return edge_weight[:, :, None] * value_j

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
@@ -23,6 +24,7 @@ from safetensors.torch import load_file
 from tiny_training import assert_same_files, make_splits, tiny
 from two_processes import CASES
 
+from bgl.datasets import write_standin
 from bgl.training import Interrupted, Progress, train
 from bgl.training.distributed import average_gradients, gather_rows, shares
 
@@ -256,33 +258,34 @@ def test_what_two_processes_cannot_train(tmp_path, options, named):
 def test_torchrun_stops_when_a_process_is_killed_and_resumes(tmp_path):
     """The whole command: kill one process, see all end, go on with --resume."""
     folder = tmp_path / "run"
+    write_standin("folder", tmp_path / "images", classes=8, images=4, image_size=32)
     words = [
-        *("--dataset", "emoji", "--method", "none", "--backbone", "test_resnet"),
-        *("--weights", "none", "--image-size", "32", "--epochs", "2", "--batch-size", "8"),
-        *("--per-class", "2", "--batches-per-epoch", "150", "--device", "cpu"),
+        *("--dataset", "folder", "--data-root", str(tmp_path / "images"), "--method", "none"),
+        *("--backbone", "test_resnet", "--weights", "none", "--image-size", "32"),
+        *("--epochs", "40", "--batch-size", "8", "--per-class", "2", "--device", "cpu"),
+        *("--workers", "0"),
     ]
     script = str(ROOT / "benchmarks" / "run.py")
     command = torchrun(script, *words, "--output-dir", str(folder))
-    log = (tmp_path / "log").open("w+")
-    process = subprocess.Popen(command, env=environment(), stdout=log, stderr=log, cwd=tmp_path)
-    try:
-        while not (folder / "none-seed0" / "checkpoint.pt").exists():
-            assert process.poll() is None, (tmp_path / "log").read_text()
-            time.sleep(0.1)
-        children = subprocess.run(
-            ["ps", "--ppid", str(process.pid), "-o", "pid="], capture_output=True, text=True
-        ).stdout.split()
-        assert len(children) == 2
-        started = time.monotonic()
-        os.kill(int(children[-1]), signal.SIGKILL)
-        assert process.wait(60) != 0
-        assert time.monotonic() - started < 60
-    finally:
-        process.kill()
-        log.close()
+    with (tmp_path / "log").open("w+") as log:
+        process = subprocess.Popen(command, env=environment(), stdout=log, stderr=log)
+        try:
+            while not (folder / "none-seed0" / "checkpoint.pt").exists():
+                assert process.poll() is None, (tmp_path / "log").read_text()
+                time.sleep(0.05)
+            workers = psutil.Process(process.pid).children()
+            assert len(workers) == 2
+            started = time.monotonic()
+            workers[-1].kill()
+            assert process.wait(60) != 0
+            assert time.monotonic() - started < 60
+        finally:
+            process.kill()
+    assert not (folder / "none-seed0" / "result.json").exists()
     resume = [*torchrun(script), "--resume", str(folder)]
-    done = subprocess.run(resume, env=environment(), capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(resume, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert not re.search(r"epoch +1 ", done.stdout)  # it was not repeated
+    assert re.search(r"epoch +40 ", done.stdout)
     rows = json.loads((folder / "results.json").read_text())["rows"]
     assert [row["embedding"] for row in rows] == ["pixels", "backbone", "backbone", "head"]
