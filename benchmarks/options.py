@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import docstring_parser
+import yaml
 from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentParser
 
+from bgl._io import write_text
 from bgl.training import TrainConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+COMMAND_FILE = "command.yaml"
 
 
 def make_parser(description: str | None = None) -> ArgumentParser:
@@ -35,6 +39,12 @@ def make_parser(description: str | None = None) -> ArgumentParser:
         type=list[str] | str,
         help='Trackers of accelerate to log to, for instance "tensorboard".',
     )
+    parser.add_argument(
+        "--resume",
+        default=None,
+        type=str | None,
+        help="Run folder to go on with, as it was begun; no other options.",
+    )
     documented = docstring_parser.parse(TrainConfig.__doc__ or "").params
     described = {parameter.arg_name: parameter.description for parameter in documented}
     defaults = TrainConfig()
@@ -50,15 +60,33 @@ def make_parser(description: str | None = None) -> ArgumentParser:
     return parser
 
 
-def parse(argv: list[str], description: str | None = None) -> tuple[list[TrainConfig], Path]:
-    """The configuration of every training, and the run folder.
+@dataclass(frozen=True)
+class Command:
+    """What a command line asks for: the configuration of every training, and the rest."""
+
+    configs: list[TrainConfig]
+    folder: Path
+    trackers: list[str]
+
+
+def parse(argv: list[str], description: str | None = None) -> Command:
+    """Understand a command line.
 
     Later wins: the dataset's base.yaml, the YAML of the method, ``--config`` files, options.
+
+    Raises:
+        ValueError: If ``--resume`` names no run folder, or comes with other options.
     """
     parser = make_parser(description)
     argv = configs_first(lists([dashes(word) for word in argv]))
     options = parser.parse_args(argv)
-    methods, seeds = (v if isinstance(v, list) else [v] for v in (options.method, options.seed))
+    if options.resume is not None:
+        if len(argv) != 1 + (argv[0] == "--resume"):
+            parser.error("expected no other options with --resume: the run folder has them")
+        return read_command(Path(options.resume))
+    methods, seeds, trackers = (
+        v if isinstance(v, list) else [v] for v in (options.method, options.seed, options.log)
+    )
     if not methods or not seeds:
         parser.error("expected at least one --method and one --seed")
     configs = []
@@ -66,24 +94,44 @@ def parse(argv: list[str], description: str | None = None) -> tuple[list[TrainCo
         defaults = [CONFIGS / options.dataset / f"{n}.yaml" for n in ["base", *method.split("+")]]
         files = [w for path in defaults if path.is_file() for w in ("--config", str(path))]
         values = parser.parse_args([*files, *argv]).as_dict()
-        for name in ("config", "method", "seed", "output_dir", "log"):
+        for name in ("config", "method", "seed", "output_dir", "log", "resume"):
             values.pop(name, None)
         configs += [from_values({**values, "method": method, "seed": s}) for s in seeds]
     name = f"{options.dataset}-{datetime.now():%Y%m%d-%H%M%S}"
-    return configs, Path(options.output_dir or Path("runs") / name)
+    return Command(configs, Path(options.output_dir or Path("runs") / name), trackers)
 
 
-def parse_trackers(argv: list[str]) -> list[str]:
-    """The trackers of ``--log``, of a command line that :func:`parse` accepts."""
-    names = make_parser().parse_args(configs_first(lists([dashes(word) for word in argv]))).log
-    return [names] if isinstance(names, str) else list(names)
+def write_command(command: Command) -> None:
+    """Keep in the run folder what ``--resume`` needs."""
+    configs = [dataclasses.asdict(config) for config in command.configs]
+    content = {"configs": configs, "log": command.trackers}
+    write_text(command.folder / COMMAND_FILE, yaml.safe_dump(content, sort_keys=False))
+
+
+def read_command(folder: Path) -> Command:
+    """The command that a run folder was made by.
+
+    Raises:
+        ValueError: If the folder does not say.
+    """
+    path = folder / COMMAND_FILE
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        configs = [from_values(values) for values in content["configs"]]
+        return Command(configs, folder, list(content["log"]))
+    except (OSError, yaml.YAMLError, ValueError, TypeError, KeyError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(
+            f"Expected argument `--resume` to name a run folder, but {path} does not say what was "
+            f"run ({reason})"
+        ) from error
 
 
 def from_values(values: dict[str, Any]) -> TrainConfig:
     """A configuration from plain values, as config.yaml holds them."""
     for name, hint in get_type_hints(TrainConfig).items():
         if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-            values = {**values, name: hint(**values[name])}
+            values = {**values, name: hint(**values.get(name, {}))}
     return TrainConfig(**values)
 
 

@@ -59,7 +59,7 @@ class Recipe:
 
     def configs(self, *words: str) -> list[TrainConfig]:
         """Its configurations, one for each seed, with further options of run.py."""
-        return parse(["--config", str(self.path), *words])[0]
+        return parse(["--config", str(self.path), *words]).configs
 
 
 def recipes(table: str, datasets: list[str] | None = None) -> list[Recipe]:

@@ -183,9 +183,9 @@ def main(argv: list[str] | None = None) -> int:
                 stored.append({**dataclasses.asdict(recipe.published), "results": results})
                 folder.mkdir(parents=True, exist_ok=True)
                 write_text(folder / "table.json", json.dumps({"rows": stored}, indent=1))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         console.print("\nstopped; to go on, repeat the command")
-        return 130
+        return int(getattr(stopped, "status", 130))
     changed = f"; changed: {' '.join(words)}" if words else ""
     if lines:
         print_lines(lines, f"{options.table}: Recall@1 in percent{changed}", console)

@@ -2,8 +2,9 @@
 
 Without arguments: the packaged emoji, EfficientNet-Lite0 with ImageNet weights, and one table with
 the raw pixels, the pretrained encoder as it is, the encoder fine-tuned without a graph, and
-fine-tuned with DyBGR. Everything lands in a run folder. A run that was interrupted goes on when
-the same command is given again with its ``--output-dir``.
+fine-tuned with DyBGR. Everything lands in a run folder. A run that was interrupted goes on with
+``--resume FOLDER``, or when the same command is given again with its ``--output-dir``. Several
+processes train as one: ``torchrun --nproc-per-node=N benchmarks/run.py ...``.
 """
 
 from __future__ import annotations
@@ -12,19 +13,23 @@ import dataclasses
 import json
 import os
 import platform
+import shlex
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import timm
 import torch
 import torch_geometric
 import yaml
-from options import CONFIGS, parse, parse_trackers
+from accelerate.utils import broadcast_object_list
+from options import CONFIGS, parse, write_command
 from report import print_table
 from rich.console import Console
 from rich.markup import escape
@@ -36,6 +41,7 @@ from bgl._io import write_text
 from bgl.datasets import Splits, download, load_dataset, raw_pixels
 from bgl.metrics import retrieval_metrics
 from bgl.training import (
+    Interrupted,
     Progress,
     Several,
     TrainConfig,
@@ -84,6 +90,8 @@ class TerminalProgress(Progress):
                 if (name := f"{part}_{embedding}") + "_map@r" in row:
                     recall, precision = (row[f"{name}_{m}"] for m in ("recall@1", "map@r"))
                     parts.append(f"{title}{embedding}: R@1 {recall:.1%}, MAP@R {precision:.1%}")
+        if row.get("skipped_steps"):
+            parts.append(f"{row['skipped_steps']} batches skipped: not finite")
         self.console.print("  ".join(parts), highlight=False)
 
 
@@ -107,6 +115,12 @@ def load_splits(config: TrainConfig) -> Splits:
 def baseline_rows(config: TrainConfig, splits: Splits, progress: Progress) -> list[Row]:
     """What no training is needed for: raw pixels, and the pretrained encoder as it is."""
     gallery = splits.gallery
+    model, info = build_model(dataclasses.replace(config, method="none"))
+    accelerator = make_accelerator(config.device)
+    view = View(model.to(accelerator.device), config, info, accelerator, progress)
+    measured = view.measure(splits.test, gallery)
+    if not accelerator.is_main_process:
+        return []
     pixels = retrieval_metrics(
         raw_pixels(splits.test),
         splits.test.labels,
@@ -114,10 +128,6 @@ def baseline_rows(config: TrainConfig, splits: Splits, progress: Progress) -> li
         None if gallery is None else gallery.labels,
         k=recall_at(config.dataset),
     )
-    model, info = build_model(dataclasses.replace(config, method="none"))
-    accelerator = make_accelerator(config.device)
-    view = View(model.to(accelerator.device), config, info, accelerator, progress)
-    measured = view.measure(splits.test, gallery)
     return [
         {"method": "pixels", "seed": None, "embedding": "pixels", "metrics": pixels},
         {
@@ -142,6 +152,9 @@ def trained_rows(
     finished = folder / "result.json"
     if finished.exists():
         return list(json.loads(finished.read_text())["rows"])
+    if not make_accelerator(config.device).is_main_process:
+        train(config, splits, folder)
+        return []
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
     recorder = Recorder(folder, splits)
@@ -173,6 +186,7 @@ def trained_rows(
             "parameters": result.num_parameters,
             "seconds": result.seconds,
             "peak_memory_mb": result.peak_memory_mb,
+            "skipped_steps": sum(row.get("skipped_steps", 0) for row in result.history),
             "config": resolved,
         }
         for embedding, metrics in result.metrics.items()
@@ -246,26 +260,28 @@ def selection(config: TrainConfig, splits: Splits) -> dict[str, Any]:
     return {"protocol": "honest", "selection": how, "test_evaluations": 1}
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the benchmark; returns the exit status."""
-    console = Console()
+def benchmark(argv: list[str], console: Console) -> int:
+    """Understand the command line, check everything that can be checked, train and measure."""
 
     def complain(error: Exception) -> None:
         line = escape(" ".join(str(error).split()))
-        console.print(f"[bold red]error:[/] {line}", highlight=False, soft_wrap=True)
+        Console().print(f"[bold red]error:[/] {line}", highlight=False, soft_wrap=True)
 
     try:
-        argv = sys.argv[1:] if argv is None else argv
-        configs, folder = parse(argv, __doc__)
-        trackers = parse_trackers(argv)
-        check_trackers(trackers)
-        first = configs[0]
-        runs = {folder / f"{config.method}-seed{config.seed}": config for config in configs}
+        command = parse(argv, __doc__)
+        check_trackers(command.trackers)
+        first = command.configs[0]
+        main_process = make_accelerator(first.device).is_main_process
+        (folder,) = broadcast_object_list([command.folder])  # the default has the time in its name
+        command = dataclasses.replace(command, folder=folder)
+        runs = {folder / f"{config.method}-seed{config.seed}": config for config in command.configs}
         for place, config in runs.items():
             check_folder(config, place)
         splits = load_splits(first)
         results = {"started": f"{datetime.now():%Y-%m-%d %H:%M:%S}", **describe(first, splits)}
-        folder.mkdir(parents=True, exist_ok=True)
+        if main_process:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_command(command)
     except (ValueError, OSError) as error:
         complain(error)
         return 2
@@ -275,7 +291,8 @@ def main(argv: list[str] | None = None) -> int:
     def save(new: list[Row]) -> None:
         rows.extend(new)
         results["seconds"] = time.perf_counter() - started
-        write_text(folder / "results.json", json.dumps({**results, "rows": rows}, indent=1))
+        if main_process:
+            write_text(folder / "results.json", json.dumps({**results, "rows": rows}, indent=1))
 
     console.print(f"{splits}\nrun folder: {folder}", highlight=False, markup=False)
     progress = TerminalProgress(console)
@@ -283,18 +300,20 @@ def main(argv: list[str] | None = None) -> int:
         with progress.bars:
             pretrained = Recorder(folder, splits)
             save(baseline_rows(first, splits, Several(pretrained, progress)))
-            pretrained.finish()
+            if main_process:
+                pretrained.finish()
             for place, config in runs.items():
                 console.print(f"[bold]{place.name}[/]")
-                save(trained_rows(config, splits, place, progress, trackers))
+                save(trained_rows(config, splits, place, progress, command.trackers))
     except KeyboardInterrupt:
-        console.print(
-            f"\nstopped; to go on, repeat the command with --output-dir {folder}", markup=False
-        )
-        return 130
+        words = shlex.join(["python", sys.argv[0], "--resume", str(folder)])
+        console.print(f"\nto go on: {words}", markup=False, highlight=False, soft_wrap=True)
+        raise
     except (ValueError, OSError, FloatingPointError) as error:
         complain(error)
         return 1
+    if not main_process:
+        return 0
     print_table(rows, f"{splits.name}, {splits.test.num_classes} unseen classes, percent")
     peak = max((row.get("peak_memory_mb", 0) for row in rows), default=0)
     console.print(
@@ -306,6 +325,26 @@ def main(argv: list[str] | None = None) -> int:
     page = explore_run(folder, splits=splits)
     console.print(f"look at it: {page}", highlight=False, markup=False, soft_wrap=True)
     return 0
+
+
+def end_now(number: int, frame: FrameType | None) -> None:
+    """What SIGTERM does outside of trainings, where nothing has to be saved first."""
+    raise Interrupted(number)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the benchmark; returns the exit status."""
+    console = Console(quiet=int(os.environ.get("RANK", "0")) > 0)  # one process speaks for all
+    before = signal.signal(signal.SIGTERM, end_now)
+    try:
+        return benchmark(sys.argv[1:] if argv is None else argv, console)
+    except KeyboardInterrupt as stopped:
+        console.print(str(stopped) or "interrupted by SIGINT", markup=False, highlight=False)
+        return int(getattr(stopped, "status", 128 + signal.SIGINT))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

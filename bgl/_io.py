@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that is renamed to it when the block ends well.
 
-    Whatever happens, ``path`` holds either its old content or the complete new one.
+    Whatever happens, ``path`` holds either its old content or the complete new one. A process
+    that is killed may leave the temporary file (``.NAME.*.tmp``) behind.
 
     Example:
         >>> with atomic_path("/tmp/bgl-doctest.txt") as temporary:
@@ -26,7 +28,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         'complete'
     """
     path = Path(path)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    handle, name = tempfile.mkstemp(".tmp", f".{path.name}.", path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -35,8 +37,18 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error  # says which file
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that killed processes have left in a folder."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -46,8 +58,31 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_tensors(path: str | Path, tensors: dict[str, Tensor]) -> None:
-    """Write a safetensors file atomically, in the plain memory layout that it stores."""
-    from safetensors.torch import save_file  # an optional dependency
+    """Write a safetensors file atomically, in the plain memory layout that it stores.
 
+    Raises:
+        OSError: If it cannot be written.
+    """
+    from safetensors import SafetensorError  # an optional dependency
+    from safetensors.torch import save_file
+
+    plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    try:
+        with atomic_path(path) as temporary:
+            save_file(plain, temporary)
+    except SafetensorError as error:  # its message has the system's
+        raise OSError(f"Could not write {path}: {error}") from error
+
+
+def write_pickle(path: str | Path, content: Any) -> None:
+    """Write a file for ``torch.load(..., weights_only=True)`` atomically.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    import torch
+
+    buffer = io.BytesIO()  # torch.save hides the system's error where a file cannot be written
+    torch.save(content, buffer)
     with atomic_path(path) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+        temporary.write_bytes(buffer.getbuffer())

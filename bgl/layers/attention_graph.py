@@ -30,7 +30,7 @@ class AttentionGraph(nn.Module):
     Shapes:
         - ``query``, ``key`` [N, H, d]; ``batch`` [N] or None
         - output: ``edge_index`` [2, E], the union of the heads' edges, sorted by target, and
-          ``edge_weight`` [E, H], 0 where a head does not have the edge
+          ``edge_weight`` [E, H], 0 where a head does not have the edge, at least float32
 
     Raises:
         ValueError: If an argument has the wrong type, rank, shape or range.
@@ -48,10 +48,12 @@ class AttentionGraph(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, batch: Tensor | None = None) -> Graph:
         keep = self.mask(query, key, batch)
-        scores = torch.einsum("nhd,mhd->hnm", query, key) * query.size(-1) ** -0.5
-        if keep is None:
-            keep = torch.ones_like(scores, dtype=torch.bool)
-        weight = scores.masked_fill(~keep, -torch.inf).softmax(-1)
+        with torch.autocast(query.device.type, enabled=False):  # half precision would overflow
+            query, key = at_least_float32(query), at_least_float32(key)
+            scores = torch.einsum("nhd,mhd->hnm", query, key) * query.size(-1) ** -0.5
+            if keep is None:
+                keep = torch.ones_like(scores, dtype=torch.bool)
+            weight = scores.masked_fill(~keep, -torch.inf).softmax(-1)
         target, source = keep.any(0).nonzero(as_tuple=True)
         return torch.stack([source, target]), weight[:, target, source].t()
 

@@ -67,14 +67,17 @@ class StructureConstrainedAttention(MessagePassing):
                 f"Expected argument `edge_weight` to have shape [{edges}] or [{edges}, {heads}], "
                 f"but got {list(edge_weight.shape)}"
             )
+        dtype = value.dtype
+        value = value.to(torch.promote_types(dtype, edge_weight.dtype))
         if n > DENSE_NODES or self.explain is True:
             out: Tensor = self.propagate(edge_index, value=value, edge_weight=edge_weight)
-            return out
+            return out.to(dtype)
         if edge_weight.dim() == 1:
             edge_weight = edge_weight[:, None].expand(edges, heads)
         flat = edge_weight.new_zeros(n * n, heads)
         flat = flat.index_add(0, edge_index[1] * n + edge_index[0], edge_weight)
-        return torch.einsum("nmh,mhd->nhd", flat.view(n, n, heads), value)
+        adjacency = flat.view(n, n, heads).to(value.dtype)
+        return torch.einsum("nmh,mhd->nhd", adjacency, value).to(dtype)
 
     def message(self, value_j: Tensor, edge_weight: Tensor) -> Tensor:
         return edge_weight.view(edge_weight.size(0), -1, 1) * value_j

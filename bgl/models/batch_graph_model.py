@@ -90,18 +90,31 @@ class BatchGraphModel(nn.Module):
     def forward(
         self, images: Tensor, labels: Tensor | None = None, return_graph: bool = False
     ) -> BatchGraphOutput:
+        return self.from_features(self.encode(images), labels, return_graph)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Features [N, C] of images [N, 3, H, W], each by itself: the first half of a call."""
         if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point():
             raise ValueError(
                 "Expected argument `images` to be a floating-point tensor of shape "
                 f"[N, 3, H, W], but got {describe(images)}"
             )
-        if labels is not None:
-            check_index_vector(labels, images.size(0), "labels")
         if self._chunk is not None and self.training:
             parts = images.split(self._chunk)
-            features = torch.cat([checkpoint(self.backbone, p, use_reentrant=False) for p in parts])
-        else:
-            features = self.backbone(images)
+            return torch.cat([checkpoint(self.backbone, p, use_reentrant=False) for p in parts])
+        features: Tensor = self.backbone(images)
+        return features
+
+    def from_features(
+        self, features: Tensor, labels: Tensor | None = None, return_graph: bool = False
+    ) -> BatchGraphOutput:
+        """The second half of a call: blocks and head, from what :meth:`encode` gave.
+
+        Several processes that train together encode a share of the batch each, and call this
+        with the features of all of them.
+        """
+        if labels is not None:
+            check_index_vector(labels, features.size(0), "labels")
         if not self.training or not self.blocks:
             return BatchGraphOutput(self.head(features), features)
         context, graphs = self.contextualize(features, labels, return_graph)

@@ -2,12 +2,15 @@
 
 from bgl.training.build import build_model, make_accelerator
 from bgl.training.config import TrainConfig
-from bgl.training.evaluation import RECALL_AT, embed, evaluate, recall_at
-from bgl.training.loop import TrainResult, View, train
+from bgl.training.evaluation import RECALL_AT, View, embed, evaluate, recall_at
+from bgl.training.interruption import Interrupted, Interruption
+from bgl.training.loop import TrainResult, train
 from bgl.training.progress import Progress, Several
 
 __all__ = [
     "RECALL_AT",
+    "Interrupted",
+    "Interruption",
     "Progress",
     "Several",
     "TrainConfig",

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -39,6 +42,27 @@ def make_accelerator(device: str) -> Accelerator:
         raise ValueError("Expected argument `device` to be available, but CUDA is not, got 'cuda'")
     use_cuda = cuda and device != "cpu"
     return Accelerator(cpu=not use_cuda, mixed_precision="bf16" if use_cuda else "no")
+
+
+@contextmanager
+def deterministic_algorithms(wanted: bool) -> Iterator[None]:
+    """Inside, if ``wanted``, the same computation gives the same bits on a GPU as well.
+
+    Operations that have no such algorithm raise a RuntimeError that names them.
+    """
+    if not wanted:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled()
+    cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
 
 
 def build_model(config: TrainConfig) -> tuple[BatchGraphModel, BackboneInfo]:

@@ -186,6 +186,10 @@ class TrainConfig:
             Not together with train_batch_norm.
         select_embedding: Embedding whose validation MAP@R chooses the epoch (with protocol
             "paper": whose Recall@1 on the test classes does): "backbone" or "head".
+        on_nonfinite: What to do with a batch whose loss or gradient is not finite: "stop" the
+            training, or "skip" the batch and count it; either way the batch is named.
+        deterministic: Use algorithms that give the same bits every time also on a GPU, and refuse
+            operations that have none (slower; a CPU does so anyway).
         seed: Seed of everything random.
         device: "auto", "cpu" or "cuda".
         workers: Processes that load images; -1: none for data in memory, else one per core.
@@ -239,6 +243,8 @@ class TrainConfig:
     train_batch_norm: bool = False
     checkpoint_activations: bool = False
     select_embedding: str = "backbone"
+    on_nonfinite: str = "stop"
+    deterministic: bool = False
     seed: int = 0
     device: str = "auto"
     workers: int = -1
@@ -276,6 +282,7 @@ class TrainConfig:
             )
         check_choice(self.distance, "distance", ("cosine", "hyperbolic"))
         check_choice(self.select_embedding, "select_embedding", ("backbone", "head"))
+        check_choice(self.on_nonfinite, "on_nonfinite", ("stop", "skip"))
         check_choice(self.loss, "loss", LOSS_NAMES)
         check_choice(self.miner, "miner", ("default", *MINER_NAMES))
         for name in ("loss_options", "miner_options"):

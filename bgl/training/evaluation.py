@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
-from bgl.datasets import ImageDataset
+from bgl.datasets import ImageDataset, eval_transform
 from bgl.metrics import retrieval_metrics
-from bgl.models import embed_batches
+from bgl.models import BackboneInfo, embed_batches
+from bgl.training.build import head_distance
+from bgl.training.config import TrainConfig
+from bgl.training.distributed import gather_rows
+from bgl.training.interruption import Interruption
+from bgl.training.loading import TIMEOUT, num_workers, worker_seed
+from bgl.training.progress import Progress
 
 Metrics = dict[str, float]
 RECALL_AT = (1, 2, 4, 8)
@@ -34,7 +42,7 @@ def recall_at(dataset: str) -> tuple[int, ...]:
 
 def embed(
     model: nn.Module,
-    dataset: ImageDataset,
+    dataset: ImageDataset | Subset[Any],
     device: torch.device,
     batch_size: int = 256,
     workers: int = 0,
@@ -53,7 +61,13 @@ def embed(
     Returns:
         ``{"backbone": [N, C], "head": [N, D]}`` in float32 on the CPU, in the dataset's order.
     """
-    loader = DataLoader(dataset, batch_size, num_workers=workers)
+    loader: DataLoader[Any] = DataLoader(
+        dataset,
+        batch_size,
+        num_workers=workers,
+        timeout=TIMEOUT if workers else 0.0,
+        generator=worker_seed(0),  # leaves the global generators alone
+    )
     return embed_batches(model, (images for images, _ in loader), device, on_batch=on_batch)
 
 
@@ -78,3 +92,78 @@ def evaluate(
         )
         for name in vectors
     }
+
+
+@dataclass
+class View:
+    """A model with all it takes to look at a dataset through it, in evaluation mode.
+
+    Args:
+        model: A :class:`bgl.models.BatchGraphModel`.
+        config: What is trained.
+        info: Of the model's backbone.
+        accelerator: Device, precision, processes.
+        progress: Told about items and measurements.
+        interruption: Looked at after every batch that all processes embed together.
+        resumed: Whether the training goes on from a checkpoint.
+    """
+
+    model: nn.Module
+    config: TrainConfig
+    info: BackboneInfo
+    accelerator: Accelerator
+    progress: Progress
+    interruption: Interruption = field(default_factory=Interruption)
+    resumed: bool = False
+
+    def embed(self, dataset: ImageDataset, alone: bool = False) -> dict[str, Tensor]:
+        """Backbone and head output of every image, with the evaluation transform.
+
+        All processes must call it together: each embeds a share, and all get the whole. With
+        ``alone``, this process embeds all of it without the others.
+        """
+        config, info, device = self.config, self.info, self.accelerator.device
+        processes = 1 if alone else self.accelerator.num_processes
+        share = -(-len(dataset) // processes)
+        first = 0 if alone else share * self.accelerator.process_index
+        # shares of one size, so that processes stay in step: the last image fills up the last
+        own = [min(i, len(dataset) - 1) for i in range(first, first + share)]
+        transform = eval_transform(config.image_size, info.mean, info.std, config.resize)
+
+        def on_batch(images: int) -> None:
+            self.progress.advance(images)
+            if not alone:
+                self.interruption.check(device)
+
+        self.progress.start(f"embedding {len(dataset)} images", share)
+        with self.accelerator.autocast():
+            vectors = embed(
+                self.model,
+                Subset(dataset.with_transform(transform), own),
+                device,
+                workers=num_workers(config.workers, dataset),
+                on_batch=on_batch,
+            )
+        if processes == 1:
+            return vectors
+        sizes = [share] * processes
+        return {
+            name: gather_rows(x.to(device), sizes)[: len(dataset)].cpu()
+            for name, x in vectors.items()
+        }
+
+    def measure(
+        self, queries: ImageDataset, gallery: ImageDataset | None = None
+    ) -> dict[str, Metrics]:
+        """Retrieval metrics of each embedding."""
+        vectors = self.embed(queries)
+        others = None if gallery is None else self.embed(gallery)
+        self.progress.measured(queries, vectors, others)
+        return evaluate(
+            vectors,
+            queries.labels,
+            recall_at(self.config.dataset),
+            head_distance(self.config),
+            others,
+            None if gallery is None else gallery.labels,
+        )

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import resource
 import time
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import DataLoader
-from torch_geometric.data import Data
 
 from bgl import models
-from bgl._io import write_tensors, write_text
-from bgl.augment import AugmentedLoss
-from bgl.datasets import ImageDataset, Splits, eval_transform, train_transform
+from bgl._io import remove_leftovers, write_tensors
+from bgl._precision import at_least_float32
+from bgl.augment import AugmentedLoss, ClassStatistics
+from bgl.datasets import ImageDataset, Splits, train_transform
 from bgl.models import BackboneInfo
 from bgl.samplers import ClassBalancedSampler
 from bgl.training.build import (
@@ -31,14 +29,18 @@ from bgl.training.build import (
     build_criterion,
     build_model,
     describe_model,
-    head_distance,
+    deterministic_algorithms,
     make_accelerator,
     make_optimizer,
     make_schedule,
 )
-from bgl.training.checkpoint import load_checkpoint, save_checkpoint
+from bgl.training.checkpoint import Position, load_checkpoint, save_checkpoint
 from bgl.training.config import TrainConfig
-from bgl.training.evaluation import Metrics, embed, evaluate, recall_at
+from bgl.training.distributed import average_gradients, gather_rows, own_random_numbers, shares
+from bgl.training.evaluation import Metrics, View
+from bgl.training.history import chosen_epoch, graph_statistics, write_history
+from bgl.training.interruption import Interrupted, Interruption
+from bgl.training.loading import dead_workers_named, deal, num_workers, train_loader
 from bgl.training.progress import Progress
 
 
@@ -70,9 +72,13 @@ def train(
     The folder receives ``metrics.csv`` (a line per epoch), the model of the chosen epoch
     (``model.safetensors`` and ``model.json``, for :func:`bgl.models.load`),
     ``embeddings.safetensors`` (the training set's, by that model) and, while the training runs,
-    ``checkpoint.pt``: a training that was interrupted goes on from its last epoch when called
-    again with the same configuration and folder, with the same result as if it had not been
-    interrupted.
+    ``checkpoint.pt``: a training that was interrupted goes on from there when called again with
+    the same configuration and folder, with the same result as if it had not been interrupted.
+    The checkpoint is written after every epoch, and after the running step on SIGINT or SIGTERM.
+
+    Where ``torch.distributed`` runs (``torchrun``), all processes call it together, with the same
+    folder. They train as one: graph, losses and statistics are those of the whole batch. The
+    first process alone writes.
 
     Args:
         config: What to train.
@@ -81,16 +87,37 @@ def train(
         progress: Told about stages, items, measurements and epochs.
 
     Raises:
-        ValueError: If configuration and data do not fit.
-        FloatingPointError: If the loss of a batch is not finite; the message names the batch.
+        ValueError: If configuration and data do not fit, or ``checkpoint.pt`` is not of this
+            configuration.
+        FloatingPointError: If the loss or gradient of a batch is not finite; the message names
+            the batch.
+        Interrupted: After SIGINT or SIGTERM, when the checkpoint is written.
+        BrokenImageError: If an image cannot be read, or has vanished.
+        ChildProcessError: If a process that loads images was killed.
+        OSError: If a file cannot be written; the checkpoint before it is left as it was.
     """
-    started = time.perf_counter()
-    progress = progress or Progress()
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    with (
+        deterministic_algorithms(config.deterministic),
+        dead_workers_named(),
+        Interruption() as interruption,
+    ):
+        return _train(config, splits, Path(folder), progress or Progress(), interruption)
+
+
+def _train(
+    config: TrainConfig,
+    splits: Splits,
+    folder: Path,
+    progress: Progress,
+    interruption: Interruption,
+) -> TrainResult:
     set_seed(config.seed)
     accelerator = make_accelerator(config.device)
     device = accelerator.device
+    check_processes(config, accelerator.num_processes)
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)
 
     model, info = build_model(config)
     criterion = build_criterion(config, splits.train.num_classes)
@@ -101,93 +128,137 @@ def train(
     sampler = ClassBalancedSampler(
         data.labels, config.batch_size, config.per_class, config.seed, config.batches_per_epoch
     )
-    loader = DataLoader(
-        data,
-        batch_sampler=sampler,
-        num_workers=num_workers(config, data),
-        pin_memory=device.type == "cuda",
-    )
     optimizer = make_optimizer(config, model.to(device), criterion.to(device))
     schedule = make_schedule(config, optimizer, steps=config.epochs * len(sampler))
-    view = View(model, config, info, accelerator, progress)
 
     parts = {"model": model, "criterion": criterion, "optimizer": optimizer, "schedule": schedule}
     if augmentation is not None:
         parts["augmentation"] = augmentation.to(device)
         augmented = AugmentedLoss(criterion.loss, augmentation, criterion.miner)
-    history: list[dict[str, Any]] = []
+    position = Position()
     checkpoint = folder / "checkpoint.pt"
-    if checkpoint.exists():
-        history = load_checkpoint(checkpoint, config, parts)
-    elapsed = history[-1]["seconds"] if history else 0.0
+    resumed = checkpoint.exists()
+    if resumed:
+        position = load_checkpoint(checkpoint, config, parts)
+    started = time.perf_counter() - position.seconds
+    history = position.history
 
+    def save() -> None:
+        position.seconds = time.perf_counter() - started
+        if accelerator.is_main_process:
+            save_checkpoint(checkpoint, config, parts, position)
+        accelerator.wait_for_everyone()  # nobody goes on before it is written
+
+    view = View(model, config, info, accelerator, progress, interruption, resumed)
     progress.begin(view, len(history))
-    for epoch in range(len(history), config.epochs):
-        row: dict[str, Any] = {"epoch": epoch + 1, "lr": schedule.get_last_lr()[0]}
-        plain_criterion: nn.Module = criterion
-        if augmentation is not None and epoch >= (first := round(config.iaa.start * config.epochs)):
-            if (epoch - first) % config.iaa.update_every == 0:
-                augmentation.statistics.estimate(
-                    view.embed(splits.train)["head"].to(device), splits.train.labels.to(device)
-                )
-            augmentation.set_epoch(epoch + 1, config.epochs)
-            plain_criterion = augmented
+    try:
+        for epoch in range(len(history), config.epochs):
+            plain_criterion: nn.Module = criterion
+            if augmentation is not None:
+                first = round(config.iaa.start * config.epochs)
+                if epoch >= first:
+                    if position.step == 0 and (epoch - first) % config.iaa.update_every == 0:
+                        estimate(augmentation.statistics, view, splits.train)
+                    augmentation.set_epoch(epoch + 1, config.epochs)
+                    plain_criterion = augmented
 
-        model.train()
-        if not config.train_batch_norm:
-            freeze_batch_norm(model.backbone)
-        sampler.set_epoch(epoch)
-        progress.start(f"epoch {epoch + 1}/{config.epochs}", len(sampler))
-        sums: dict[str, float] = {}
-        for step, (images, labels) in enumerate(loader):
-            images = images.to(device, memory_format=torch.channels_last)
-            labels = labels.to(device)
-            with accelerator.autocast():
-                output = model(images, labels, return_graph=step + 1 == len(sampler))
-            losses = {"loss_plain": plain_criterion(output.embeddings.float(), labels)}
-            loss = losses["loss_plain"]
-            if output.context_embeddings is not None:
-                losses["loss_graph"] = criterion(output.context_embeddings.float(), labels)
-                loss = config.alpha * loss + (1 - config.alpha) * losses["loss_graph"]
-            losses["loss"] = loss
-            # the one place in a step that waits for the device
-            values = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
-            if not math.isfinite(values["loss"]):
-                norms = output.features.detach().float().norm(dim=1)
-                raise FloatingPointError(
-                    f"The loss is not finite in epoch {epoch + 1}, step {step + 1}: {values}; "
-                    f"feature norms from {float(norms.min()):.3g} to {float(norms.max()):.3g}; "
-                    f"images {[data.paths[i] for i in list(sampler)[step]]}"
-                )
-            optimizer.zero_grad(set_to_none=True)
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(model.parameters(), config.grad_clip)
-            optimizer.step()
-            schedule.step()
-            sums = {name: sums.get(name, 0.0) + value for name, value in values.items()}
-            progress.advance(1)
+            model.train()
+            if not config.train_batch_norm:
+                freeze_batch_norm(model.backbone)
+            batches = deal(sampler, epoch)
+            own = shares(config.batch_size, accelerator.num_processes)
+            mine = own[accelerator.process_index]
+            images_of = train_loader(
+                data,
+                [batch[mine.start : mine.stop] for batch in batches[position.step :]],
+                num_workers(config.workers, data),
+                pin_memory=device.type == "cuda",
+            )
+            if position.step == 0:
+                position.row = {"epoch": epoch + 1, "lr": schedule.get_last_lr()[0]}
+                if config.on_nonfinite == "skip":
+                    position.row["skipped_steps"] = 0
+            row = position.row
+            progress.start(f"epoch {epoch + 1}/{config.epochs}", len(sampler))
+            progress.advance(position.step)
+            for images in images_of:
+                batch, seeds = zip(*batches[position.step], strict=True)
+                labels = data.labels[list(batch)].to(device)
+                images = images.to(device, memory_format=torch.channels_last)
+                last = position.step + 1 == len(sampler)
+                with accelerator.autocast():
+                    with own_random_numbers(seeds[mine.start], device):
+                        features = model.encode(images)
+                    # from here on, every process computes the same for the whole batch
+                    features = gather_rows(features, [len(share) for share in own])
+                    output = model.from_features(features, labels, return_graph=last)
+                losses = {
+                    "loss_plain": plain_criterion(at_least_float32(output.embeddings), labels)
+                }
+                loss = losses["loss_plain"]
+                if output.context_embeddings is not None:
+                    context = at_least_float32(output.context_embeddings)
+                    losses["loss_graph"] = criterion(context, labels)
+                    loss = config.alpha * loss + (1 - config.alpha) * losses["loss_graph"]
+                losses["loss"] = loss
+                optimizer.zero_grad(set_to_none=True)
+                accelerator.backward(loss)
+                average_gradients(p for group in optimizer.param_groups for p in group["params"])
+                norm = accelerator.clip_grad_norm_(model.parameters(), config.grad_clip)
+                # the one place in a step that waits for the device
+                *found, norm = torch.stack([*losses.values(), norm.to(loss.dtype)]).tolist()
+                values = dict(zip(losses, found, strict=True))
+                if math.isfinite(values["loss"]) and math.isfinite(norm):
+                    optimizer.step()
+                    for name, value in values.items():
+                        position.sums[name] = position.sums.get(name, 0.0) + value
+                else:
+                    where = f"epoch {epoch + 1}, step {position.step + 1}"
+                    said = describe_batch(where, values, norm, output.features, batch, data.paths)
+                    if config.on_nonfinite == "stop":
+                        raise FloatingPointError(said)
+                    warnings.warn(f"Skipped a batch. {said}", stacklevel=3)
+                    row["skipped_steps"] += 1
+                schedule.step()
+                if last:
+                    row |= graph_statistics(output.graphs)
+                position.step += 1
+                progress.advance(1)
+                interruption.check(device)
 
-        row |= {name: value / len(sampler) for name, value in sums.items()}
-        row |= graph_statistics(output.graphs)
-        measured, part = {}, "val"
-        if config.protocol == "paper":
-            part = "test"
-            if row["epoch"] % config.eval_every == 0 or row["epoch"] == config.epochs:
-                measured = view.measure(splits.test, splits.gallery)
-        elif splits.val is not None:
-            measured = view.measure(splits.val)
-        row |= {f"{part}_{e}_{m}": v for e, ms in measured.items() for m, v in ms.items()}
-        row["seconds"] = elapsed + time.perf_counter() - started
-        history.append(row)
-        if chosen_epoch(history, config) == row["epoch"]:
-            models.save(model, folder, describe_model(config, info))
-        save_checkpoint(checkpoint, config, parts, history)
-        write_history(folder / "metrics.csv", history)
-        progress.epoch(row)
+            good = len(sampler) - row.get("skipped_steps", 0)
+            if good == 0:
+                raise FloatingPointError(f"No loss of epoch {epoch + 1} was finite")
+            row |= {name: value / good for name, value in position.sums.items()}
+            measured, part = {}, "val"
+            if config.protocol == "paper":
+                part = "test"
+                if row["epoch"] % config.eval_every == 0 or row["epoch"] == config.epochs:
+                    measured = view.measure(splits.test, splits.gallery)
+            elif splits.val is not None:
+                measured = view.measure(splits.val)
+            row |= {f"{part}_{e}_{m}": v for e, ms in measured.items() for m, v in ms.items()}
+            row["seconds"] = time.perf_counter() - started
+            history.append(row)
+            position = Position(history)
+            if accelerator.is_main_process:
+                if chosen_epoch(history, config) == row["epoch"]:
+                    models.save(model, folder, describe_model(config, info))
+                write_history(folder / "metrics.csv", history)
+            save()
+            progress.epoch(row)
+            interruption.check(device)
+    except Interrupted:
+        save()
+        raise
 
     model.load_state_dict(load_file(folder / "model.safetensors"))
-    embeddings = {"embeddings": view.embed(splits.train)["head"], "labels": splits.train.labels}
-    write_tensors(folder / "embeddings.safetensors", embeddings)
+    vectors = view.embed(splits.train)["head"]
+    if accelerator.is_main_process:
+        write_tensors(
+            folder / "embeddings.safetensors",
+            {"embeddings": vectors, "labels": splits.train.labels},
+        )
     return TrainResult(
         metrics=view.measure(splits.test, splits.gallery),
         chosen_epoch=chosen_epoch(history, config),
@@ -195,105 +266,9 @@ def train(
         backbone=info,
         dimensions={"backbone": info.num_features, "head": config.head_dim},
         num_parameters=sum(p.numel() for p in model.parameters()),
-        seconds=elapsed + time.perf_counter() - started,
+        seconds=time.perf_counter() - started,
         peak_memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     )
-
-
-@dataclass
-class View:
-    """A model with all it takes to look at a dataset through it, in evaluation mode."""
-
-    model: nn.Module
-    config: TrainConfig
-    info: BackboneInfo
-    accelerator: Accelerator
-    progress: Progress
-
-    def embed(self, dataset: ImageDataset) -> dict[str, Tensor]:
-        """Backbone and head output of every image, with the evaluation transform."""
-        self.progress.start(f"embedding {len(dataset)} images", len(dataset))
-        config, info = self.config, self.info
-        transform = eval_transform(config.image_size, info.mean, info.std, config.resize)
-        with self.accelerator.autocast():
-            return embed(
-                self.model,
-                dataset.with_transform(transform),
-                self.accelerator.device,
-                workers=num_workers(self.config, dataset),
-                on_batch=self.progress.advance,
-            )
-
-    def measure(
-        self, queries: ImageDataset, gallery: ImageDataset | None = None
-    ) -> dict[str, Metrics]:
-        """Retrieval metrics of each embedding."""
-        vectors = self.embed(queries)
-        others = None if gallery is None else self.embed(gallery)
-        self.progress.measured(queries, vectors, others)
-        return evaluate(
-            vectors,
-            queries.labels,
-            recall_at(self.config.dataset),
-            head_distance(self.config),
-            others,
-            None if gallery is None else gallery.labels,
-        )
-
-
-def num_workers(config: TrainConfig, dataset: ImageDataset) -> int:
-    """Loading processes: as configured; by default none for images in memory."""
-    if config.workers >= 0:
-        return config.workers
-    return 0 if isinstance(dataset.images, Tensor) else torch.get_num_threads()
-
-
-def graph_statistics(graphs: list[Data]) -> dict[str, float]:
-    """Share of the edges, and of the edge weight, between samples of the same class; incoming
-    edges of a node; entropy of their weights in nats. The mean over the graphs of all blocks and
-    iterations."""
-    if not graphs:
-        return {}
-    rows = []
-    for graph in graphs:
-        source, target = graph.edge_index
-        same = (graph.y[source] == graph.y[target]).float()
-        weight = graph.edge_weight.detach().float().reshape(len(same), -1).mean(1)  # over heads
-        total = weight.new_zeros(len(graph.y)).index_add_(0, target, weight)
-        share = weight / total.clamp_min(1e-12)[target]
-        rows.append(
-            torch.stack(
-                [
-                    same.mean(),
-                    (same * weight).sum() / weight.sum(),
-                    same.new_tensor(len(same) / len(graph.y)),
-                    -torch.special.xlogy(share, share).sum() / len(graph.y),
-                ]
-            )
-        )
-    names = ("same_class_edges", "same_class_weight", "mean_degree", "weight_entropy")
-    return dict(zip(names, torch.stack(rows).mean(0).tolist(), strict=True))
-
-
-def chosen_epoch(history: list[dict[str, Any]], config: TrainConfig) -> int:
-    """The epoch with the best validation MAP@R, with protocol "paper" with the best test
-    Recall@1 (the first of equals); where nothing was measured, the last."""
-    part, metric = ("test", "recall@1") if config.protocol == "paper" else ("val", "map@r")
-    key = f"{part}_{config.select_embedding}_{metric}"
-    measured = [row for row in history if key in row]
-    if not measured:
-        return int(history[-1]["epoch"])
-    return int(max(measured, key=lambda row: row[key])["epoch"])
-
-
-def write_history(path: Path, history: list[dict[str, Any]]) -> None:
-    """metrics.csv, a line per epoch."""
-    text = io.StringIO()
-    columns = list(dict.fromkeys(name for row in history for name in row))
-    writer = csv.DictWriter(text, columns)
-    writer.writeheader()
-    writer.writerows(history)
-    write_text(path, text.getvalue())
 
 
 def freeze_batch_norm(module: nn.Module) -> None:
@@ -305,3 +280,42 @@ def freeze_batch_norm(module: nn.Module) -> None:
     for child in module.modules():
         if isinstance(child, _BatchNorm):
             child.eval()
+
+
+def check_processes(config: TrainConfig, processes: int) -> None:
+    """Raise unless a configuration can be trained by that many processes."""
+    if config.batch_size < processes:
+        raise ValueError(
+            f"Expected argument `batch_size` to hold an image for each of {processes} processes, "
+            f"got {config.batch_size}"
+        )
+    if processes > 1 and config.train_batch_norm:
+        raise ValueError(
+            "Expected argument `train_batch_norm` to be off with several processes: each would "
+            "normalise by its own share of the batch"
+        )
+
+
+def estimate(statistics: ClassStatistics, view: View, data: ImageDataset) -> None:
+    """Estimate the classes over the training set, as each process adds a share of its own."""
+    own = slice(view.accelerator.process_index, None, view.accelerator.num_processes)
+    device = view.accelerator.device
+    vectors = view.embed(data)["head"]
+    statistics.estimate(vectors[own].to(device), data.labels[own].to(device))
+
+
+def describe_batch(
+    where: str,
+    losses: dict[str, float],
+    gradient_norm: float,
+    features: Tensor,
+    batch: Sequence[int],
+    paths: list[str],
+) -> str:
+    """What to know of a batch whose loss or gradient is not finite."""
+    norms = features.detach().float().norm(dim=1)
+    return (
+        f"The loss or its gradient is not finite in {where}: {losses}; gradient norm "
+        f"{gradient_norm:.3g}; feature norms from {float(norms.min()):.3g} to "
+        f"{float(norms.max()):.3g}; samples {list(batch)}; images {[paths[i] for i in batch]}"
+    )

@@ -9,7 +9,7 @@ from torch import Tensor
 from bgl.datasets import ImageDataset
 
 if TYPE_CHECKING:
-    from bgl.training.loop import View
+    from bgl.training.evaluation import View
 
 
 class Progress:

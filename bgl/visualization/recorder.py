@@ -56,10 +56,10 @@ class Recorder(Progress):
         size = min(config.batch_size, MOST_NODES)
         self.batch = fixed_batch(self.data.labels, size, config.per_class)
         self.moments = set(np.linspace(0, config.epochs, MOMENTS).round().astype(int).tolist())
-        if epochs and self.path.exists():  # the training goes on
-            self.frames = [f for f in read_frames(self.path) if (f.epoch or 0) <= epochs]
-        elif epochs == 0:
+        if not view.resumed:
             self._record(0)
+        elif self.path.exists():
+            self.frames = [f for f in read_frames(self.path) if (f.epoch or 0) <= epochs]
 
     def epoch(self, row: dict[str, Any]) -> None:
         if row["epoch"] in self.moments:
@@ -178,7 +178,7 @@ def batch_graphs(
     labels = data.labels[batch].to(view.accelerator.device)
     with torch.random.fork_rng(cuda):  # a data loader draws a seed
         if features is None:
-            features = view.embed(data.subset(batch))["backbone"]
+            features = view.embed(data.subset(batch), alone=True)["backbone"]
         model.blocks.eval()
         graphs: list[Data] = model.contextualize(
             features.to(view.accelerator.device), labels, return_graph=True

@@ -70,7 +70,7 @@ class Trackers(Progress):
             project_dir=str(self.folder),
         )
         self.accelerator.init_trackers("training", config=flat(dataclasses.asdict(view.config)))
-        if epochs == 0:
+        if not view.resumed:
             self._picture(0)
 
     def epoch(self, row: dict[str, Any]) -> None:
@@ -82,8 +82,8 @@ class Trackers(Progress):
 
     def finish(self) -> None:
         """Close the trackers."""
-        if self.accelerator is not None:
-            self.accelerator.end_training()
+        for tracker in self.accelerator.trackers if self.accelerator else []:
+            tracker.finish()  # not end_training, which would part the processes as well
 
     def _picture(self, epoch: int) -> None:
         """Draw the last graph of this epoch, if it was recorded."""

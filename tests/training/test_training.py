@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_training import DIM, SIDE, WIDTH, assert_same_files, make_splits, part, read_csv, tiny
 from torch import Tensor
 from torch_geometric.data import Data
 
@@ -19,72 +19,13 @@ from bgl.losses import LOSS_NAMES
 from bgl.samplers import ClassBalancedSampler
 from bgl.training import Progress, TrainConfig, TrainResult, build_model, embed, evaluate, train
 from bgl.training.build import make_optimizer, make_schedule
-from bgl.training.config import (
-    BatchFormerOptions,
-    BGFormerOptions,
-    DyBGROptions,
-    IAAOptions,
-)
-from bgl.training.loop import chosen_epoch, graph_statistics
-
-SIDE, WIDTH, DIM = 32, 96, 8  # image side, features of test_resnet, embedding
-
-
-def part(
-    prefix: str, num_classes: int, per_class: int, noise: int, contrast: int = 68
-) -> ImageDataset:
-    """Classes of one colour each, under noise."""
-    labels = torch.arange(num_classes).repeat_interleave(per_class)
-    colours = 128 + torch.randint(-contrast, contrast + 1, (num_classes, 3, 1, 1))
-    grain = torch.randint(-noise, noise + 1, (len(labels), 3, SIDE, SIDE))
-    images = (colours[labels] + grain).clamp(0, 255).to(torch.uint8)
-    names = [f"{prefix}{c}" for c in range(num_classes)]
-    return ImageDataset(images, labels, names, paths=[f"{prefix}/{i}" for i in range(len(labels))])
+from bgl.training.config import BGFormerOptions, DyBGROptions, IAAOptions
+from bgl.training.history import chosen_epoch, graph_statistics
 
 
 @pytest.fixture(scope="session")
 def splits() -> Splits:
-    torch.manual_seed(0)
-    return Splits("colours", part("train", 8, 4, 60), part("val", 4, 4, 60), part("test", 4, 4, 60))
-
-
-def tiny(**options: Any) -> TrainConfig:
-    defaults: dict[str, Any] = {
-        "dataset": "folder",
-        "method": "none",
-        "backbone": "test_resnet",
-        "weights": "none",
-        "image_size": SIDE,
-        "crop_scale": 0.5,
-        "head_dim": DIM,
-        "epochs": 2,
-        "batch_size": 16,
-        "per_class": 4,
-        "lr": 1e-3,
-        "device": "cpu",
-        "workers": 0,
-        "dybgr": DyBGROptions(k=4, num_iterations=2),
-        "bgformer": BGFormerOptions(heads=2, k=4),
-        "batchformer": BatchFormerOptions(heads=2),
-        "iaa": IAAOptions(start=0.0, update_every=2, num_neighbors=3),
-    }
-    return TrainConfig(**{**defaults, **options})
-
-
-def read_csv(folder: Path) -> list[dict[str, str]]:
-    with (folder / "metrics.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def assert_same_files(one: Path, other: Path) -> None:
-    """Bit for bit, apart from the time it took."""
-    for name in ("model.safetensors", "embeddings.safetensors"):
-        mine, theirs = load_file(one / name), load_file(other / name)
-        assert mine.keys() == theirs.keys()
-        different = [key for key, tensor in mine.items() if not torch.equal(tensor, theirs[key])]
-        assert different == []
-    rows = [[{**row, "seconds": ""} for row in read_csv(folder)] for folder in (one, other)]
-    assert rows[0] == rows[1]
+    return make_splits()
 
 
 class Interrupt(Progress):

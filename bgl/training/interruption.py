@@ -1,0 +1,74 @@
+"""Ending a training in good order when the user or the system asks for it."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A training has ended because of a signal; ``status`` is the exit status that tells so."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"interrupted by {signal.Signals(number).name}")
+        self.status = 128 + number
+
+
+class Interruption:
+    """Notes SIGINT and SIGTERM inside a ``with`` block, and leaves it to :meth:`check` to act.
+
+    A second signal raises KeyboardInterrupt wherever the program is. Outside its block, and in
+    threads other than the main one, which get no signals, there is never one to act on.
+
+    Example:
+        >>> import os
+        >>> with Interruption() as interruption:
+        ...     os.kill(os.getpid(), signal.SIGTERM)
+        ...     try:
+        ...         interruption.check()
+        ...     except Interrupted as interrupted:
+        ...         print(interrupted, interrupted.status)
+        interrupted by SIGTERM 143
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def check(self, device: torch.device | str = "cpu") -> None:
+        """Raise if this or another process has got a signal; all processes must call it together.
+
+        Args:
+            device: Where processes exchange tensors.
+
+        Raises:
+            Interrupted: On all processes alike.
+        """
+        received = self.received
+        if dist.is_available() and dist.is_initialized():
+            flag = torch.tensor(received, device=device)
+            dist.all_reduce(flag, dist.ReduceOp.MAX)
+            received = int(flag)
+        if received:
+            raise Interrupted(received)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received:
+            raise KeyboardInterrupt
+        self.received = number

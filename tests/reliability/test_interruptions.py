@@ -1,0 +1,358 @@
+"""Trainings that are stopped, killed or cannot write: they go on, and end with the same bits."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_training import assert_same_files, make_splits, read_csv, tiny
+
+import bgl._io as io
+from bgl.datasets import Splits
+from bgl.training import Interrupted, Progress, TrainConfig, TrainResult, train
+from bgl.training.checkpoint import random_state, restore_random_state
+
+FORK = multiprocessing.get_context("fork")  # the tests' imports take longer than a training
+
+
+def config() -> TrainConfig:
+    """Statistics are estimated before epochs 1 and 3; two steps each; graph, IAA and proxies."""
+    return tiny(method="dybgr", augmentation="iaa", loss="proxy-anchor", epochs=3)
+
+
+@pytest.fixture(scope="module")
+def splits() -> Splits:
+    return make_splits()
+
+
+@pytest.fixture(scope="module")
+def whole(splits: Splits, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainResult]:
+    """A training that nobody interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, train(config(), splits, folder)
+
+
+def finish(whole: tuple[Path, TrainResult], folder: Path, splits: Splits) -> None:
+    """Go on, and end as if nothing had happened."""
+    torch.manual_seed(99)  # another process has other random numbers
+    random.seed(99)
+    result = train(config(), splits, folder)
+    assert_same_files(whole[0], folder)
+    assert result.metrics == whole[1].metrics
+    assert result.chosen_epoch == whole[1].chosen_epoch
+    assert not list(folder.glob(".*"))  # what killed processes left behind
+
+
+# --- signals --------------------------------------------------------------------------------------
+
+
+class SignalAt(Progress):
+    """Sends this process a signal when the n-th batch is done, of steps and of embeddings."""
+
+    def __init__(self, number: int, at: int) -> None:
+        self.number, self.at, self.count, self.what = number, at, 0, ""
+
+    def start(self, what: str, total: int) -> None:
+        self.what = what
+
+    def advance(self, amount: int) -> None:
+        if amount:
+            self.count += 1
+        if amount and self.count == self.at:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+@pytest.mark.parametrize("at", [1, 2, 3, 4, 6], ids="batch {}".format)
+def test_signal_finishes_the_step_and_saves(splits, whole, tmp_path, number, at):
+    """Batches: statistics, two steps, validation; two steps, ..."""
+    listener = SignalAt(number, at)
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted, match=number.name) as caught:
+        train(config(), splits, tmp_path, listener)
+    assert listener.count == at  # no other step or batch was begun
+    assert caught.value.status == 128 + number
+    assert signal.getsignal(number) is before
+    assert (tmp_path / "checkpoint.pt").exists()
+    finish(whole, tmp_path, splits)
+
+
+def test_stopped_again_and_again(splits, whole, tmp_path):
+    """After every second batch, until all epochs are done."""
+    stops = 0
+    while not (tmp_path / "metrics.csv").exists() or len(read_csv(tmp_path)) < 3:
+        with pytest.raises(Interrupted):
+            train(config(), splits, tmp_path, SignalAt(signal.SIGTERM, 2))
+        stops += 1
+        assert stops < 20
+    assert stops > 4
+    finish(whole, tmp_path, splits)
+
+
+def test_second_signal_ends_at_once(splits, whole, tmp_path):
+    class Twice(SignalAt):
+        def advance(self, amount: int) -> None:
+            super().advance(amount)
+            if self.count == self.at:
+                os.kill(os.getpid(), self.number)
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        train(config(), splits, tmp_path, Twice(signal.SIGINT, 6))
+    assert not isinstance(caught.value, Interrupted)
+    finish(whole, tmp_path, splits)
+
+
+def test_all_random_states_are_kept():
+    before = random_state()
+    drawn = random.random(), np.random.rand(), torch.rand(1).item()  # noqa: NPY002
+    restore_random_state(before)
+    assert drawn == (random.random(), np.random.rand(), torch.rand(1).item())  # noqa: NPY002
+
+
+# --- SIGKILL --------------------------------------------------------------------------------------
+
+
+class Killer(Progress):
+    """Counts the moments of a training, and kills the process at one of them.
+
+    Moments are: every batch, every epoch; half of a checkpoint written; and for every file, just
+    before and just after it gets its name.
+
+    Args:
+        at: The number of the moment; 0: none.
+        only: The only kind of moment to count.
+    """
+
+    def __init__(self, at: int = 0, only: str | None = None) -> None:
+        self.at, self.only, self.count = at, only, 0
+
+    def moment(self, kind: str) -> None:
+        self.count += self.only in (None, kind)
+        if self.at and self.count == self.at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def advance(self, amount: int) -> None:
+        self.moment("batch")
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        self.moment("epoch")
+
+    def watch_files(self) -> None:
+        """For a process of its own: nothing is put back."""
+        write_bytes, replace = Path.write_bytes, Path.replace
+
+        def in_halves(path: Path, content: Any) -> int:
+            write_bytes(path, content[: len(content) // 2])
+            self.moment("half")
+            return write_bytes(path, content)
+
+        def watched(path: Path, target: Path) -> Path:
+            self.moment(f"before {target.name}")
+            moved = replace(path, target)
+            self.moment(f"after {target.name}")
+            return moved
+
+        Path.write_bytes, Path.replace = in_halves, watched  # type: ignore[method-assign,assignment]
+
+
+def in_another_process(work: Callable[[], int]) -> int:
+    """The exit status of a fork that does the work; -9 if it was killed."""
+
+    def run() -> None:
+        os._exit(work())
+
+    child = FORK.Process(target=run)
+    child.start()
+    child.join()
+    assert child.exitcode is not None
+    return child.exitcode
+
+
+def killed_at(at: int, splits: Splits, folder: Path, only: str | None = None) -> int:
+    """Train in another process until a moment; exit status, or the moments there were."""
+
+    def work() -> int:
+        killer = Killer(at, only)
+        killer.watch_files()
+        train(config(), splits, folder, killer)
+        return killer.count
+
+    return in_another_process(work)
+
+
+@pytest.fixture(scope="module")
+def moments(splits: Splits, tmp_path_factory: pytest.TempPathFactory) -> int:
+    return killed_at(0, splits, tmp_path_factory.mktemp("count"))
+
+
+def survive(at: int, splits: Splits, whole: tuple[Path, TrainResult], folder: Path) -> None:
+    assert killed_at(at, splits, folder) == -signal.SIGKILL
+    if (folder / "checkpoint.pt").exists():
+        torch.load(folder / "checkpoint.pt", weights_only=True)  # whole, whatever happened
+    finish(whole, folder, splits)
+
+
+@pytest.mark.parametrize("part", range(8), ids="{}/8".format)
+def test_killed_training_goes_on_bit_by_bit(splits, whole, moments, tmp_path, part):
+    assert moments > 30
+    survive(1 + part * (moments - 1) // 7, splits, whole, tmp_path)
+
+
+@pytest.mark.parametrize("only", ["half", "before checkpoint.pt", "after checkpoint.pt"])
+def test_killed_while_the_second_checkpoint_is_written(splits, whole, tmp_path, only):
+    assert killed_at(2, splits, tmp_path, only) == -signal.SIGKILL
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    named = only.startswith("after")
+    assert len(state["position"]["history"]) == (2 if named else 1)
+    assert len(list(tmp_path.glob(".checkpoint.pt.*.tmp"))) == (0 if named else 1)
+    finish(whole, tmp_path, splits)
+
+
+@pytest.mark.reliability
+def test_killed_at_every_moment(splits, whole, moments, tmp_path):
+    for at in range(1, moments + 1):
+        survive(at, splits, whole, tmp_path / str(at))
+        shutil.rmtree(tmp_path / str(at))
+    print(f"kill points tried and survived: {moments}")
+
+
+@pytest.mark.reliability
+def test_killed_many_times_at_any_time(splits, whole, tmp_path):
+    """By a clock that knows nothing of the training, until it comes to its end."""
+    clock = random.Random(0)
+    kills = trainings = 0
+    while kills < 100:
+        folder = tmp_path / str(trainings)
+        trainings += 1
+        while True:
+            child = FORK.Process(target=train, args=(config(), splits, folder))
+            child.start()
+            child.join(clock.uniform(0, 3))
+            if child.exitcode is not None:
+                break
+            child.kill()
+            child.join()
+            kills += 1
+        finish(whole, folder, splits)
+        shutil.rmtree(folder)
+    print(f"killed {kills} times in {trainings} trainings")
+
+
+# --- nothing can be written -----------------------------------------------------------------------
+
+
+def test_full_disk_leaves_the_last_checkpoint(splits, whole, tmp_path, monkeypatch):
+    write_bytes, written = Path.write_bytes, 0
+
+    def full(path: Path, content: Any) -> int:
+        nonlocal written
+        written += 1
+        if written == 2:
+            write_bytes(path, content[: len(content) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write_bytes(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(OSError, match=r"No space left on device: '.*checkpoint\.pt'"):
+            train(config(), splits, tmp_path)
+    assert not list(tmp_path.glob(".*"))
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert len(state["position"]["history"]) == 1
+    finish(whole, tmp_path, splits)
+
+
+def test_file_size_limit(splits, tmp_path):
+    """The system itself refuses to write on."""
+
+    def work() -> int:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+        try:
+            train(config(), splits, tmp_path)
+        except OSError as error:
+            return 7 if "too large" in str(error) and "model.safetensors" in str(error) else 1
+        return 0
+
+    assert in_another_process(work) == 7
+    assert [path.name for path in tmp_path.iterdir()] == ["model.json"]
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Path]:
+    """A file system of 1 MB."""
+    folder = Path(tempfile.mkdtemp())
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("only root can mount a small disk")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_disk_that_is_really_full(small_disk):
+    (small_disk / "checkpoint.pt").write_bytes(b"the last good one")
+    free = shutil.disk_usage(small_disk).free
+    (small_disk / "ballast").write_bytes(bytes(free - 20_000))
+    with pytest.raises(OSError, match="No space left on device"):
+        io.write_pickle(small_disk / "checkpoint.pt", {"x": torch.zeros(100_000)})
+    with pytest.raises(OSError, match="No space left on device"):
+        io.write_tensors(small_disk / "checkpoint.pt", {"x": torch.zeros(100_000)})
+    assert (small_disk / "checkpoint.pt").read_bytes() == b"the last good one"
+    assert {path.name for path in small_disk.iterdir()} == {"checkpoint.pt", "ballast"}
+
+
+def test_read_only_folder(splits, whole):
+    """A training that goes on finds that it may not write any more."""
+    folder = Path(tempfile.mkdtemp())
+    with pytest.raises(Interrupted):
+        train(config(), splits, folder, SignalAt(signal.SIGTERM, 6))
+    before = (folder / "checkpoint.pt").read_bytes()
+
+    def work() -> int:
+        folder.chmod(0o555)
+        if os.getuid() == 0:
+            os.setuid(65534)  # root may write everywhere
+        try:
+            train(config(), splits, folder)
+        except PermissionError as error:
+            return 7 if str(folder) in str(error) else 1
+        return 0
+
+    folder.chmod(0o755)
+    (folder / "checkpoint.pt").chmod(0o644)
+    assert in_another_process(work) == 7
+    folder.chmod(0o755)
+    assert (folder / "checkpoint.pt").read_bytes() == before
+    finish(whole, folder, splits)
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x02garbage", b"PK\x03\x04"], ids=repr)
+def test_checkpoint_that_cannot_be_read(splits, tmp_path, content):
+    (tmp_path / "checkpoint.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"checkpoint\.pt to be a checkpoint.*remove it"):
+        train(config(), splits, tmp_path)
+
+
+def test_checkpoint_with_code_in_it_is_not_run(splits, tmp_path):
+    class Evil:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    torch.save({"config": Evil(), "position": {}}, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="cannot be read"):
+        train(config(), splits, tmp_path)
+    assert not (tmp_path / "ran").exists()

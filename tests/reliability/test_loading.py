@@ -1,0 +1,161 @@
+"""Loading processes: what goes wrong in them is named, nothing hangs, and seeds are their own."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from tiny_training import assert_same_files, make_splits, tiny
+
+import bgl.training.loading as loading
+import bgl.training.loop as loop
+from bgl.datasets import BrokenImageError, ImageDataset, Splits, load_dataset
+from bgl.training import Progress, train
+from bgl.training.loading import deal, train_loader
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """Images as files: 8 train and 4 test classes of 4."""
+    splits = make_splits()
+    for name, part in (("train", splits.train), ("test", splits.test)):
+        for i, label in enumerate(part.labels.tolist()):
+            folder = tmp_path / "images" / name / part.class_names[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(part.images[i].permute(1, 2, 0).numpy()).save(folder / f"{i}.png")
+    return tmp_path / "images"
+
+
+def of_files(root: Path) -> Splits:
+    return load_dataset("folder", root, val_fraction=0.0)
+
+
+class When(Progress):
+    """Does something when a stage has done so many batches."""
+
+    def __init__(self, what: str, act: Callable[[], Any]) -> None:
+        self.what, self.act, self.active = what, act, False
+
+    def start(self, what: str, total: int) -> None:
+        self.active = what.startswith(self.what)
+
+    def advance(self, amount: int) -> None:
+        if self.active and amount:
+            self.active = False
+            self.act()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("how", ["vanishes", "breaks"])
+def test_file_that_vanishes_or_breaks_while_training(files, tmp_path, workers, how):
+    splits = of_files(files)
+
+    def spoil() -> None:
+        for path in splits.train.images:
+            path.unlink() if how == "vanishes" else path.write_bytes(path.read_bytes()[:60])
+
+    config = tiny(workers=workers, epochs=3)
+    with pytest.raises(BrokenImageError, match=r"but got \S+/train/train\d/\d+\.png: ") as caught:
+        train(config, splits, tmp_path / "run", When("epoch 1", spoil))
+    assert str(caught.value.path).startswith(str(files))
+
+
+class Dies(ImageDataset):
+    """Kills or stops the process that loads an image, unless it is the main one."""
+
+    number = signal.SIGKILL
+
+    def __getitem__(self, index: int) -> Any:
+        if torch.utils.data.get_worker_info() is not None and index % 5 == 0:
+            os.kill(os.getpid(), self.number)
+        return super().__getitem__(index)
+
+
+@pytest.fixture
+def dying() -> Splits:
+    splits = make_splits()
+    train_part = Dies(splits.train.images, splits.train.labels, splits.train.class_names)
+    return Splits("dying", train_part, splits.val, splits.test)
+
+
+def test_loading_process_that_is_killed(dying, tmp_path):
+    with pytest.raises(ChildProcessError, match=r"DataLoader worker \(pid.*(killed|exited).*--workers"):
+        train(tiny(workers=2), dying, tmp_path)
+
+
+def test_loading_process_that_is_stuck(dying, tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "TIMEOUT", 2.0)
+    monkeypatch.setattr(Dies, "number", signal.SIGSTOP)
+    with pytest.raises(ChildProcessError, match=r"timed out after 2"):
+        train(tiny(workers=1), dying, tmp_path)
+
+
+def test_other_errors_keep_their_name(tmp_path, monkeypatch):
+    def fail(*_: Any) -> None:
+        raise RuntimeError("out of memory in a layer")
+
+    monkeypatch.setattr(loop, "build_criterion", fail)
+    with pytest.raises(RuntimeError, match="out of memory in a layer"):
+        train(tiny(), make_splits(), tmp_path)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_loading_processes_change_no_bit(tmp_path, workers):
+    splits = make_splits()
+    for number in (0, workers):
+        train(tiny(workers=number, epochs=1), splits, tmp_path / str(number))
+    assert_same_files(tmp_path / "0", tmp_path / str(workers))
+
+
+def test_images_have_seeds_of_their_own():
+    """They differ within an epoch and between epochs and trainings, and can be had again."""
+
+    def seeds(seed: int, epoch: int) -> list[int]:
+        config, data = tiny(), make_splits().train
+        sampler = loop.ClassBalancedSampler(data.labels, config.batch_size, config.per_class, seed)
+        return [s for batch in deal(sampler, epoch) for _, s in batch]
+
+    first = seeds(0, 0)
+    assert len(set(first)) == len(first) == 32
+    assert first == seeds(0, 0)
+    assert not set(first) & (set(seeds(0, 1)) | set(seeds(1, 0)))
+
+
+class Seeds(ImageDataset):
+    """Every "image" is the seed of the process that loads it."""
+
+    def __getitem__(self, index: int) -> Any:
+        info = torch.utils.data.get_worker_info()
+        return torch.tensor([info.id, info.seed]), 0
+
+
+def test_seeds_of_loading_processes_differ_and_can_be_had_again():
+    data = make_splits().train
+    seeded = Seeds(data.images, data.labels, data.class_names)
+
+    def seeds(seed: int) -> dict[int, int]:
+        keys = [[(0, seed + i)] for i in range(6)]
+        before = torch.get_rng_state()
+        rows = torch.cat(list(train_loader(seeded, keys, workers=3))).tolist()
+        assert torch.equal(torch.get_rng_state(), before)
+        return dict(rows)
+
+    first = seeds(7)
+    assert len(set(first.values())) == 3
+    assert first == seeds(7)
+    assert first != seeds(8)
+
+
+def test_deterministic_training_equals_itself_and_leaves_no_flag(tmp_path):
+    splits = make_splits()
+    config = tiny(method="dybgr+bgformer", augmentation="iaa", deterministic=True)
+    for name in ("a", "b"):
+        train(config, splits, tmp_path / name)
+        assert not torch.are_deterministic_algorithms_enabled()
+    assert_same_files(tmp_path / "a", tmp_path / "b")

@@ -1,0 +1,291 @@
+"""Several gloo processes: they train what one process trains, and end when one of them does."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+import torch.distributed as dist
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+from tiny_training import assert_same_files, make_splits, tiny
+from two_processes import CASES
+
+from bgl.datasets import write_standin
+from bgl.training import Interrupted, Progress, train
+from bgl.training.distributed import average_gradients, gather_rows, shares
+
+FORK = multiprocessing.get_context("fork")
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+
+
+def environment() -> dict[str, str]:
+    paths = [str(ROOT), str(HERE.parent)]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+
+
+def torchrun(*words: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"),
+        *(f"--master-port={free_port()}", *words),
+    ]
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+# --- one process or two ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Every case, trained by one process and by two."""
+    folders = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    script = str(HERE / "two_processes.py")
+    commands = [sys.executable, script, str(folders[0])], torchrun(script, str(folders[1]))
+    for command in commands:
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return folders
+
+
+def difference(one: Path, two: Path, case: str) -> float:
+    """The largest difference of a parameter or buffer."""
+    mine, theirs = (load_file(folder / case / "model.safetensors") for folder in (one, two))
+    assert mine.keys() == theirs.keys()
+    assert any(tensor.dtype == torch.float64 for tensor in mine.values())
+    return max(float((mine[n].double() - theirs[n].double()).abs().max()) for n in mine)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_train_the_same_model(runs, case):
+    largest = difference(*runs, case)
+    print(f"{case}: {largest:.1e}")
+    assert largest < 1e-6
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_measure_the_same(runs, case):
+    one, two = (json.loads((folder / "results.json").read_text())[case] for folder in runs)
+    for embedding, metrics in one["metrics"].items():
+        assert two["metrics"][embedding] == pytest.approx(metrics, abs=1e-9)
+    for mine, theirs in zip(one["history"], two["history"], strict=True):
+        mine, theirs = ({**row, "seconds": 0.0} for row in (mine, theirs))
+        assert theirs == pytest.approx(mine, rel=1e-6)
+    embeddings = [load_file(folder / case / "embeddings.safetensors") for folder in runs]
+    assert torch.equal(embeddings[0]["labels"], embeddings[1]["labels"])
+    torch.testing.assert_close(
+        embeddings[0]["embeddings"], embeddings[1]["embeddings"], rtol=0, atol=1e-5
+    )
+
+
+def test_training_moved_the_models(runs):
+    """The comparison would be empty if nothing had been learned."""
+    states = [load_file(runs[0] / case / "model.safetensors") for case in ("dybgr", "loss triplet")]
+    name = "head.0.weight"
+    assert float((states[0][name] - states[1][name]).abs().max()) > 1e-4
+
+
+# --- two processes, forked: imports take longer than a training -----------------------------------
+
+
+def two(work: Callable[[int], Any], folder: Path) -> list[int | None]:
+    """Run ``work(rank)`` in two connected processes; their exit statuses."""
+    port = free_port()
+
+    def run(rank: int) -> None:
+        os.environ |= {
+            **{"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            **{"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
+            **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+        }
+        AcceleratorState._reset_state(reset_partial_state=True)  # the parent's, of one process
+        with (folder / f"{rank}.log").open("w") as log:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+        work(rank)
+
+    children = [FORK.Process(target=run, args=(rank,)) for rank in range(2)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(120)
+        if child.exitcode is None:
+            child.kill()
+    return [child.exitcode for child in children]
+
+
+@pytest.mark.parametrize("sizes", [(3, 3), (2, 5), (1, 4)], ids=str)
+def test_gather_has_the_gradient_of_one_process(sizes, tmp_path):
+    """Each process has some rows of x; the loss is a function of all of them."""
+    total = sum(sizes)
+    x = torch.randn(total, 4, dtype=torch.float64)
+    weight = torch.randn(4, 4, dtype=torch.float64)
+    mix = torch.randn(total, total, dtype=torch.float64)
+
+    def gradient(rows: slice, sizes: tuple[int, ...]) -> Any:
+        w = weight.clone().requires_grad_()
+        head = torch.ones(4, dtype=torch.float64, requires_grad=True)
+        features = gather_rows((x[rows] @ w).tanh(), sizes)
+        ((mix @ features) ** 3 * head).sum().backward()
+        average_gradients([w, head, torch.zeros(1)])
+        return features.detach(), w.grad, head.grad
+
+    def work(rank: int) -> None:
+        dist.init_process_group("gloo")
+        first = sum(sizes[:rank])
+        torch.save(gradient(slice(first, first + sizes[rank]), sizes), tmp_path / f"{rank}.pt")
+
+    expected = gradient(slice(None), (total,))
+    assert two(work, tmp_path) == [0, 0]
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt")
+        for mine, whole in zip(found, expected, strict=True):
+            torch.testing.assert_close(mine, whole, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("total", "processes"), [(8, 2), (15, 4), (3, 3), (2, 3)])
+def test_shares_cover_everything_once(total, processes):
+    parts = shares(total, processes)
+    assert [i for part in parts for i in part] == list(range(total))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_only_the_first_process_writes(tmp_path):
+    splits = make_splits()
+
+    def work(rank: int) -> None:
+        os.umask(0)
+        if rank == 1:
+            real = os.open
+
+            def refuse(path: Any, flags: int, *rest: Any, **options: Any) -> int:
+                if flags & (os.O_WRONLY | os.O_RDWR) and str(tmp_path / "run") in str(path):
+                    raise AssertionError(f"the second process writes {path}")
+                return real(path, flags, *rest, **options)
+
+            os.open = refuse  # type: ignore[assignment]  # tempfile.mkstemp's
+            os.mkdir = refuse  # type: ignore[assignment]
+        train(tiny(method="dybgr", augmentation="iaa"), splits, tmp_path / "run")
+
+    assert two(work, tmp_path) == [0, 0], (tmp_path / "1.log").read_text()
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+class At(Progress):
+    """Does something when the n-th batch is done."""
+
+    def __init__(self, count: int, act: Callable[[], None]) -> None:
+        self.count, self.act = count, act
+
+    def advance(self, amount: int) -> None:
+        self.count -= bool(amount)
+        if amount and self.count == 0:
+            self.act()
+
+
+@pytest.mark.parametrize("victim", [0, 1], ids="process {}".format)
+def test_process_that_dies_ends_the_other(tmp_path, victim):
+    splits = make_splits()
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def work(rank: int) -> None:
+        progress = At(3, die) if rank == victim else None
+        train(tiny(method="dybgr"), splits, tmp_path / "run", progress)
+
+    started = time.monotonic()
+    statuses = two(work, tmp_path)
+    assert time.monotonic() - started < 60
+    assert statuses[victim] == -signal.SIGKILL
+    assert statuses[1 - victim] == 1
+    assert "Error" in (tmp_path / f"{1 - victim}.log").read_text()
+
+
+@pytest.mark.parametrize("at", [2, 3], ids=["step", "validation"])
+def test_signal_to_one_process_stops_both_at_the_same_step(tmp_path, at):
+    """And they go on to the same end as if nothing had happened."""
+    splits = make_splits()
+    config = tiny(method="dybgr", augmentation="iaa")
+
+    def work(rank: int) -> None:
+        train(config, splits, tmp_path / "whole")
+        stop = At(at, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Interrupted):
+            train(config, splits, tmp_path / "parts", stop if rank == 1 else None)
+        train(config, splits, tmp_path / "parts")
+
+    assert two(work, tmp_path) == [0, 0], (tmp_path / "0.log").read_text()
+    assert_same_files(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [({"batch_size": 1, "per_class": 1}, "batch_size"), ({"train_batch_norm": True}, "batch_norm")],
+    ids=["batch_size", "train_batch_norm"],
+)
+def test_what_two_processes_cannot_train(tmp_path, options, named):
+    splits = make_splits()
+
+    def work(rank: int) -> None:
+        with pytest.raises(ValueError, match=named):
+            train(tiny(**options), splits, tmp_path / "run")
+
+    assert two(work, tmp_path) == [0, 0], (tmp_path / "0.log").read_text()
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def test_torchrun_stops_when_a_process_is_killed_and_resumes(tmp_path):
+    """The whole command: kill one process, see all end, go on with --resume."""
+    folder = tmp_path / "run"
+    write_standin("folder", tmp_path / "images", classes=8, images=4, image_size=32)
+    words = [
+        *("--dataset", "folder", "--data-root", str(tmp_path / "images"), "--method", "none"),
+        *("--backbone", "test_resnet", "--weights", "none", "--image-size", "32"),
+        *("--epochs", "40", "--batch-size", "8", "--per-class", "2", "--device", "cpu"),
+        *("--workers", "0"),
+    ]
+    script = str(ROOT / "benchmarks" / "run.py")
+    command = torchrun(script, *words, "--output-dir", str(folder))
+    with (tmp_path / "log").open("w+") as log:
+        process = subprocess.Popen(command, env=environment(), stdout=log, stderr=log)
+        try:
+            while not (folder / "none-seed0" / "checkpoint.pt").exists():
+                assert process.poll() is None, (tmp_path / "log").read_text()
+                time.sleep(0.05)
+            workers = psutil.Process(process.pid).children()
+            assert len(workers) == 2
+            started = time.monotonic()
+            workers[-1].kill()
+            assert process.wait(60) != 0
+            assert time.monotonic() - started < 60
+        finally:
+            process.kill()
+    assert not (folder / "none-seed0" / "result.json").exists()
+    resume = [*torchrun(script), "--resume", str(folder)]
+    done = subprocess.run(resume, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not re.search(r"epoch +1 ", done.stdout)  # it was not repeated
+    assert re.search(r"epoch +40 ", done.stdout)
+    rows = json.loads((folder / "results.json").read_text())["rows"]
+    assert [row["embedding"] for row in rows] == ["pixels", "backbone", "backbone", "head"]

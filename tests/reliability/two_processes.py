@@ -1,0 +1,88 @@
+"""Trains every case for three steps in float64: ``torchrun ... two_processes.py FOLDER``, or alone.
+
+Not a test by itself; test_processes.py compares what one and two processes leave behind.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny_training import make_splits, tiny
+from torch import Tensor, nn
+
+import bgl.training.loop as loop
+from bgl.datasets import Splits
+from bgl.losses import LOSS_NAMES
+from bgl.models import BackboneInfo, BatchGraphModel
+from bgl.training import TrainConfig, build_model, train
+from bgl.training.config import IAAOptions
+
+CASES: dict[str, dict[str, Any]] = {
+    "dybgr": {"method": "dybgr"},
+    "bgformer": {"method": "bgformer"},
+    "batchformer": {"method": "batchformer"},
+    "dybgr+bgformer": {"method": "dybgr+bgformer"},
+    "iaa": {"augmentation": "iaa"},
+    "iaa, full covariance": {
+        "augmentation": "iaa",
+        "iaa": IAAOptions(start=0.0, covariance="full", num_neighbors=3),
+    },
+    "dybgr, iaa, multi-similarity": {
+        "method": "dybgr",
+        "augmentation": "iaa",
+        "loss": "multi-similarity",
+    },
+    "hyperbolic": {"method": "dybgr", "distance": "hyperbolic"},
+    "checkpointed activations": {"method": "dybgr", "checkpoint_activations": True},
+    "frozen parts": {"method": "dybgr", "freeze": ["conv1", "layer1"]},
+    **{f"loss {name}": {"loss": name, "method": "dybgr"} for name in LOSS_NAMES},
+}
+
+
+class Float64(nn.Module):
+    """A backbone in double precision for images in single precision."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.backbone(images.double())
+        return features
+
+
+def build(config: TrainConfig) -> tuple[BatchGraphModel, BackboneInfo]:
+    model, info = build_model(config)
+    model.backbone = Float64(model.backbone)
+    return model, info
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    loop.build_model = build  # type: ignore[attr-defined]
+    splits = make_splits()
+    # 15 images: the last share has one less
+    parts = [part.subset(range(15)) for part in (splits.val, splits.test) if part is not None]
+    splits = Splits(splits.name, splits.train, *parts)
+    results = {}
+    for name, options in CASES.items():
+        # 15 images in a batch: 7 and 8
+        config = tiny(batch_size=15, per_class=3, epochs=1, batches_per_epoch=3, **options)
+        result = train(config, splits, folder / name)
+        results[name] = {"metrics": result.metrics, "history": result.history}
+    # only the first process writes; where there is one, it is the first
+    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+        (folder / "results.json").write_text(json.dumps(results))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    main(Path(sys.argv[1]))
