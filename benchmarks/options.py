@@ -17,6 +17,7 @@ from bgl.training import TrainConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 COMMAND_FILE = "command.yaml"
+LISTS = ("--method", "--seed", "--seeds", "--log")  # take several words
 
 
 def make_parser(description: str | None = None) -> ArgumentParser:
@@ -29,7 +30,9 @@ def make_parser(description: str | None = None) -> ArgumentParser:
         type=list[str] | str,
         help='Methods to train, one after the other: "none", or blocks joined by "+".',
     )
-    parser.add_argument("--seed", default=[0], type=list[int] | int, help="Seeds, one run each.")
+    parser.add_argument(
+        "--seed", "--seeds", default=[0], type=list[int] | int, help="Seeds, one run each."
+    )
     parser.add_argument(
         "--output-dir", default=None, type=str | None, help="Run folder; default: runs/<new name>."
     )
@@ -145,13 +148,13 @@ def dashes(word: str) -> str:
 
 
 def lists(argv: list[str]) -> list[str]:
-    """``--method none dybgr`` as the one word ``--method=[none,dybgr]``; ``--seed``, ``--log``."""
+    """``--method none dybgr`` as the one word ``--method=[none,dybgr]``; so for all LISTS."""
     words: list[str] = []
     rest = list(argv)
     while rest:
         word = rest.pop(0)
         values = []
-        while word in ("--method", "--seed", "--log") and rest and not rest[0].startswith("--"):
+        while word in LISTS and rest and not rest[0].startswith("--"):
             values.append(rest.pop(0))
         words.append(f"{word}=[{','.join(values)}]" if values else word)
     return words

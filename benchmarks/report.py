@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 import json
 from pathlib import Path
 
@@ -32,6 +34,14 @@ def markdown(rows: list[Row]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def as_csv(rows: list[Row]) -> str:
+    """The table as comma-separated values."""
+    text = io.StringIO()
+    header, cells = comparison(rows)
+    csv.writer(text, lineterminator="\n").writerows([header, *cells])
+    return text.getvalue().rstrip()
+
+
 def load_rows(runs: list[Path]) -> list[Row]:
     """All rows of several run folders.
 
@@ -52,11 +62,15 @@ def main() -> None:
     """Print the table of the runs named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="run folders with a results.json")
-    parser.add_argument("--markdown", action="store_true", help="print Markdown")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--markdown", action="store_true", help="print Markdown")
+    form.add_argument("--csv", action="store_true", help="print comma-separated values")
     options = parser.parse_args()
     rows = load_rows(options.runs)
     if options.markdown:
         print(markdown(rows))
+    elif options.csv:
+        print(as_csv(rows))
     else:
         print_table(rows, ", ".join(str(run) for run in options.runs))
 

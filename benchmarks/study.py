@@ -79,7 +79,7 @@ class Training:
 @cache
 def resolve(*words: str) -> TrainConfig:
     """The configuration of a training, given the words after ``run.py``."""
-    configs, _ = parse(list(words))
+    configs = parse(list(words)).configs
     if len(configs) != 1:
         raise ValueError(f"Expected the options of an arm to name one `method`, got {words}")
     return configs[0]

@@ -17,6 +17,9 @@ METRICS = {
     "map@r": "MAP@R",
     "r_precision": "R-Prec",
 }
+COMPARED = ("recall@1", "map@r")  # what differences are shown of
+# parts of a row that has seen the test classes after every epoch
+OTHER_EPOCHS = {"last_epoch": "last epoch", "best_on_test": "best on test (optimistic)"}
 
 
 def mean_and_interval(values: list[float]) -> tuple[float, float]:
@@ -76,7 +79,10 @@ def comparison(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
     """Header and cells of the table: percent, mean ± 95 % CI over seeds, paired differences."""
     groups = arms(rows)
     metrics = metrics_of(rows)
-    header = ["method", "embedding", *metrics.values(), "Δ R@1", "Δ MAP@R", "seeds", "epoch", "min"]
+    header = ["method", "embedding", *metrics.values(), "Δ R@1", "Δ MAP@R"]
+    others = {part: title for part, title in OTHER_EPOCHS.items() if any(part in r for r in rows)}
+    header += [f"{METRICS[m]} {title}" for title in others.values() for m in COMPARED]
+    header += ["seeds", "epoch", "min"]
     cells = []
     for (name, embedding), group in groups.items():
         line = [name, embedding]
@@ -85,11 +91,15 @@ def comparison(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
             line.append(percent(values) if values else "")
         plain = {**group[0], "method": "none", "augmentation": "none"}
         baseline = groups.get((label(plain), embedding), [])
-        for metric in ("recall@1", "map@r"):
+        for metric in COMPARED:
             differences = paired_difference(group, baseline, metric)
             trained = group[0].get("epoch") is not None
             is_baseline = baseline and baseline[0] is group[0]
             line.append(percent(differences) if differences and trained and not is_baseline else "")
+        for part in others:
+            for metric in COMPARED:
+                values = [r[part][metric] for r in group if part in r]
+                line.append(percent(values) if values else "")
         line.append(str(len(group)) if group[0].get("epoch") is not None else "")
         line.append(" ".join(str(r["epoch"]) for r in group if r.get("epoch") is not None))
         seconds = [r["seconds"] for r in group if r.get("seconds") is not None]

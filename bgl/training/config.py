@@ -146,6 +146,9 @@ class TrainConfig:
             classes is reported. Such a figure is optimistic and labelled so.
         eval_every: Epochs from one look at the test classes to the next, with protocol "paper";
             the last epoch is always looked at. As many as epochs: the last epoch is taken.
+        test_every_epoch: Look at the test classes after every epoch as well, with protocol
+            "honest", to report what the last epoch and the best test epoch would have given.
+            Nothing is chosen by it.
         method: Blocks that mix the batch, joined by "+" (for instance "dybgr",
             "dybgr+bgformer"), or "none".
         backbone: Encoder, a model name of timm or "torchvision:googlenet".
@@ -209,6 +212,7 @@ class TrainConfig:
     allow_partial: bool = False
     protocol: str = "honest"
     eval_every: int = 1
+    test_every_epoch: bool = False
     method: str = "dybgr"
     backbone: str = "tf_efficientnet_lite0"
     weights: str = "auto"

@@ -230,14 +230,8 @@ def _train(
             if good == 0:
                 raise FloatingPointError(f"No loss of epoch {epoch + 1} was finite")
             row |= {name: value / good for name, value in position.sums.items()}
-            measured, part = {}, "val"
-            if config.protocol == "paper":
-                part = "test"
-                if row["epoch"] % config.eval_every == 0 or row["epoch"] == config.epochs:
-                    measured = view.measure(splits.test, splits.gallery)
-            elif splits.val is not None:
-                measured = view.measure(splits.val)
-            row |= {f"{part}_{e}_{m}": v for e, ms in measured.items() for m, v in ms.items()}
+            for part, measured in look(view, splits, row["epoch"]).items():
+                row |= {f"{part}_{e}_{m}": v for e, ms in measured.items() for m, v in ms.items()}
             row["seconds"] = time.perf_counter() - started
             history.append(row)
             position = Position(history)
@@ -269,6 +263,20 @@ def _train(
         seconds=time.perf_counter() - started,
         peak_memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     )
+
+
+def look(view: View, splits: Splits, epoch: int) -> dict[str, dict[str, Metrics]]:
+    """The metrics that are due after an epoch, by part of the data and embedding."""
+    config = view.config
+    due = config.test_every_epoch
+    found = {}
+    if config.protocol == "paper":
+        due = epoch % config.eval_every == 0 or epoch == config.epochs
+    elif splits.val is not None:
+        found["val"] = view.measure(splits.val)
+    if due:
+        found["test"] = view.measure(splits.test, splits.gallery)
+    return found
 
 
 def freeze_batch_norm(module: nn.Module) -> None:

@@ -139,7 +139,7 @@ def test_iaa_has_the_published_values(recipe):
 
 
 def test_a_comparison_on_a_papers_dataset_changes_the_method_alone():
-    configs = recipes.parse(["--dataset", "cub", "--method", "none", "dybgr"])[0]
+    configs = recipes.parse(["--dataset", "cub", "--method", "none", "dybgr"]).configs
     for name in ("backbone", "lr", "batch_size", "loss_options", "epochs", "head_dim", "resize"):
         assert getattr(configs[0], name) == getattr(configs[1], name)
     assert configs[1].dybgr.k == 30  # configs/cub/dybgr.yaml is the method's default as well

@@ -89,6 +89,21 @@ def test_paper_protocol_looks_at_the_test_classes(splits, tmp_path, monkeypatch,
     assert [torch.equal(state, states[-1]) for state in states[:-1]].index(True) == best
 
 
+def test_honest_protocol_may_look_at_every_epoch_and_chooses_by_validation_alone(
+    splits, tmp_path, monkeypatch
+):
+    scores = {"val": iter([0.2, 0.9, 0.4]), "test": iter([0.5, 0.1, 0.8, 0.1])}
+
+    def measure(self: loop.View, queries: ImageDataset, gallery: Any = None) -> dict[str, Any]:
+        score = next(scores["test" if queries is splits.test else "val"])
+        return {e: {"recall@1": score, "map@r": score} for e in ("backbone", "head")}
+
+    monkeypatch.setattr(loop.View, "measure", measure)
+    result = train(tiny(epochs=3, test_every_epoch=True), splits, tmp_path)
+    assert result.chosen_epoch == 2
+    assert [row["test_head_map@r"] for row in result.history] == [0.5, 0.1, 0.8]
+
+
 def test_paper_protocol_goes_on_where_it_stopped(splits, tmp_path):
     config = tiny(protocol="paper", eval_every=2, epochs=3)
     whole = train(config, splits, tmp_path / "whole")
