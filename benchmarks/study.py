@@ -33,7 +33,7 @@ import yaml
 from options import parse
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from run import check_folder, load_splits, trained_rows
+from run import baseline_rows, check_folder, load_splits, trained_rows
 
 from bgl._checks import check_choice
 from bgl._io import write_text
@@ -270,21 +270,30 @@ def collect(training: Training, folder: Path) -> dict[str, Any]:
 
 
 class Store:
-    """The finished trainings of a study, in one JSON file with a line for each."""
+    """What is finished of a study, in one JSON file: the rows that need no training, and a line
+    for each training."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.untrained: list[dict[str, Any]] = []
         self.done: dict[str, dict[str, Any]] = {}
         if path.exists():
-            entries = json.loads(path.read_text())["trainings"]
-            self.done = {config_key(entry["config"]): entry for entry in entries}
+            content = json.loads(path.read_text())
+            self.untrained = content["untrained"]
+            self.done = {config_key(entry["config"]): entry for entry in content["trainings"]}
 
     def add(self, entry: dict[str, Any]) -> None:
-        """Keep a training; the file is written anew."""
+        """Keep a training."""
         self.done[config_key(entry["config"])] = entry
-        lines = ",\n".join(json.dumps(entry) for entry in self.done.values())
+        self.write()
+
+    def write(self) -> None:
+        """Write the file anew."""
+        parts = (self.untrained, list(self.done.values()))
+        untrained, trainings = (",\n".join(map(json.dumps, part)) for part in parts)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(self.path, f'{{"trainings": [\n{lines}\n]}}\n')
+        text = f'{{"untrained": [\n{untrained}\n],\n"trainings": [\n{trainings}\n]}}\n'
+        write_text(self.path, text)
 
 
 def run(study: Study, store: Store, folder: Path, jobs: int, console: Console) -> list[str]:
@@ -392,6 +401,11 @@ def main(argv: list[str] | None = None) -> int:
                 state = "done" if key in store.done else "open"
                 console.print(f"{state}  {training}", markup=False, highlight=False)
             return 0
+        if not store.untrained:
+            torch.set_num_threads(1)
+            first = next(study.possible()).config
+            store.untrained = baseline_rows(first, load_splits(first), Silent())
+            store.write()
         failed = run(study, store, folder, options.jobs, console)
     except (ValueError, OSError) as error:
         console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)

@@ -1,8 +1,8 @@
-"""Tables and plots of a study: ``python benchmarks/study_report.py STUDY RESULTS PAGE``
+"""Tables and plots of a study: ``python benchmarks/study_report.py STUDY RESULTS PAGE [PAGE ...]``
 
-The page holds the text; between ``<!-- NAME -->`` and ``<!-- /NAME -->`` stand the tables (arms,
+The pages hold the text; between ``<!-- NAME -->`` and ``<!-- /NAME -->`` stand the tables (arms,
 heads, grid, selection, sweeps, graphs, commands), which are made anew from the stored results.
-Plots go beside the page. With ``--csv FILE`` every training is written as a line as well.
+Plots go beside the first page. With ``--csv FILE`` every training is written as a line as well.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ METRICS = {"recall@1": "R@1", "map@r": "MAP@R"}
 class Results:
     """The stored trainings of a study, by arm and seed."""
 
-    def __init__(self, study: Study, done: dict[str, Entry]) -> None:
+    def __init__(self, study: Study, store: Store) -> None:
         self.study = study
-        self.done = done
+        self.untrained = store.untrained
+        self.done = done = store.done
         self.chosen = {arm: study.chosen(arm, done) for arm in study.arms}
         self.arms = {
             arm: self.trained(arm, options, study.seeds)
@@ -82,8 +83,11 @@ def markdown(header: list[str], lines: list[list[str]], left: int = 1) -> str:
 
 def arms_table(results: Results, embedding: str) -> str:
     """Every arm with all its seeds: test metrics, and the gain over its baseline."""
-    grid = list(results.study.grid)
+    grid = [name for name, values in results.study.grid.items() if len(values) > 1]
     lines = []
+    for row in results.untrained if embedding == "backbone" else []:
+        values = [percent([row["metrics"][metric]]) for metric in METRICS]
+        lines.append([row["method"], *[""] * (len(grid) + 1), *values, "", "", ""])
     for arm, entries in results.arms.items():
         if not entries:
             continue
@@ -277,11 +281,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("study", type=Path, help="YAML file of the study")
     parser.add_argument("results", type=Path, help="its results.json")
-    parser.add_argument("page", type=Path, help="Markdown page with markers")
+    parser.add_argument("pages", type=Path, nargs="+", help="Markdown pages with markers")
     parser.add_argument("--csv", type=Path, help="write every training as a line")
     options = parser.parse_args(argv)
     try:
-        results = Results(Study.load(options.study), Store(options.results).done)
+        results = Results(Study.load(options.study), Store(options.results))
         tables = {
             "arms": arms_table(results, "backbone"),
             "heads": arms_table(results, "head"),
@@ -291,13 +295,15 @@ def main(argv: list[str] | None = None) -> int:
             "graphs": graphs_table(results),
             "commands": commands_table(results),
         }
-        write_text(options.page, fill(options.page.read_text(), tables))
+        filled = {page: fill(page.read_text(), tables) for page in options.pages}
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    name = options.study.stem
-    plot_gains(results, options.page.with_name(f"{options.page.stem}_{name}_gains.png"))
-    plot_purity(results, options.page.with_name(f"{options.page.stem}_{name}_graphs.png"))
+    for page, text in filled.items():
+        write_text(page, text)
+    first = options.pages[0]
+    plot_gains(results, first.with_name(f"{first.stem}_{options.study.stem}_gains.png"))
+    plot_purity(results, first.with_name(f"{first.stem}_{options.study.stem}_graphs.png"))
     if options.csv:
         write_text(options.csv, as_csv(results))
     return 0
