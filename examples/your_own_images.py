@@ -114,7 +114,7 @@ def main() -> None:
         names=classes,
     )
     figure.savefig(out / "answer.png", dpi=200)
-    print(f"the images most like {query.name}: {out / 'answer.png'}")
+    print(f"the images most like {query}: {out / 'answer.png'}")
 
 
 if __name__ == "__main__":
