@@ -13,7 +13,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from profiles import searched
-from safetensors.torch import load_file
 from tiny_training import make_splits, read_csv, tiny
 from torch import Tensor
 
