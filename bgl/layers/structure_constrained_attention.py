@@ -58,8 +58,11 @@ class StructureConstrainedAttention(MessagePassing):
             return mixed
         check_edge_index(edge_index, n)
         edges = edge_index.size(1)
-        fits = isinstance(edge_weight, Tensor) and edge_weight.is_floating_point()
-        if not fits or edge_weight.shape not in ((edges,), (edges, heads)):
+        if (
+            not isinstance(edge_weight, Tensor)
+            or not edge_weight.is_floating_point()
+            or edge_weight.shape not in ((edges,), (edges, heads))
+        ):
             raise ValueError(
                 f"Expected argument `edge_weight` to be a floating-point tensor of shape [{edges}] "
                 f"or [{edges}, {heads}], but got {describe(edge_weight)}"

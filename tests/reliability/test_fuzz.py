@@ -35,6 +35,7 @@ from bgl import (
     published,
     samplers,
     training,
+    transforms,
     visualization,
 )
 from bgl.training.config import DyBGROptions, IAAOptions
@@ -271,6 +272,17 @@ FUZZ: dict[str, Entry] = {
     ),
     "layers.BatchFormerBlock": block(
         layers.BatchFormerBlock, heads=mostly(st.sampled_from([1, 2]), st.sampled_from([0, 3]))
+    ),
+    "layers.RandomGraph": entry(
+        module(layers.RandomGraph, "x", "batch"), k=k, x=matrix(), batch=batch_input()["batch"]
+    ),
+    "layers.RandomGraphBlock": block(layers.RandomGraphBlock, k=k, epsilon=real),
+    "transforms.LearnBatchGraph": entry(
+        lambda use_labels, **content: transforms.LearnBatchGraph(use_labels=use_labels)(
+            Data(**content)
+        ),
+        use_labels=flag,
+        **batch_input(),
     ),
     # augment
     "augment.ClassStatistics": entry(
