@@ -49,6 +49,31 @@ def check_index_vector(v: Tensor, n: int, name: str) -> None:
         )
 
 
+def check_edge_index(edge_index: Tensor, n: int) -> None:
+    """Raise unless ``edge_index`` is an edge list [2, E] between ``n`` nodes.
+
+    Numbers out of range would address a wrong pair. They are looked at on the CPU only, where
+    that waits for nothing.
+    """
+    if (
+        not isinstance(edge_index, Tensor)
+        or edge_index.dim() != 2
+        or edge_index.size(0) != 2
+        or edge_index.dtype not in (torch.int64, torch.int32)
+    ):
+        raise ValueError(
+            "Expected argument `edge_index` to be an integer tensor of shape [2, E], "
+            f"but got {describe(edge_index)}"
+        )
+    if edge_index.device.type == "cpu" and edge_index.numel() and not torch.compiler.is_compiling():
+        low, high = (int(v) for v in edge_index.aminmax())
+        if low < 0 or high >= n:
+            raise ValueError(
+                f"Expected argument `edge_index` to hold numbers of {n} nodes, but got values "
+                f"from {low} to {high}"
+            )
+
+
 def check_int(value: int, name: str, minimum: int) -> int:
     """Raise unless ``value`` is an integer ≥ ``minimum``; return it."""
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:

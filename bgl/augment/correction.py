@@ -92,8 +92,8 @@ class NeighborCorrection(nn.Module):
         self.beta = check_real(beta, "beta", 0.0)
         self.gamma = check_real(gamma, "gamma", 0.0, 1.0)
         self.max_count = check_int(max_count, "max_count", 0)
-        self.sigma_mean = check_real(sigma_mean, "sigma_mean", 0.0, exclusive=True)
-        self.sigma_var = check_real(sigma_var, "sigma_var", 0.0, exclusive=True)
+        self.sigma_mean = check_real(sigma_mean, "sigma_mean", 0.0, 1e12, exclusive=True)
+        self.sigma_var = check_real(sigma_var, "sigma_var", 0.0, 1e12, exclusive=True)
         self.effective_neighbors = None
         self._warned = False
 

@@ -105,13 +105,20 @@ def _ranks(values: Tensor) -> Tensor:
 
 def _read(path: Path) -> tuple[Tensor, Tensor]:
     """The arrays ``embeddings`` and ``labels`` of an .npz or .safetensors file."""
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file  # an optional dependency
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file  # an optional dependency
 
-        arrays = load_file(path)
-    else:
-        with np.load(path) as stored:
-            arrays = {name: torch.from_numpy(stored[name]) for name in stored.files}
+            arrays = load_file(path)
+        else:
+            with np.load(path) as stored:
+                arrays = {name: torch.from_numpy(stored[name]) for name in stored.files}
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # the readers raise errors of many kinds
+        raise ValueError(
+            f"Expected {path} to hold arrays, but got {type(error).__name__}: {error}"
+        ) from error
     if missing := {"embeddings", "labels"} - arrays.keys():
         raise ValueError(f"Expected {path} to hold {sorted(missing)}, but it has {sorted(arrays)}")
     return arrays["embeddings"], arrays["labels"]

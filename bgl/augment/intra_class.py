@@ -31,7 +31,11 @@ class StrengthSchedule:
     strength: float = 0.8
     steps: tuple[tuple[float, float], ...] = ((0.4, 1.0), (0.6, 0.9), (0.8, 0.75), (1.0, 0.6))
 
+    def __post_init__(self) -> None:
+        check_real(self.strength, "strength", 0.0)
+
     def __call__(self, progress: float) -> float:
+        check_real(progress, "progress")
         factor = next((f for end, f in self.steps if progress <= end), self.steps[-1][1])
         return factor * self.strength
 

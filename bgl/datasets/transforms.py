@@ -33,7 +33,7 @@ def train_transform(
     Raises:
         ValueError: if an argument is out of its range.
     """
-    check_int(image_size, "image_size", 1)
+    check_int(image_size, "image_size", 2)  # torch cannot resize to a single pixel
     check_real(flip, "flip", 0.0, 1.0)
     smallest, largest = crop_scale
     check_real(smallest, "crop_scale[0]", 0.0, 1.0, exclusive=True)
@@ -67,7 +67,7 @@ def eval_transform(
     Raises:
         ValueError: if an argument is out of its range.
     """
-    check_int(image_size, "image_size", 1)
+    check_int(image_size, "image_size", 2)  # torch cannot resize to a single pixel
     if resize is not None:
         check_int(resize, "resize", image_size)
     return v2.Compose([_ResizeAndCrop(image_size, resize), *_normalise(mean, std)])

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import lzma
 import shutil
 import stat
+import struct
 import tarfile
 import tempfile
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath, PureWindowsPath
+
+# What Python's readers raise, one time or another, at an archive that is damaged or encrypted.
+_DAMAGED = (
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+    *(EOFError, OverflowError, RuntimeError, UnicodeDecodeError),
+)
 
 
 def unpack(archive: Path, folder: str, target: Path) -> None:
@@ -34,7 +43,10 @@ def unpack(archive: Path, folder: str, target: Path) -> None:
                 _unpack_zip(archive, temporary)
             else:
                 _unpack_tar(archive, temporary)
-        except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        except (*_DAMAGED, OSError) as error:
+            # the system's own errors, such as a full disk, say enough
+            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+                raise
             raise ValueError(
                 f"Expected {archive} to be a whole .zip or .tar archive, but "
                 f"{type(error).__name__}: {error}"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch_geometric.nn import MessagePassing
 
-from bgl._checks import check_matrix, check_real
+from bgl._checks import check_edge_index, check_matrix, check_real, describe
 
 # Up to this many nodes a dense N × N product is faster than gathering E × C messages.
 DENSE_NODES = 1024
@@ -48,16 +48,15 @@ class BatchGraphConv(MessagePassing):
     def forward(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None) -> Tensor:
         check_matrix(x)
         edge_list = type(edge_index) is Tensor and edge_index.layout == torch.strided
-        if edge_list and (edge_index.dim() != 2 or edge_index.size(0) != 2):
-            raise ValueError(
-                "Expected argument `edge_index` to have shape [2, E], "
-                f"but got {list(edge_index.shape)}"
-            )
-        if edge_list and edge_weight is not None and edge_weight.shape != edge_index.shape[1:]:
-            raise ValueError(
-                f"Expected argument `edge_weight` to have one entry per edge "
-                f"({edge_index.size(1)}), but got shape {list(edge_weight.shape)}"
-            )
+        if edge_list or not hasattr(edge_index, "size"):
+            check_edge_index(edge_index, x.size(0))
+        if edge_list and edge_weight is not None:
+            fits = isinstance(edge_weight, Tensor) and edge_weight.is_floating_point()
+            if not fits or edge_weight.shape != edge_index.shape[1:]:
+                raise ValueError(
+                    "Expected argument `edge_weight` to be a floating-point tensor with one entry "
+                    f"per edge ({edge_index.size(1)}), but got {describe(edge_weight)}"
+                )
         if edge_list and x.size(0) <= DENSE_NODES and self.explain is not True:
             mixed = _dense_propagate(x, edge_index, edge_weight)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch_geometric.nn import GraphNorm
 
@@ -23,7 +24,7 @@ class BatchBlock(nn.Module):
     def __init__(self, channels: int, ffn_ratio: float = 4.0, norm: str = "layer") -> None:
         super().__init__()
         self.channels = check_int(channels, "channels", 1)
-        hidden = int(channels * check_real(ffn_ratio, "ffn_ratio", 0.0, exclusive=True))
+        hidden = int(channels * check_real(ffn_ratio, "ffn_ratio", 0.0, 1e3, exclusive=True))
         check_choice(norm, "norm", ("layer", "graph"))
         self.norm1: nn.Module = nn.LayerNorm(channels) if norm == "layer" else GraphNorm(channels)
         self.norm2: nn.Module = nn.LayerNorm(channels) if norm == "layer" else GraphNorm(channels)
@@ -50,6 +51,11 @@ class BatchBlock(nn.Module):
         if x.size(1) != self.channels:
             raise ValueError(
                 f"Expected argument `x` to have {self.channels} channels, but got {x.size(1)}"
+            )
+        wanted = self.norm2.weight.dtype
+        if x.dtype != wanted and not torch.is_autocast_enabled(x.device.type):
+            raise ValueError(
+                f"Expected argument `x` to have the parameters' type {wanted}, but got {x.dtype}"
             )
         if y is not None:
             check_index_vector(y, x.size(0), "y")

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch_geometric.nn import MessagePassing
 from torch_geometric.utils import is_torch_sparse_tensor
 
-from bgl._checks import describe
+from bgl._checks import check_edge_index, describe
 from bgl.layers.batch_graph_conv import DENSE_NODES
 
 
@@ -46,26 +46,26 @@ class StructureConstrainedAttention(MessagePassing):
     def forward(
         self, value: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None
     ) -> Tensor:
-        if not isinstance(value, Tensor) or value.dim() != 3:
+        if not isinstance(value, Tensor) or value.dim() != 3 or not value.is_floating_point():
             raise ValueError(
-                f"Expected argument `value` to have shape [N, H, d], but got {describe(value)}"
+                "Expected argument `value` to be a floating-point tensor of shape [N, H, d], "
+                f"but got {describe(value)}"
             )
         n, heads, _ = value.shape
-        if not isinstance(edge_index, Tensor) or is_torch_sparse_tensor(edge_index):
+        sparse = isinstance(edge_index, Tensor) and is_torch_sparse_tensor(edge_index)
+        if sparse or (not isinstance(edge_index, Tensor) and hasattr(edge_index, "sparse_sizes")):
             mixed: Tensor = self.propagate(edge_index, value=value, edge_weight=edge_weight)
             return mixed
-        if edge_weight is None:
-            raise ValueError("Expected argument `edge_weight` beside an edge list, but got None")
-        if edge_index.dim() != 2 or edge_index.size(0) != 2:
-            raise ValueError(
-                f"Expected argument `edge_index` to have shape [2, E], "
-                f"but got {list(edge_index.shape)}"
-            )
+        check_edge_index(edge_index, n)
         edges = edge_index.size(1)
-        if edge_weight.shape not in ((edges,), (edges, heads)):
+        if (
+            not isinstance(edge_weight, Tensor)
+            or not edge_weight.is_floating_point()
+            or edge_weight.shape not in ((edges,), (edges, heads))
+        ):
             raise ValueError(
-                f"Expected argument `edge_weight` to have shape [{edges}] or [{edges}, {heads}], "
-                f"but got {list(edge_weight.shape)}"
+                f"Expected argument `edge_weight` to be a floating-point tensor of shape [{edges}] "
+                f"or [{edges}, {heads}], but got {describe(edge_weight)}"
             )
         dtype = value.dtype
         value = value.to(torch.promote_types(dtype, edge_weight.dtype))

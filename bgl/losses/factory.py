@@ -8,7 +8,7 @@ from typing import Any
 from pytorch_metric_learning import distances, losses, miners
 from torch import Tensor, nn
 
-from bgl._checks import check_choice
+from bgl._checks import check_choice, check_index_vector, check_matrix
 from bgl.hyperbolic import HyperbolicDistance
 from bgl.losses.pairwise import PairwiseCrossEntropyLoss
 
@@ -122,6 +122,16 @@ class MinedLoss(nn.Module):
         self.miner = miner
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        check_matrix(embeddings, "embeddings")
+        check_index_vector(labels, embeddings.size(0), "labels")
+        known = getattr(self.loss, "num_classes", None)  # of a loss with proxies
+        if known is not None and labels.device.type == "cpu" and labels.numel():
+            low, high = (int(v) for v in labels.aminmax())
+            if low < 0 or high >= known:
+                raise ValueError(
+                    f"Expected argument `labels` to be below `num_classes` ({known}), but got "
+                    f"values from {low} to {high}"
+                )
         mined = None if self.miner is None else self.miner(embeddings, labels)
         value: Tensor = self.loss(embeddings, labels, mined)
         return value

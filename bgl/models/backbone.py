@@ -61,6 +61,8 @@ def create_backbone(name: str, weights: str = "auto") -> tuple[nn.Module, Backbo
         >>> info.num_features, backbone.eval()(torch.zeros(1, 3, 32, 32)).shape
         (1280, torch.Size([1, 1280]))
     """
+    if not isinstance(name, str):
+        raise ValueError(f"Expected argument `name` to be the name of a model, got {name!r}")
     if name not in TORCHVISION and not timm.is_model(name):
         known = timm.list_models()
         close = difflib.get_close_matches(name, known, n=10, cutoff=0.3)

@@ -164,7 +164,7 @@ def make_head(
         >>> make_head(8, 4)(torch.zeros(2, 8)).shape
         torch.Size([2, 4])
     """
-    linear = nn.Linear(channels, dim)
+    linear = nn.Linear(check_int(channels, "channels", 1), check_int(dim, "dim", 1))
     nn.init.orthogonal_(linear.weight)
     nn.init.zeros_(linear.bias)
     if curvature is None:

@@ -116,6 +116,8 @@ def embed_batches(
     Returns:
         ``{"backbone": [N, C], "head": [N, D]}`` in float32 on the CPU, in the given order.
     """
+    for name in outputs:
+        check_choice(name, "outputs", tuple(_OUTPUTS))
     was_training = model.training
     model.eval()
     parts: dict[str, list[Tensor]] = {name: [] for name in outputs}
@@ -125,6 +127,8 @@ def embed_batches(
             part.append(getattr(result, _OUTPUTS[name]).float().cpu())
         on_batch(len(images))
     model.train(was_training)
+    if not all(parts.values()):
+        raise ValueError("Expected argument `batches` to hold at least one batch, but got none")
     return {name: torch.cat(part) for name, part in parts.items()}
 
 

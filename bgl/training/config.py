@@ -259,6 +259,15 @@ class TrainConfig:
     iaa: IAAOptions = field(default_factory=IAAOptions)
 
     def __post_init__(self) -> None:
+        for item in dataclasses.fields(self):
+            factory: Any = item.default_factory
+            default = item.default if factory is dataclasses.MISSING else factory()
+            value, number = getattr(self, item.name), type(default) in (int, float)
+            if default is not None and not number and not isinstance(value, type(default)):
+                raise ValueError(
+                    f"Expected argument `{item.name}` to be a {type(default).__name__}, "
+                    f"got {value!r}"
+                )
         for name in ("image_size", "head_dim", "epochs", "batch_size", "per_class", "eval_every"):
             check_int(getattr(self, name), name, 1)
         if self.resize is not None:

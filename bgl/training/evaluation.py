@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
+from bgl._checks import check_int
 from bgl.datasets import ImageDataset, eval_transform
 from bgl.metrics import retrieval_metrics
 from bgl.models import BackboneInfo, embed_batches
@@ -63,7 +64,7 @@ def embed(
     """
     loader: DataLoader[Any] = DataLoader(
         dataset,
-        batch_size,
+        check_int(batch_size, "batch_size", 1),
         num_workers=workers,
         timeout=TIMEOUT if workers else 0.0,
         generator=worker_seed(0),  # leaves the global generators alone

@@ -90,7 +90,10 @@ def training_curves(history: Rows | Mapping[str, Rows] | str | Path) -> Figure:
 def read_history(path: str | Path) -> list[dict[str, float]]:
     """The lines of a ``metrics.csv``, empty cells left out."""
     with Path(path).open(newline="", encoding="utf-8") as file:
-        return [_numbers(row) for row in csv.DictReader(file)]
+        try:
+            return [_numbers(row) for row in csv.DictReader(file)]
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"Expected {path} to be a CSV file in UTF-8, but {error}") from error
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, float]:

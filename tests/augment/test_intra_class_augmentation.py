@@ -210,7 +210,7 @@ def test_state_dict_holds_the_statistics_and_nothing_else() -> None:
     [
         ({"strength": -1.0}, "strength"),
         ({"strength": "paper"}, "strength"),
-        ({"strength": StrengthSchedule(strength=-1.0)}, "strength"),
+        ({"strength": lambda progress: -1.0}, "strength"),
         ({"num_samples": 0}, "num_samples"),
     ],
 )

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
 import re
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -291,6 +293,7 @@ def test_run_writes_results(finished: Path) -> None:
     assert trained["epoch"] == trained["epochs"] == 1
     assert trained["graph_at_test_time"] is False
     assert trained["config"]["dybgr"]["k"] == 3
+    assert trained["skipped_steps"] == 0
     assert trained["seconds"] > 0
     assert trained["peak_memory_mb"] > 0
 
@@ -380,6 +383,76 @@ def test_ctrl_c_says_how_to_go_on(images, tmp_path, monkeypatch, capsys):
     assert again(images, tmp_path / "stopped", "--method", "none") == 130
     out = capsys.readouterr().out
     assert f"--resume {tmp_path / 'stopped'}" in out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+def test_signal_in_the_middle_of_an_epoch_and_resume(images, tmp_path, monkeypatch, capsys, number):
+    """The end is that of a run that nobody interrupted; --resume needs nothing but the folder."""
+    words = ["--method", "none", "dybgr", "--epochs", "2"]
+    assert again(images, tmp_path / "whole", *words) == 0
+    advance, steps = run.TerminalProgress.advance, [0]
+
+    def stop(self: run.TerminalProgress, amount: int) -> None:
+        advance(self, amount)
+        steps[0] += amount == 1
+        if steps[0] == 5:  # the second step of the second epoch
+            os.kill(os.getpid(), number)
+
+    folder = tmp_path / "parts"
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(run.TerminalProgress, "advance", stop)
+        assert again(images, folder, *words) == 128 + number
+    assert signal.getsignal(signal.SIGTERM) is before
+    out = capsys.readouterr().out
+    assert f"--resume {folder}" in out
+    assert f"interrupted by {number.name}" in out
+    assert (folder / "none-seed0" / "checkpoint.pt").exists()
+
+    assert run.main(["--resume", str(folder)]) == 0
+    for whole, parts in zip(
+        results(tmp_path / "whole")["rows"], results(folder)["rows"], strict=True
+    ):
+        assert parts["metrics"] == whole["metrics"]
+        assert parts.get("epoch") == whole.get("epoch")
+    for method in ("none-seed0", "dybgr-seed0"):
+        one, two = (
+            load_file(p / method / "model.safetensors") for p in (tmp_path / "whole", folder)
+        )
+        assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+
+
+def test_signal_outside_of_trainings(images, tmp_path, monkeypatch, capsys):
+    def stop(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(run, "baseline_rows", stop)
+    assert again(images, tmp_path / "run", "--method", "none") == 143
+    assert f"--resume {tmp_path / 'run'}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("form", [["--resume", "RUN"], ["--resume=RUN"]], ids=" ".join)
+def test_resume_has_the_whole_command(finished, form):
+    command = options.parse([word.replace("RUN", str(finished)) for word in form])
+    assert command.folder == finished
+    assert command.trackers == []
+    stored = [results(finished)["rows"][i]["config"] for i in (2, 4)]
+    assert [dataclasses.asdict(config) for config in command.configs] == stored
+
+
+def test_resume_takes_no_other_options(finished, capsys):
+    for words in (["--resume", str(finished), "--lr", "0.5"], ["--lr=0.5", f"--resume={finished}"]):
+        with pytest.raises(SystemExit):
+            options.parse(words)
+        assert "no other options" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [None, "", "- 1", "configs: [{lrate: 1}]\nlog: []", "{"])
+def test_resume_of_what_is_no_run(tmp_path, content, capsys):
+    if content is not None:
+        (tmp_path / "command.yaml").write_text(content)
+    assert run.main(["--resume", str(tmp_path)]) == 2
+    assert re.search(r"error:.*`--resume`.*command\.yaml", capsys.readouterr().out)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -13,7 +13,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from profiles import searched
-from safetensors.torch import load_file
 from tiny_training import make_splits, read_csv, tiny
 from torch import Tensor
 
@@ -35,6 +34,7 @@ from bgl.layers import (
     DyBGR,
     DyBGRBlock,
     LabelGraph,
+    RandomGraphBlock,
     StructureConstrainedAttention,
 )
 from bgl.losses import LOSS_NAMES, MinedLoss, PairwiseCrossEntropyLoss, create_loss, create_miner
@@ -61,6 +61,7 @@ LAYERS: dict[str, Layer] = {
     "AdaptiveGraph, paper": lambda x, y: AdaptiveGraph(k=3, formulation="paper")(x, y)[1],
     "DyBGR": lambda x, y: DyBGR(k=3)(x, y),
     "DyBGR, paper": lambda x, y: DyBGR(k=3, formulation="paper")(x, y),
+    "RandomGraphBlock": lambda x, y: RandomGraphBlock(WIDTH, k=3).to(x.dtype)(x, y),
     "attention": attention,
     "LabelGraph, BatchGraphConv": conv,
     "DyBGRBlock": lambda x, y: DyBGRBlock(WIDTH, k=3).to(x.dtype)(x, y),
