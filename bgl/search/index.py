@@ -62,7 +62,7 @@ class SearchIndex:
         encoder: Encoder,
         output: str,
         paths: Sequence[Path],
-        vectors: faiss.IndexFlatIP,
+        vectors: faiss.Index,
         broken: Sequence[BrokenImageError] = (),
     ) -> None:
         self.run = run
