@@ -13,14 +13,21 @@ PLOT = ["matplotlib", "PIL", "plotly"]  # others come with torch and pytorch-met
 SEARCH, EXPORT = ["faiss"], ["onnx", "onnxscript"]
 
 BLOCK = """
+import importlib.machinery
 import sys
 
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {blocked}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+class Without:
+    finders = list(sys.meta_path)
 
-sys.meta_path.insert(0, Blocker())
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in {blocked}:
+            found = (finder.find_spec(name, path, target) for finder in self.finders)
+            return next((spec for spec in found if spec is not None), None)
+
+    def find_distributions(self, *args):
+        return importlib.machinery.PathFinder.find_distributions(*args)
+
+sys.meta_path[:] = [Without()]
 """
 
 
