@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from docutils.nodes import SkipNode
-from docutils.utils.math import latex2mathml
+from latex2mathml.converter import convert
 from sphinx.application import Sphinx
 
 import bgl
@@ -23,6 +22,7 @@ extensions = [
     "sphinx_copybutton",
 ]
 exclude_patterns = ["results"]
+suppress_warnings = ["image.not_readable"]  # tests/test_docs.py looks at every link and picture
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 
@@ -34,13 +34,19 @@ napoleon_use_rtype = False
 
 html_theme = "furo"
 html_title = f"bgl {release}"
+html_static_path = ["_static"]
+html_css_files = ["math.css"]
 html_math_renderer = "mathml"
 
 
 def mathml(tex: str, display: bool) -> str:
     """A formula as MathML, which browsers show without scripts and fonts from elsewhere."""
-    tex = re.sub(r"\\[bB]ig(?![a-z])", "", tex).replace(r"\dots", r"\ldots")  # unknown to docutils
-    return str(latex2mathml.tex2mathml(tex, as_block=display))
+    if "&" in tex:
+        tex = rf"\begin{{align*}}{tex}\end{{align*}}"
+    shown = str(convert(tex.replace(r"\Vert", r"\|"), display="block" if display else "inline"))
+    if "\\" in shown:
+        raise ValueError(f"a command is not known in the formula {tex}")
+    return shown
 
 
 def visit_inline(self: Any, node: Any) -> None:

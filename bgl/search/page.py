@@ -20,7 +20,7 @@ SIDE = 160  # of a thumbnail, in pixels
 _STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 1200px; padding: 1rem; }
-ol { list-style: none; margin: 0 0 3rem; padding: 0; display: flex; flex-wrap: wrap; gap: 1rem; }
+ol { list-style: none; margin: 1rem 0 3rem; padding: 0; display: flex; flex-wrap: wrap; gap: 1rem; }
 figure { margin: 0; width: 160px; }
 figcaption { font-size: .85rem; overflow-wrap: anywhere; }
 img, .missing { width: 160px; height: 160px; object-fit: contain; background: #8882; }
@@ -88,7 +88,7 @@ def _section(query: Path, hits: Sequence[Hit], measure: str) -> str:
         f"<li>{_figure(hit.path, f'{rank}. {measure} {hit.score:.3f}')}</li>"
         for rank, hit in enumerate(hits, start=1)
     )
-    name = html.escape(printable(query.name))
+    name = html.escape(_name(query))
     return (
         f'<section>\n<h2>{name}</h2>\n<div class="query">{_figure(query, "query")}</div>\n'
         f"<ol>\n{figures}\n</ol>\n</section>"
@@ -96,7 +96,7 @@ def _section(query: Path, hits: Sequence[Hit], measure: str) -> str:
 
 
 def _figure(path: Path, caption: str) -> str:
-    name = html.escape(printable(path.name))
+    name = html.escape(_name(path))
     place = html.escape(printable(path))
     try:
         picture = f'<img src="{_thumbnail(path)}" alt="{name}">'
@@ -106,6 +106,11 @@ def _figure(path: Path, caption: str) -> str:
         f'<figure title="{place}">{picture}<figcaption>{html.escape(caption)}<br>{name}'
         "</figcaption></figure>"
     )
+
+
+def _name(path: Path) -> str:
+    """A file with its folder, which is often its class."""
+    return printable("/".join(path.parts[-2:]))
 
 
 def _thumbnail(path: Path) -> str:
