@@ -22,7 +22,6 @@ extensions = [
     "sphinx_copybutton",
 ]
 exclude_patterns = ["results"]
-suppress_warnings = ["image.not_readable"]  # tests/test_docs.py looks at every link and picture
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 
