@@ -1,4 +1,4 @@
-"""Which published row is trained by which file under configs/, and their dry run."""
+"""Which published row is trained by which file under bgl/configs/, and their dry run."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from options import CONFIGS, parse
-from run import load_splits, trained_rows
-
 from bgl.datasets import write_standin
+from bgl.pipeline import CONFIGS, load_splits, parse, trained_rows
 from bgl.published import PublishedRow, published_rows
 from bgl.training import Progress, TrainConfig
 
-# table -> file in configs/DATASET/ -> (system, a part of its backbone or embedding)
+# table -> file in bgl/configs/DATASET/ -> (system, a part of its backbone or embedding)
 TABLES: dict[str, dict[str, tuple[str, str]]] = {
     "dybgr": {"dybgr": ("DyBGR", "768-d")},
     "bgformer": {

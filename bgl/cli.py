@@ -1,5 +1,6 @@
 """The command ``bgl``: thin fronts of the library's functions.
 
+bgl train …           train and measure; --help has every option
 bgl eval RUN          measure a trained model on a dataset
 bgl explore RUN       write the explorer page of a run
 bgl search …          index images with a trained model, find the nearest
@@ -33,6 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ImportError, ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+
+
+def train(argv: Sequence[str]) -> int:
+    """``bgl train``: the same as ``python benchmarks/run.py``."""
+    from bgl.pipeline import main as run
+
+    return run(argv)
 
 
 def evaluate(argv: Sequence[str]) -> int:
@@ -120,6 +128,7 @@ def _load(options: argparse.Namespace) -> Splits:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "train": train,
     "eval": evaluate,
     "explore": explore,
     "search": search,

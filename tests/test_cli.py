@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -60,6 +61,15 @@ def test_explore(tmp_path: Path, capsys) -> None:
     assert main(["explore", str(tmp_path), "--page", str(tmp_path / "deep" / "x.html")]) == 0
     assert (tmp_path / "deep" / "x.html").stat().st_size > 0
     assert "x.html" in capsys.readouterr().out
+
+
+def test_train(folder: Path, tmp_path: Path) -> None:
+    words = f"--dataset folder --data-root {folder} --output-dir {tmp_path / 'out'} --epochs 1"
+    words += " --method none --backbone test_resnet --weights none --image-size 16"
+    assert main(["train", *words.split(), "--batch-size", "4", "--per-class", "2"]) == 0
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    assert {row["method"] for row in rows} == {"pixels", "pretrained", "none"}
+    assert len(load(tmp_path / "out" / "none-seed0").embed(list(folder.rglob("*.png")))) == 21
 
 
 def test_search(run: Path, folder: Path, tmp_path: Path, capsys) -> None:

@@ -142,7 +142,7 @@ def test_a_comparison_on_a_papers_dataset_changes_the_method_alone():
     configs = recipes.parse(["--dataset", "cub", "--method", "none", "dybgr"]).configs
     for name in ("backbone", "lr", "batch_size", "loss_options", "epochs", "head_dim", "resize"):
         assert getattr(configs[0], name) == getattr(configs[1], name)
-    assert configs[1].dybgr.k == 30  # configs/cub/dybgr.yaml is the method's default as well
+    assert configs[1].dybgr.k == 30  # bgl/configs/cub/dybgr.yaml is the method's default as well
 
 
 # --- dry runs -------------------------------------------------------------------------------------

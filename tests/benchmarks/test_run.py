@@ -20,14 +20,13 @@ from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-import options
 import report
-import run
 
+from bgl.pipeline import options, rows, run
 from bgl.training import TrainConfig
 from bgl.training.loop import Progress
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[2] / "bgl" / "configs"
 
 
 # --- the command line -----------------------------------------------------------------------------
@@ -42,14 +41,14 @@ def configuration(*argv: str) -> TrainConfig:
 
 @pytest.fixture
 def sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """configs/ with a dataset "emoji" of our own."""
-    folder = tmp_path / "configs" / "emoji"
+    """bgl/configs/ with a dataset "emoji" of our own."""
+    folder = tmp_path / "bgl" / "configs" / "emoji"
     folder.mkdir(parents=True)
     (folder / "base.yaml").write_text("lr: 1.0\nlr_head: 1.0\nlr_blocks: 1.0\nwarmup: 0.1\n")
     (folder / "dybgr.yaml").write_text("lr_head: 2.0\nlr_blocks: 2.0\nwarmup: 0.2\n")
     (folder / "bgformer.yaml").write_text("warmup: 0.25\n")
     (tmp_path / "own.yaml").write_text("lr_blocks: 3.0\nwarmup: 0.3\ndybgr:\n  k: 7\n")
-    monkeypatch.setattr(options, "CONFIGS", tmp_path / "configs")
+    monkeypatch.setattr(options, "CONFIGS", tmp_path / "bgl" / "configs")
     return tmp_path
 
 
@@ -90,7 +89,7 @@ def test_without_arguments():
     assert command.trackers == []
     assert [(c.method, c.seed) for c in configs] == [("none", 0), ("dybgr", 0)]
     assert configs[0].dataset == "emoji"
-    assert configs[0].image_size == 64  # from configs/emoji/base.yaml
+    assert configs[0].image_size == 64  # from bgl/configs/emoji/base.yaml
     assert folder.parent == Path("runs")
     assert folder.name.startswith("emoji-")
 
@@ -472,9 +471,9 @@ def test_columns_of_other_epochs():
 
 def test_other_epochs_of_a_history():
     history = [{"test_head_map@r": 0.5, "val_head_map@r": 0.9}, {"test_head_map@r": 0.4}]
-    found = run.other_epochs(history, "head")
+    found = rows.other_epochs(history, "head")
     assert found == {"last_epoch": {"map@r": 0.4}, "best_on_test": {"map@r": 0.5}}
-    assert run.other_epochs([*history, {}], "head") == {}
+    assert rows.other_epochs([*history, {}], "head") == {}
 
 
 def test_rows_of_two_runs(tmp_path):

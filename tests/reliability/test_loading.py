@@ -85,9 +85,7 @@ def dying() -> Splits:
 
 
 def test_loading_process_that_is_killed(dying, tmp_path):
-    with pytest.raises(
-        ChildProcessError, match=r"DataLoader worker \(pid.*(killed|exited).*--workers"
-    ):
+    with pytest.raises(ChildProcessError, match=r"DataLoader worker \(pid.*(killed|exited).*--workers"):
         train(tiny(workers=2), dying, tmp_path)
 
 
