@@ -8,10 +8,8 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from options import CONFIGS, parse
-from run import load_splits, trained_rows
-
 from bgl.datasets import write_standin
+from bgl.pipeline import CONFIGS, load_splits, parse, trained_rows
 from bgl.published import PublishedRow, published_rows
 from bgl.training import Progress, TrainConfig
 

@@ -1,6 +1,6 @@
 """Train the rows of a published table: ``python benchmarks/reproduce.py --table dybgr``
 
-Every row is trained from its file under configs/, twice: as the papers do it (all train classes,
+Every row is trained from its file under configs/, twice: as papers do it (all train classes,
 the epoch chosen on the test classes: optimistic) and honestly (the epoch chosen on validation
 classes). Rows whose data or weights are not there are skipped and listed. What is finished is not
 trained again: after an interruption, repeat the command.
@@ -26,11 +26,11 @@ from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from run import TerminalProgress, check_folder, load_splits, trained_rows
 from torch import OutOfMemoryError
 
 from bgl._io import write_text
 from bgl.datasets import Splits
+from bgl.pipeline import TerminalProgress, check_folder, load_splits, trained_rows
 from bgl.training import TrainConfig
 from bgl.training.comparison import percent
 

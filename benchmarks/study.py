@@ -30,15 +30,14 @@ from typing import Any
 
 import torch
 import yaml
-from options import parse
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from run import baseline_rows, check_folder, load_splits, trained_rows
 
 from bgl._checks import check_choice
 from bgl._io import write_text
 from bgl.datasets import Splits
 from bgl.models import BLOCKS
+from bgl.pipeline import baseline_rows, check_folder, load_splits, parse, trained_rows
 from bgl.samplers import ClassBalancedSampler
 from bgl.training import Progress as Silent
 from bgl.training import TrainConfig, View, build_model, make_accelerator

@@ -14,10 +14,8 @@ from bgl.models.backbone import create_backbone
 from bgl.models.batch_graph_model import BatchGraphModel
 from bgl.models.config import BlockConfig, ModelConfig, assemble_model
 from bgl.models.encoder import Encoder
+from bgl.models.files import CONFIG_FILE, WEIGHTS_FILE, check_files, locate
 from bgl.models.weights import load_strictly, read_state_dict
-
-CONFIG_FILE = "model.json"
-WEIGHTS_FILE = "model.safetensors"
 
 
 def save(model: BatchGraphModel, folder: str | Path, config: ModelConfig) -> None:
@@ -48,18 +46,21 @@ def save(model: BatchGraphModel, folder: str | Path, config: ModelConfig) -> Non
 def load(folder: str | Path, device: str | torch.device = "cpu") -> Encoder:
     """A saved model, ready to embed images: ``load("runs/x/dybgr-seed0").embed(paths)``.
 
-    Needs no network: pretrained weights are not looked for. The model itself, with its blocks, is
-    the result's ``model``.
+    A folder needs no network: pretrained weights are not looked for. The model itself, with its
+    blocks, is the result's ``model``.
 
     Args:
-        folder: Where :func:`save` or a training wrote ``model.json`` and ``model.safetensors``.
+        folder: Where :func:`save` or a training wrote ``model.json`` and ``model.safetensors``;
+            or ``"hf-hub:USER/NAME"``, with or without ``@REVISION``, for a model that
+            :func:`push_to_hub` put on the Hugging Face hub.
         device: Where to compute.
 
     Raises:
         FileNotFoundError: If the folder or a file of it is missing.
         ValueError: If a file cannot be read, or the two do not belong together.
     """
-    folder = Path(folder)
+    folder = locate(folder)
+    check_files(folder)
     config = read_config(folder)
     backbone, info = create_backbone(config.backbone, weights="none")
     model = assemble_model(backbone, info.num_features, config)
@@ -82,16 +83,10 @@ def read_config(folder: str | Path) -> ModelConfig:
     """The description of the model in a folder that :func:`save` wrote.
 
     Raises:
-        FileNotFoundError: If it is missing; models in the folder's own folders are named.
+        FileNotFoundError: If it is missing.
         ValueError: If it does not describe a model.
     """
     path = Path(folder) / CONFIG_FILE
-    if not path.is_file():
-        inside = sorted(file.parent.name for file in Path(folder).glob(f"*/{CONFIG_FILE}"))
-        hint = f"; it holds models in {', '.join(inside)}" if inside else ""
-        raise FileNotFoundError(
-            f"Expected argument `folder` to hold a {CONFIG_FILE}, but found none: {folder}{hint}"
-        )
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         for name in ("mean", "std"):

@@ -1,11 +1,21 @@
 """The training loop, its configuration and its measurements."""
 
-from bgl.training.build import build_model, make_accelerator
-from bgl.training.config import TrainConfig
-from bgl.training.evaluation import RECALL_AT, View, embed, evaluate, recall_at
-from bgl.training.interruption import Interrupted, Interruption
-from bgl.training.loop import TrainResult, train
-from bgl.training.progress import Progress, Several
+from bgl._extras import extra
+
+with extra("train"):
+    from bgl.training.build import build_model, make_accelerator
+    from bgl.training.config import TrainConfig
+    from bgl.training.evaluation import (
+        RECALL_AT,
+        View,
+        embed,
+        evaluate,
+        evaluate_encoder,
+        recall_at,
+    )
+    from bgl.training.interruption import Interrupted, Interruption
+    from bgl.training.loop import TrainResult, train
+    from bgl.training.progress import Progress, Several
 
 __all__ = [
     "RECALL_AT",
@@ -19,6 +29,7 @@ __all__ = [
     "build_model",
     "embed",
     "evaluate",
+    "evaluate_encoder",
     "make_accelerator",
     "recall_at",
     "train",

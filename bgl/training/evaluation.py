@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from bgl._checks import check_int
-from bgl.datasets import ImageDataset, eval_transform
+from bgl.datasets import ImageDataset, Splits, eval_transform
 from bgl.metrics import retrieval_metrics
-from bgl.models import BackboneInfo, embed_batches
+from bgl.models import BackboneInfo, Encoder, embed_batches
 from bgl.training.build import head_distance
 from bgl.training.config import TrainConfig
 from bgl.training.distributed import gather_rows
@@ -168,3 +168,26 @@ class View:
             others,
             None if gallery is None else gallery.labels,
         )
+
+
+def evaluate_encoder(encoder: Encoder, splits: Splits, batch_size: int = 256) -> dict[str, Metrics]:
+    """Retrieval metrics of a trained model on the test classes of a dataset, for the backbone's
+    and the head's embeddings, with the K that are usual for it."""
+    vectors = {
+        part: embed(
+            encoder.model,
+            dataset.with_transform(encoder.transform),
+            encoder.device,
+            batch_size,
+        )
+        for part, dataset in splits.parts().items()
+        if part in ("test", "gallery")
+    }
+    return evaluate(
+        vectors["test"],
+        splits.test.labels,
+        recall_at(splits.name),
+        encoder.distance,
+        vectors.get("gallery"),
+        None if splits.gallery is None else splits.gallery.labels,
+    )

@@ -5,13 +5,16 @@ Needs ``pip install bgl[plot]``. The plots are matplotlib's and return Axes or a
 :mod:`bgl.visualization.recorder` and :mod:`bgl.visualization.tracking`, which need ``bgl[train]``.
 """
 
-from bgl.visualization.adjacency import adjacency_heatmap, edge_weight_histogram
-from bgl.visualization.batch_graph import draw_batch_graph
-from bgl.visualization.curves import read_history, training_curves
-from bgl.visualization.embedding import embedding_map
-from bgl.visualization.explorer import explore, explore_run
-from bgl.visualization.projection import project
-from bgl.visualization.retrieval import retrieval_grid
+from bgl._extras import extra
+
+with extra("plot"):
+    from bgl.visualization.adjacency import adjacency_heatmap, edge_weight_histogram
+    from bgl.visualization.batch_graph import draw_batch_graph
+    from bgl.visualization.curves import read_history, training_curves
+    from bgl.visualization.embedding import embedding_map
+    from bgl.visualization.explorer import explore, explore_run
+    from bgl.visualization.projection import project
+    from bgl.visualization.retrieval import retrieval_grid
 
 __all__ = [
     "adjacency_heatmap",

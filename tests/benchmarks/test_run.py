@@ -22,10 +22,9 @@ from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-import options
 import report
-import run
 
+from bgl.pipeline import options, rows, run
 from bgl.training import TrainConfig
 from bgl.training.loop import Progress
 
@@ -545,9 +544,9 @@ def test_columns_of_other_epochs():
 
 def test_other_epochs_of_a_history():
     history = [{"test_head_map@r": 0.5, "val_head_map@r": 0.9}, {"test_head_map@r": 0.4}]
-    found = run.other_epochs(history, "head")
+    found = rows.other_epochs(history, "head")
     assert found == {"last_epoch": {"map@r": 0.4}, "best_on_test": {"map@r": 0.5}}
-    assert run.other_epochs([*history, {}], "head") == {}
+    assert rows.other_epochs([*history, {}], "head") == {}
 
 
 def test_rows_of_two_runs(tmp_path):

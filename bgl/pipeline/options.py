@@ -1,4 +1,4 @@
-"""The command line of the benchmarks: every field of TrainConfig, from YAML files and options."""
+"""The command line of a run: every field of TrainConfig, from YAML files and options."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LISTS = ("--method", "--seed", "--seeds", "--log")  # take several words
 
 def make_parser(description: str | None = None) -> ArgumentParser:
     """One option per field of TrainConfig, beside those of a whole run."""
-    parser = ArgumentParser(prog="run.py", description=description)
+    parser = ArgumentParser(prog="bgl train", description=description)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any options.")
     parser.add_argument(
         "--method",

@@ -1,0 +1,23 @@
+"""The whole pipeline: data, trainings, measurements, a table and a page; ``bgl train``."""
+
+from bgl._extras import extra
+
+with extra("train"):
+    from bgl.pipeline.options import CONFIGS, parse
+    from bgl.pipeline.rows import baseline_rows, check_folder, load_splits, trained_rows
+    from bgl.pipeline.run import TerminalProgress, main
+    from bgl.pipeline.table import as_csv, markdown, print_table
+
+__all__ = [
+    "CONFIGS",
+    "TerminalProgress",
+    "as_csv",
+    "baseline_rows",
+    "check_folder",
+    "load_splits",
+    "main",
+    "markdown",
+    "parse",
+    "print_table",
+    "trained_rows",
+]

@@ -1,0 +1,220 @@
+"""What a run measures, as rows of results.json, and what a reader needs to know to trust them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch_geometric
+import yaml
+
+import bgl
+from bgl._io import write_text
+from bgl.datasets import Splits, download, load_dataset, raw_pixels
+from bgl.metrics import retrieval_metrics
+from bgl.pipeline.options import CONFIGS
+from bgl.training import (
+    Progress,
+    Several,
+    TrainConfig,
+    View,
+    build_model,
+    make_accelerator,
+    recall_at,
+    train,
+)
+from bgl.visualization.recorder import Recorder
+from bgl.visualization.tracking import Trackers
+
+Row = dict[str, Any]
+
+
+def load_splits(config: TrainConfig) -> Splits:
+    """The data a configuration names; without validation classes in the protocol "paper"."""
+    if config.download and config.data_root is not None:
+        download(config.dataset, config.data_root)
+    paper = config.protocol == "paper"
+    splits = load_dataset(
+        config.dataset,
+        config.data_root,
+        val_fraction=0.0 if paper else config.val_fraction,
+        skip_broken=config.skip_broken,
+        allow_partial=config.allow_partial,
+        table=config.table,
+    )
+    # packaged data have fixed validation classes, which nothing looks at then
+    return dataclasses.replace(splits, val=None) if paper else splits
+
+
+def baseline_rows(config: TrainConfig, splits: Splits, progress: Progress) -> list[Row]:
+    """What no training is needed for: raw pixels, and the pretrained encoder as it is."""
+    gallery = splits.gallery
+    model, info = build_model(dataclasses.replace(config, method="none"))
+    accelerator = make_accelerator(config.device)
+    view = View(model.to(accelerator.device), config, info, accelerator, progress)
+    measured = view.measure(splits.test, gallery)
+    if not accelerator.is_main_process:
+        return []
+    pixels = retrieval_metrics(
+        raw_pixels(splits.test),
+        splits.test.labels,
+        None if gallery is None else raw_pixels(gallery),
+        None if gallery is None else gallery.labels,
+        k=recall_at(config.dataset),
+    )
+    return [
+        {"method": "pixels", "seed": None, "embedding": "pixels", "metrics": pixels},
+        {
+            "method": "pretrained",
+            "seed": None,
+            "embedding": "backbone",
+            "metrics": measured["backbone"],
+            "backbone": dataclasses.asdict(info),
+        },
+    ]
+
+
+def trained_rows(
+    config: TrainConfig,
+    splits: Splits,
+    folder: Path,
+    progress: Progress,
+    trackers: Sequence[str] = (),
+) -> list[Row]:
+    """Train one configuration (or take its finished result) and describe each embedding."""
+    resolved = dataclasses.asdict(config)
+    finished = folder / "result.json"
+    if finished.exists():
+        return list(json.loads(finished.read_text())["rows"])
+    if not make_accelerator(config.device).is_main_process:
+        train(config, splits, folder)
+        return []
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
+    recorder = Recorder(folder, splits)
+    listeners: list[Progress] = [recorder, progress]
+    tracked = Trackers(trackers, folder / "logs", recorder) if trackers else None
+    if tracked is not None:
+        listeners.insert(1, tracked)
+    try:
+        result = train(config, splits, folder, Several(*listeners))
+    finally:
+        if tracked is not None:
+            tracked.finish()
+    recorder.finish()
+    rows: list[Row] = [
+        {
+            "method": config.method,
+            "seed": config.seed,
+            "embedding": embedding,
+            "metrics": metrics,
+            "protocol": config.protocol,
+            "loss": config.loss,
+            "augmentation": config.augmentation,
+            "epoch": result.chosen_epoch,
+            "epochs": config.epochs,
+            "graph_at_test_time": False,
+            "distance": config.distance if embedding == "head" else "cosine",
+            "dimension": result.dimensions[embedding],
+            "backbone": dataclasses.asdict(result.backbone),
+            "parameters": result.num_parameters,
+            "seconds": result.seconds,
+            "peak_memory_mb": result.peak_memory_mb,
+            "skipped_steps": sum(row.get("skipped_steps", 0) for row in result.history),
+            **other_epochs(result.history, embedding),
+            "config": resolved,
+        }
+        for embedding, metrics in result.metrics.items()
+    ]
+    write_text(finished, json.dumps({"config": resolved, "rows": rows}, indent=1))
+    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    return rows
+
+
+def other_epochs(history: list[Row], embedding: str) -> dict[str, dict[str, float]]:
+    """Test metrics of the last epoch, and each metric's best over the epochs (optimistic), where
+    the test classes were looked at after every epoch."""
+    start = f"test_{embedding}_"
+    looks = [
+        {name.removeprefix(start): value for name, value in row.items() if name.startswith(start)}
+        for row in history
+    ]
+    if not all(looks):
+        return {}
+    best = {name: max(look[name] for look in looks) for name in looks[0]}
+    return {"last_epoch": looks[-1], "best_on_test": best}
+
+
+def check_folder(config: TrainConfig, folder: Path) -> None:
+    """Refuse a folder with the result or the checkpoint of another configuration.
+
+    Raises:
+        ValueError: If there is one; the message names the fields that differ.
+    """
+    if (folder / "result.json").exists():
+        stored = json.loads((folder / "result.json").read_text())["config"]
+    elif (folder / "checkpoint.pt").exists():
+        stored = yaml.safe_load((folder / "config.yaml").read_text())
+    else:
+        return
+    config.check_stored(stored, folder)
+
+
+def describe(config: TrainConfig, splits: Splits) -> dict[str, Any]:
+    """What a reader needs to know to trust the numbers."""
+    commit = ""
+    if (CONFIGS.parents[1] / ".git").exists():  # else an installed copy in somebody's repository
+        words = ["git", "rev-parse", "HEAD"]
+        done = subprocess.run(words, cwd=CONFIGS, capture_output=True, text=True, check=False)
+        commit = done.stdout.strip()
+    parts = {
+        name: {"classes": part.num_classes, "images": len(part)}
+        for name in ("train", "val", "test", "gallery")
+        if (part := getattr(splits, name)) is not None
+    }
+    return {
+        "dataset": {
+            "name": splits.name,
+            "digest": splits.digest,
+            **parts,
+            "skipped": list(splits.skipped),
+        },
+        **selection(config, splits),
+        "image_size": config.image_size,
+        "device": str(make_accelerator(config.device).device),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, "
+        f"{torch.get_num_threads()} threads",
+        "versions": {
+            "bgl": bgl.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torch_geometric": torch_geometric.__version__,
+            "timm": timm.__version__,
+        },
+        "commit": commit or None,
+    }
+
+
+def selection(config: TrainConfig, splits: Splits) -> dict[str, Any]:
+    """How the epoch is chosen, and how many epochs' weights the test classes are shown."""
+    if config.protocol == "paper":
+        looks = -(-config.epochs // config.eval_every)
+        how = f"best of {looks} by test Recall@1 of the {config.select_embedding} embedding"
+        how = how if looks > 1 else "last epoch"
+        return {
+            "protocol": "paper-style, optimistic: trained on all train classes",
+            "selection": how,
+            "test_evaluations": looks,
+        }
+    how = f"best validation MAP@R of the {config.select_embedding} embedding"
+    how = how if splits.val is not None else "last epoch"
+    looks = 1 + config.epochs * config.test_every_epoch
+    return {"protocol": "honest", "selection": how, "test_evaluations": looks}

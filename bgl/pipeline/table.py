@@ -1,0 +1,39 @@
+"""The table of a run: on the terminal, in Markdown, as comma-separated values."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from bgl.training.comparison import Row, comparison
+
+
+def print_table(rows: list[Row], title: str) -> None:
+    """Show the table on the terminal."""
+    header, cells = comparison(rows)
+    table = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for number, column in enumerate(header):
+        table.add_column(column, justify="left" if number < 2 else "right", no_wrap=True)
+    for line in cells:
+        table.add_row(*line)
+    # every column whole, also where the output is no terminal
+    Console(width=max(150, Console().width)).print(table)
+
+
+def markdown(rows: list[Row]) -> str:
+    """The table in Markdown."""
+    header, cells = comparison(rows)
+    lines = [header, [":--"] * 2 + ["--:"] * (len(header) - 2), *cells]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def as_csv(rows: list[Row]) -> str:
+    """The table as comma-separated values."""
+    text = io.StringIO()
+    header, cells = comparison(rows)
+    csv.writer(text, lineterminator="\n").writerows([header, *cells])
+    return text.getvalue().rstrip()

@@ -1,0 +1,86 @@
+"""``python -m bgl.search build RUN IMAGES… --index FOLDER`` and ``… query INDEX IMAGE…``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bgl.search import SearchIndex, write_results
+from bgl.search.page import printable
+
+
+def make_parser(prog: str) -> argparse.ArgumentParser:
+    """The two commands and their options."""
+    parser = argparse.ArgumentParser(prog=prog, description="Find the images nearest to an image.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    build = commands.add_parser("build", help="Embed images with a trained model and index them.")
+    build.add_argument("run", help="Folder with model.json, or hf-hub:USER/NAME.")
+    build.add_argument("images", nargs="+", help="Image files, and folders to search for them.")
+    build.add_argument("--index", required=True, type=Path, help="Folder to write.")
+    build.add_argument("--output", choices=("head", "backbone"), default="head")
+    build.add_argument("--batch-size", type=int, default=64)
+    query = commands.add_parser("query", help="Find the images nearest to others.")
+    query.add_argument("index", type=Path, help="Folder that build wrote.")
+    query.add_argument("images", nargs="+", help="Image files, and folders to search for them.")
+    query.add_argument("-k", type=int, default=10, help="Results for each image (10).")
+    query.add_argument("--page", type=Path, help="HTML file to write (search.html in the index).")
+    query.add_argument("--run", help="Where the model is now, if it was moved.")
+    for command in (build, query):
+        command.add_argument("--device", default="cpu", help='"cpu", "cuda", … (cpu).')
+    return parser
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "python -m bgl.search") -> int:
+    """Build an index or query one; returns the exit status."""
+    options = make_parser(prog).parse_args(argv)
+    try:
+        return _build(options) if options.command == "build" else _query(options)
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def _build(options: argparse.Namespace) -> int:
+    def progress(done: int, total: int) -> None:
+        print(f"\r{done} of {total} images", end="", file=sys.stderr, flush=True)
+
+    index = SearchIndex.build(
+        options.run,
+        options.images,
+        options.output,
+        options.batch_size,
+        options.device,
+        progress,
+    )
+    print(file=sys.stderr)
+    index.save(options.index)
+    _report(index.broken)
+    print(f"{len(index)} images in {options.index}, compared by {index.measure}")
+    return 0
+
+
+def _query(options: argparse.Namespace) -> int:
+    index = SearchIndex.load(options.index, options.run, options.device)
+    results, broken = index.query(options.images, options.k)
+    _report(broken)
+    for query, hits in results.items():
+        print(f"{printable(query)} ({index.measure})")
+        for rank, hit in enumerate(hits, start=1):
+            print(f"{rank:4d}  {hit.score:8.4f}  {printable(hit.path)}")
+    about = f"{len(index)} images in {options.index}; model {index.run}"
+    page = write_results(
+        results, options.page or options.index / "search.html", index.measure, about
+    )
+    print(f"look at it: {page}")
+    return 0
+
+
+def _report(broken: Sequence[Exception]) -> None:
+    for error in broken:
+        print(f"skipped: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

