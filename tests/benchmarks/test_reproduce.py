@@ -225,7 +225,7 @@ def test_reproduce_trains_what_it_can_and_goes_on(tmp_path, capsys, monkeypatch)
     def refuse(*_: Any) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr("run.train", refuse)
+    monkeypatch.setattr("bgl.pipeline.rows.train", refuse)
     assert reproduce.main(words) == 0
     assert json.loads((tmp_path / "runs" / "dybgr" / "table.json").read_text()) == content
 

@@ -26,6 +26,7 @@ import report
 
 from bgl.pipeline import options, rows, run
 from bgl.training import TrainConfig
+from bgl.training.comparison import comparison
 from bgl.training.loop import Progress
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -337,7 +338,7 @@ def never(*_: Any, **__: Any) -> None:
 
 
 def test_finished_trainings_are_taken_as_they_are(images, finished, monkeypatch, capsys):
-    monkeypatch.setattr(run, "train", never)
+    monkeypatch.setattr(rows, "train", never)
     before = results(finished)
     assert again(images, finished, "--method", "none", "dybgr") == 0
     after = results(finished)
@@ -378,7 +379,7 @@ def test_ctrl_c_says_how_to_go_on(images, tmp_path, monkeypatch, capsys):
     def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "train", stop)
+    monkeypatch.setattr(rows, "train", stop)
     assert again(images, tmp_path / "stopped", "--method", "none") == 130
     out = capsys.readouterr().out
     assert f"--resume {tmp_path / 'stopped'}" in out
@@ -533,13 +534,13 @@ def test_columns_of_other_epochs():
     """... where there are any, and with a label that says which of them is optimistic."""
     looked = {"last_epoch": {"recall@1": 0.7, "map@r": 0.6}, "best_on_test": {"recall@1": 0.9}}
     looked["best_on_test"]["map@r"] = 0.8
-    rows = [result_row("none", 0, 0.5), result_row("dybgr", 0, 0.6, **looked)]
-    header, none, dybgr = csv.reader(report.as_csv(rows).splitlines())
+    pair = [result_row("none", 0, 0.5), result_row("dybgr", 0, 0.6, **looked)]
+    header, none, dybgr = csv.reader(report.as_csv(pair).splitlines())
     places = [header.index(f"{m} last epoch") for m in ("R@1", "MAP@R")]
     places += [header.index(f"{m} best on test (optimistic)") for m in ("R@1", "MAP@R")]
     assert [dybgr[i] for i in places] == ["70.0", "60.0", "90.0", "80.0"]
     assert [none[i] for i in places] == [""] * 4
-    assert not any("last epoch" in name for name in report.comparison(rows[:1])[0])
+    assert not any("last epoch" in name for name in comparison(pair[:1])[0])
 
 
 def test_other_epochs_of_a_history():
@@ -552,11 +553,11 @@ def test_other_epochs_of_a_history():
 def test_rows_of_two_runs(tmp_path):
     shared = [result_row("pretrained", None, 0.4)]
     runs = {"a": [*shared, result_row("none", 0, 0.5)], "b": [*shared, result_row("none", 1, 0.6)]}
-    for name, rows in runs.items():
+    for name, own in runs.items():
         (tmp_path / name).mkdir()
-        (tmp_path / name / "results.json").write_text(json.dumps({"rows": rows}))
-    rows = report.load_rows([tmp_path / "a", tmp_path / "b"])
-    assert rows == [*shared, result_row("none", 0, 0.5), result_row("none", 1, 0.6)]
+        (tmp_path / name / "results.json").write_text(json.dumps({"rows": own}))
+    loaded = report.load_rows([tmp_path / "a", tmp_path / "b"])
+    assert loaded == [*shared, result_row("none", 0, 0.5), result_row("none", 1, 0.6)]
 
 
 def test_report_of_a_run(finished, monkeypatch, capsys):
