@@ -552,9 +552,9 @@ def test_other_epochs_of_a_history():
 def test_rows_of_two_runs(tmp_path):
     shared = [result_row("pretrained", None, 0.4)]
     runs = {"a": [*shared, result_row("none", 0, 0.5)], "b": [*shared, result_row("none", 1, 0.6)]}
-    for name, rows in runs.items():
+    for name, stored in runs.items():
         (tmp_path / name).mkdir()
-        (tmp_path / name / "results.json").write_text(json.dumps({"rows": rows}))
+        (tmp_path / name / "results.json").write_text(json.dumps({"rows": stored}))
     rows = report.load_rows([tmp_path / "a", tmp_path / "b"])
     assert rows == [*shared, result_row("none", 0, 0.5), result_row("none", 1, 0.6)]
 
