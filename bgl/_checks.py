@@ -120,3 +120,13 @@ def check_finite(x: Tensor, name: str) -> None:
             f"Expected argument `{name}` to be finite, but got NaN or infinity in "
             f"{len(rows)} row(s), the first at index {rows[0]}"
         )
+
+
+def readable(x: Tensor) -> bool:
+    """May a layer or loss look at the values of ``x``?
+
+    Not on an accelerator, where looking waits for the device, nor where there are no values: in a
+    compiled graph and in fake tensors.
+    """
+    plain = type(x) in (Tensor, torch.nn.Parameter)
+    return plain and x.device.type == "cpu" and not torch.compiler.is_compiling()

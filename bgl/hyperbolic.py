@@ -167,6 +167,40 @@ def rank_matrix(x: Tensor, y: Tensor, *, c: float) -> Tensor:
         return key.div_(delta).div_(delta)
 
 
+@torch.no_grad()
+def rank_factors(x: Tensor, *, c: float) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Factors whose inner products order pairs (almost) as :func:`rank_matrix` does.
+
+    .. math::
+        \langle l(x), r(y) \rangle = \frac{c\,|x - y|^2}{(1 - c|x|^2)(1 - c|y|^2)}
+
+    The distance is a monotone function of it, were it not for the :math:`\varepsilon = 10^{-5}` in
+    the Möbius denominator. With it the keys of ``y`` and ``z`` are in the order of their products
+    if these differ by more than the share :math:`(1 + b_x \max(b_y, b_z))^2 - 1` of the smaller
+    one, :math:`b_x = \sqrt\varepsilon / (1 - c|x|^2)`.
+
+    Args:
+        x: points ``[N, C]`` of the ball, any floating-point type.
+        c: the ball has curvature :math:`-c`.
+
+    Returns:
+        :math:`l(x)` and :math:`r(x)` ``[N, C + 2]``, of equal norms, and :math:`b_x` ``[N, 1]``
+        (infinite where x is no point of the ball).
+
+    >>> points = torch.tensor([[0.0, 0.0], [0.5, 0.0], [0.0, 0.8]])
+    >>> left, right, _ = rank_factors(points, c=1.0)
+    >>> left[:1] @ right.T
+    tensor([[0.0000, 0.3333, 1.7778]])
+    """
+    x = math.sqrt(c) * at_least_float32(x)
+    square = _squared_norm(x)
+    inside = 1 - square
+    one, double = torch.ones_like(square), math.sqrt(2) * x
+    left = torch.cat([square, one, double], dim=1) / inside
+    right = torch.cat([one, square, -double], dim=1) / inside
+    return left, right, torch.where(inside > 0, math.sqrt(_RATIO_EPS) / inside, torch.inf)
+
+
 class ToPoincareBall(nn.Module):
     r"""Map embeddings into the Poincaré ball: :func:`to_poincare_ball` as the end of a head.
 
@@ -247,6 +281,10 @@ class HyperbolicDistance(BaseDistance):
     def rank_key(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
         """Keys ``[Q, R]`` in the order of the distances, without their cost (for retrieval)."""
         return rank_matrix(query_emb, ref_emb, c=self.c)
+
+    def rank_factors(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Factors whose products order pairs as the distances do (see :func:`rank_factors`)."""
+        return rank_factors(points, c=self.c)
 
     def extra_repr(self) -> str:
         return f"c={self.c}"

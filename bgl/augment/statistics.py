@@ -8,7 +8,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from bgl._checks import check_choice, check_index_vector, check_int, check_matrix, check_real
+from bgl._checks import (
+    check_choice,
+    check_index_vector,
+    check_int,
+    check_matrix,
+    check_real,
+    readable,
+)
 
 # Largest block of squared deviations or outer products, in elements: 1 MiB of float32, which a
 # CPU keeps in its cache.
@@ -153,7 +160,7 @@ class ClassStatistics(nn.Module):
         """
         rows = torch.searchsorted(self.labels, y.long()).clamp(max=self.num_classes - 1)
         known = self.labels[rows] == y
-        if y.device.type == "cpu" and not torch.compiler.is_compiling() and not known.all():
+        if readable(y) and not known.all():
             strangers = y[~known].unique().tolist()
             raise ValueError(
                 f"Expected argument `y` to hold the {self.num_classes} labels known at "

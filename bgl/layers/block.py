@@ -68,5 +68,8 @@ class BatchBlock(nn.Module):
 
     @staticmethod
     def _normalize(norm: nn.Module, x: Tensor, batch: Tensor | None) -> Tensor:
-        normalized: Tensor = norm(x, batch) if isinstance(norm, GraphNorm) else norm(x)
+        if isinstance(norm, GraphNorm):
+            # With a bound on the number of graphs it need not read the number.
+            return norm(x, batch, None if batch is None else x.size(0))
+        normalized: Tensor = norm(x)
         return normalized

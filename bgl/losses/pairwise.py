@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bgl._checks import check_choice, check_index_vector, check_matrix, check_real
+from bgl._checks import check_choice, check_index_vector, check_matrix, check_real, readable
 from bgl._precision import at_least_float32
 from bgl.hyperbolic import HyperbolicDistance
 
@@ -49,7 +49,7 @@ class PairwiseCrossEntropyLoss(nn.Module):
         ValueError: for arguments of the wrong type or shape; for ``indices_tuple``, ``ref_emb`` or
             ``ref_labels``, as this loss builds its own pairs; and for classes with fewer than two
             samples or unequal numbers of them. That last check reads the labels, which on a GPU
-            waits for it once; a compiled graph (``torch.compile``) goes without it.
+            would wait for it: there, and in a compiled graph, such classes make the loss NaN.
 
     >>> embeddings = torch.tensor([[0.1, 0.0], [0.0, 0.1], [0.2, 0.0], [0.0, 0.2]])
     >>> PairwiseCrossEntropyLoss()(embeddings, torch.tensor([3, 7, 3, 7]))
@@ -86,7 +86,7 @@ class PairwiseCrossEntropyLoss(nn.Module):
         check_matrix(embeddings, "embeddings")
         check_index_vector(labels, embeddings.size(0), "labels")
         labels = labels.to(embeddings.device)
-        if not torch.compiler.is_compiling():
+        if readable(labels):
             _check_balanced(labels)
         with torch.autocast(embeddings.device.type, enabled=False):
             embeddings = at_least_float32(embeddings)
@@ -95,6 +95,7 @@ class PairwiseCrossEntropyLoss(nn.Module):
                 similarity = -similarity
             losses, first = pair_losses(similarity / self.temperature, labels)
             total = losses.sum() / first.sum()
+            total = total.where(_balanced(labels), torch.nan)
             if self.reduction == "sum":
                 return total
             per_class = labels.numel() / first.sum()
@@ -145,10 +146,19 @@ def _check_balanced(labels: Tensor) -> None:
     """Raise unless all classes have the same number of samples, two or more."""
     if labels.numel() == 0:
         raise ValueError("Expected argument `labels` to hold two samples per class or more, got 0")
-    counts = (labels[:, None] == labels).sum(dim=1)
-    fewest, most = torch.stack(counts.aminmax()).tolist()
-    if fewest < 2 or fewest != most:
+    if not _balanced(labels):
+        fewest, most = _class_sizes(labels).aminmax()
         raise ValueError(
             "Expected argument `labels` to hold the same number of samples (≥ 2) of every class, "
-            f"but got between {fewest} and {most} samples per class"
+            f"but got between {int(fewest)} and {int(most)} samples per class"
         )
+
+
+def _balanced(labels: Tensor) -> Tensor:
+    sizes = _class_sizes(labels)
+    return (sizes == sizes[0]).all() & (sizes[0] > 1)
+
+
+def _class_sizes(labels: Tensor) -> Tensor:
+    """For each sample, the number of samples of its class [N]."""
+    return (labels[:, None] == labels).sum(dim=1)

@@ -181,17 +181,6 @@ def test_autocast_and_small_batches(make, n):
 
 
 @blocks
-def test_compiles_whole_for_all_batch_sizes(make):
-    torch._dynamo.reset()
-    block = make()
-    compiled = torch.compile(block, fullgraph=True, dynamic=True, backend="aot_eager")
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        for n in (12, 20, 33):
-            x, y = torch.randn(n, 8), torch.arange(n) // 4
-            torch.testing.assert_close(compiled(x, y), block(x, y))
-
-
-@blocks
 def test_return_graph(make):
     block = make()
     x, y = torch.randn(8, 8), torch.arange(8) // 2

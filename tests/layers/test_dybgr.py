@@ -142,17 +142,6 @@ def test_return_graph_gives_every_iteration():
     assert_close(BatchGraphConv()(h, *graphs[-1]), mixed, 1e-12)
 
 
-@pytest.mark.parametrize("formulation", FORMULATIONS)
-def test_compiles_whole_for_all_batch_sizes(formulation):
-    torch._dynamo.reset()
-    block = DyBGRBlock(8, k=4, formulation=formulation)
-    compiled = torch.compile(block, fullgraph=True, dynamic=True, backend="aot_eager")
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        for n in (12, 20, 33):
-            x, y = torch.randn(n, 8), torch.arange(n) // 4
-            torch.testing.assert_close(compiled(x, y), block(x, y))
-
-
 def test_conv_paths_agree(monkeypatch):
     """Dense product, messages and PyG's sparse adjacency are three forms of the same sum."""
     x = torch.randn(12, 5, dtype=torch.float64)

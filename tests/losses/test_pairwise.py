@@ -187,17 +187,6 @@ def test_half_precision_is_computed_in_float32(dtype, distance, autocast):
     assert x.grad.isfinite().all()
 
 
-def test_compiles_to_one_graph_for_all_batch_sizes():
-    loss = PairwiseCrossEntropyLoss()
-    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True, dynamic=True)
-    for n, s in [(3, 2), (4, 5)]:
-        x = (torch.randn(n * s, 6, dtype=F64) * 0.3).requires_grad_()
-        labels = torch.arange(n).repeat(s)
-        assert_close(compiled(x, labels), loss(x, labels))
-        actual, expected = (torch.autograd.grad(f(x, labels), x)[0] for f in (compiled, loss))
-        assert_close(actual, expected)
-
-
 @pytest.mark.parametrize("name", ["indices_tuple", "ref_emb", "ref_labels"])
 def test_refuses_foreign_pairs(name):
     with pytest.raises(ValueError, match=f"`{name}` to be None.*builds its own pairs"):

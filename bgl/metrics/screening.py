@@ -1,0 +1,176 @@
+"""Nearest items from float32 products, wherever their rounding cannot change the result."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+# Items kept beyond the depth asked for, so that the nearest one left out lies clearly behind.
+SPARE = 4
+# Up to this many items kept, a set against itself is computed once for both (i, j) and (j, i):
+# keeping the nearest of a column, block by block, costs less than half the product.
+SYMMETRIC_KEPT = 64
+
+# left and right factors of some points [B, W], and what the order of their products leaves open
+# [B, 1] (see `RanksByProduct`)
+Factors = tuple[Tensor, Tensor, Tensor]
+Nearest = tuple[Tensor, Tensor]  # scores and columns [B, kept], nearest first
+
+
+@runtime_checkable
+class RanksByProduct(Protocol):
+    """A distance that orders pairs as inner products do, such as ``HyperbolicDistance``."""
+
+    def rank_factors(self, points: Tensor) -> Factors:
+        r"""Left and right factors ``[N, W]``, of equal norms, and blurs :math:`b` ``[N, 1]``.
+
+        The scores :math:`s_{ij} = \langle left_i, right_j \rangle` are symmetric. For each query
+        i they order two items as the distance does (smaller is nearer) if the scores differ by
+        more than the share :math:`(1 + b_i \max_j b_j)^2 - 1` of the smaller one.
+        """
+        ...
+
+
+class Screen:
+    r"""Finds nearest items by float32 products and knows which orders rounding may have changed.
+
+    A product of factors :math:`a, b` of W entries, each rounded to float32, and summed in any
+    order, is off by at most :math:`e = (W + 4)\,2^{-24}\,|a|\,|b|` (Higham, "Accuracy and
+    Stability of Numerical Algorithms", 2002, section 3.1). Two items whose scores differ by more
+    than :math:`2e` are in their exact order.
+
+    Args:
+        distance: ``"cosine"``, ``"euclidean"`` or a :class:`RanksByProduct`.
+        gallery: embeddings ``[G, C]``.
+    """
+
+    def __init__(self, distance: str | RanksByProduct, gallery: Tensor) -> None:
+        self.factors = _factors(distance, gallery)
+        left, right, blur = self.factors(gallery.double())
+        self.left, self.right = left.float(), right.float()
+        self.most_blur = blur.max()
+        rounding = (right.size(1) + 4) * torch.finfo(torch.float32).eps / 2
+        self.rounding = rounding * torch.linalg.vector_norm(right, dim=1).max()
+
+    def nearest(self, query: Tensor, kept: int, exclude: Tensor | None) -> Nearest:
+        """The ``kept`` nearest items of some queries [B, C], except one each, ``exclude`` [B]."""
+        left = self.factors(query.double())[0].float()
+        with torch.autocast(query.device.type, enabled=False):
+            scores = left @ self.right.t()
+        if exclude is not None:
+            scores[torch.arange(len(query), device=query.device), exclude] = torch.inf
+        return _smallest(scores, kept)
+
+    def nearest_of_all(self, kept: int, chunk_size: int) -> Nearest:
+        """The ``kept`` nearest other items of every item, each pair computed once."""
+        n = len(self.right)
+        found = (
+            self.right.new_full((n, kept), torch.inf),
+            torch.zeros(n, kept, dtype=torch.long, device=self.right.device),
+        )
+        block = self.right.new_empty(min(chunk_size, n), n)  # one for all: fresh memory is slow
+        for first in range(0, n, chunk_size):
+            rows = slice(first, min(first + chunk_size, n))
+            scores = block[: rows.stop - first, : n - first]
+            with torch.autocast(self.right.device.type, enabled=False):
+                torch.mm(self.left[rows], self.right[first:].t(), out=scores)
+            scores.diagonal().fill_(torch.inf)
+            _merge(found, rows, _smallest(scores, kept), first)
+            _merge(found, slice(rows.stop, n), _smallest(scores[:, len(scores) :].t(), kept), first)
+        return found
+
+    def certain(
+        self, query: Tensor, scores: Tensor, hit: Tensor, depth: int, whole: bool
+    ) -> Tensor:
+        """Are the hits and misses among the first ``depth`` in their exact order? [B]
+
+        That is so if neighbouring hits and misses are clearly apart, and, unless the items kept
+        are the ``whole`` gallery, if the last of them lies clearly behind the last one asked for.
+
+        Args:
+            query: embeddings ``[B, C]``.
+            scores: scores of the items kept ``[B, kept]``, nearest first.
+            hit: whether they are relevant ``[B, kept]``.
+            depth: number of items that matter.
+            whole: whether there are no other items.
+        """
+        left, _, blur = self.factors(query.double())
+        error = self.rounding * torch.linalg.vector_norm(left, dim=1, keepdim=True)
+        share = (1 + blur * self.most_blur).square() - 1
+        scores = scores.double()
+        clearly_behind = scores + 2 * error + share * (scores + error).abs()
+        edge = clearly_behind[:, depth - 1 : depth]
+        # NaN compares false: what could not be computed is not certain.
+        apart = scores[:, 1:] > clearly_behind[:, :-1]
+        apart |= (hit[:, 1:] == hit[:, :-1]) | (scores[:, :-1] > edge)
+        certain = apart.all(dim=1)
+        return certain if whole else certain & (scores[:, -1:] > edge).flatten()
+
+
+def _factors(distance: str | RanksByProduct, gallery: Tensor) -> Callable[[Tensor], Factors]:
+    if isinstance(distance, RanksByProduct):
+        return distance.rank_factors
+    if distance == "cosine":
+
+        def cosine(points: Tensor) -> Factors:
+            unit = normalize(points)
+            return -unit, unit, points.new_zeros(len(points), 1)
+
+        return cosine
+
+    # |q-g|² is taken from the centre and at a scale around 1, which does not change its order.
+    wide = gallery.double()
+    centre = wide.mean(dim=0)
+    radius = torch.linalg.vector_norm(wide - centre, dim=1).max()
+    scale = radius.clamp(min=torch.finfo(torch.float64).tiny)
+
+    def euclidean(points: Tensor) -> Factors:
+        points = (points - centre) / scale
+        square = points.square().sum(dim=1, keepdim=True)
+        one = torch.ones_like(square)
+        double = math.sqrt(2) * points
+        left, right = torch.cat([square, one, double], 1), torch.cat([one, square, -double], 1)
+        return left, right, torch.zeros_like(square)
+
+    return euclidean
+
+
+def _smallest(scores: Tensor, kept: int) -> Nearest:
+    """The smallest scores of each row, in order, without sorting the row.
+
+    They lie in the ``kept`` groups of columns with the smallest minima, or among the columns left
+    over at the end; a group holds columns at equal distances.
+    """
+    columns = scores.size(1)
+    kept = min(kept, columns)
+    size = math.isqrt(columns // (4 * kept))  # the two selections then take about as long
+    if size < 2:
+        values, nearest = scores.topk(kept, dim=1, largest=False)
+        return values, nearest
+    groups = columns // size
+    # Minima are taken over the slower dimension of the memory, also of a transposed matrix.
+    if scores.stride(0) == 1:
+        minima = scores.t()[: size * groups].unflatten(0, (size, groups)).amin(dim=0).t()
+    else:
+        minima = scores[:, : size * groups].unflatten(1, (size, groups)).amin(dim=1)
+    best = minima.topk(kept, dim=1, largest=False, sorted=False).indices
+    offset = torch.arange(size, device=scores.device) * groups
+    left_over = torch.arange(size * groups, columns, device=scores.device)
+    candidates = torch.cat(
+        [(best[:, :, None] + offset).flatten(1), left_over.expand(len(scores), -1)], dim=1
+    )
+    values, position = scores.gather(1, candidates).topk(kept, dim=1, largest=False)
+    return values, candidates.gather(1, position)
+
+
+def _merge(found: Nearest, rows: slice, other: Nearest, first_column: int) -> None:
+    """Keep the nearest of what was found for some rows and of what comes in addition."""
+    values = torch.cat([found[0][rows], other[0]], dim=1)
+    columns = torch.cat([found[1][rows], other[1] + first_column], dim=1)
+    found[0][rows], position = values.topk(found[0].size(1), dim=1, largest=False)
+    found[1][rows] = columns.gather(1, position)

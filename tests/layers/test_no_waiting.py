@@ -1,0 +1,140 @@
+"""Nothing in a layer or a loss waits for the device: no value is read on the way.
+
+Fake tensors have shapes and no values, so whatever looks at one raises. A training step that gets
+through with them never stops a GPU's queue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+from bgl.augment import AugmentedLoss, ClassStatistics, IntraClassAugmentation
+from bgl.hyperbolic import HyperbolicDistance, ToPoincareBall
+from bgl.layers import (
+    BatchFormerBlock,
+    BatchGraphConv,
+    BGFormerBlock,
+    DyBGR,
+    DyBGRBlock,
+    RandomGraphBlock,
+)
+from bgl.layers.bgformer import GraphAttention
+from bgl.losses import PairwiseCrossEntropyLoss
+
+N, C, K = 12, 8, 3
+BLOCKS: dict[str, Callable[[], nn.Module]] = {
+    "dybgr": lambda: DyBGRBlock(C, K),
+    "dybgr-paper": lambda: DyBGRBlock(C, K, formulation="paper", norm="graph"),
+    "dybgr-plain": lambda: DyBGR(K),
+    "bgformer": lambda: BGFormerBlock(C, 2, K),
+    "bgformer-graph-norm": lambda: BGFormerBlock(C, 2, K, norm="graph"),
+    "bgformer-attention": lambda: BGFormerBlock(C, 2, K, semantic="attention"),
+    "batchformer": lambda: BatchFormerBlock(C, 2),
+    "random": lambda: RandomGraphBlock(C, K),
+}
+blocks = pytest.mark.parametrize("make", BLOCKS.values(), ids=BLOCKS.keys())
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeTensorMode]:
+    with FakeTensorMode() as mode:
+        yield mode
+
+
+def without_values(module: nn.Module) -> nn.Module:
+    """The module with fake parameters and buffers."""
+    for part in module.modules():
+        for name, value in part.named_parameters(recurse=False):
+            part.register_parameter(name, nn.Parameter(torch.empty(value.shape)))
+        for name, value in part.named_buffers(recurse=False):
+            setattr(part, name, torch.empty(value.shape, dtype=value.dtype))
+    return module
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    return torch.randn(N, C, requires_grad=True), torch.arange(N) % 4
+
+
+@pytest.mark.parametrize("graphs", [False, True], ids=["one-graph", "graphs"])
+@pytest.mark.parametrize("labels", [False, True], ids=["no-labels", "labels"])
+@blocks
+def test_blocks(fake, make, labels, graphs):
+    x, y = batch()
+    out = without_values(make())(x, y if labels else None, y // 2 if graphs else None)
+    out.sum().backward()
+    assert x.grad.shape == x.shape
+
+
+def test_convolution_and_attention_along_a_graph(fake):
+    x, _ = batch()
+    edges, weight = torch.randint(N, (2, 40)), torch.rand(40, requires_grad=True)
+    BatchGraphConv()(x, edges, weight).sum().backward()
+    without_values(GraphAttention(C, 2, K))(x).sum().backward()
+    assert weight.grad.shape == weight.shape
+
+
+def test_pairwise_loss(fake):
+    x, y = batch()
+    PairwiseCrossEntropyLoss()(ToPoincareBall()(x), y).backward()
+    HyperbolicDistance()(x, x).sum().backward()
+    assert x.grad.shape == x.shape
+
+
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+def test_augmentation(covariance):
+    statistics = ClassStatistics(4, C, covariance=covariance)
+    with FakeTensorMode():
+        x, y = batch()
+        without_values(statistics).update(x, y)
+        augmentation = IntraClassAugmentation(statistics)
+        # Proxy and pair losses of pytorch-metric-learning look for their pairs with nonzero().
+        loss = AugmentedLoss(lambda z, labels: z.square().sum(), augmentation)
+        loss(x, y).backward()
+        assert x.grad.shape == x.shape
+
+
+def test_reading_a_value_is_noticed(fake):
+    x, _ = batch()
+    with pytest.raises(DataDependentOutputException):
+        bool((x > 0).any())
+
+
+# --- torch.compile -----------------------------------------------------------------------------
+
+
+def assert_compiles_once(function: nn.Module, sizes: tuple[int, ...]) -> None:
+    """The same output and gradient as without, from one graph for all batch sizes."""
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for n in sizes:
+            y, results = torch.arange(n) // 4, []
+            for call in (compiled, function):
+                torch.manual_seed(n)
+                x = (torch.randn(n, C, dtype=torch.float64) / 4).requires_grad_()
+                out = call(x, y)
+                results.append((out, *torch.autograd.grad(out.square().sum(), x)))
+            torch.testing.assert_close(*results)
+
+
+@blocks
+def test_blocks_compile_once_for_all_batch_sizes(make):
+    assert_compiles_once(make().double(), (12, 20, 36))
+
+
+def test_pairwise_loss_compiles_once_for_all_batch_sizes():
+    assert_compiles_once(PairwiseCrossEntropyLoss(), (12, 20, 36))
+
+
+def test_compiled_pairwise_loss_of_unequal_classes_is_nan():
+    torch._dynamo.reset()
+    loss = torch.compile(PairwiseCrossEntropyLoss(), fullgraph=True, backend="aot_eager")
+    x = torch.randn(6, 4) / 4
+    assert loss(x, torch.tensor([0, 0, 1, 1, 1, 0])).isfinite()
+    for labels in ([0, 0, 0, 0, 1, 1], [0, 1, 2, 3, 4, 5]):
+        assert loss(x, torch.tensor(labels)).isnan()

@@ -1,0 +1,139 @@
+"""Rankings from float32 products: the same metrics as in float64, on sets made to break them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from bgl.hyperbolic import HyperbolicDistance, ToPoincareBall, rank_factors, rank_matrix
+from bgl.metrics import retrieval_metrics, screening
+from bgl.metrics.screening import Screen, _smallest
+
+F64 = torch.float64
+DISTANCES = ["cosine", "euclidean", HyperbolicDistance(c=0.1)]
+distances = pytest.mark.parametrize("distance", DISTANCES, ids=["cosine", "euclidean", "ball"])
+
+
+pytestmark = pytest.mark.usefixtures("full_precision")
+
+
+def points(kind: str, n: int) -> Tensor:
+    clusters = torch.randn(20, 12)[torch.arange(n) % 20] + 0.7 * torch.randn(n, 12)
+    return {
+        "clusters": lambda: clusters,
+        "duplicates": lambda: clusters[torch.randint(n, (n,)) % (n // 3)],
+        "grid": lambda: torch.randint(-1, 2, (n, 4)).float(),
+        "zeros": lambda: clusters * (torch.rand(n, 1) > 0.3),
+        "collapsed": lambda: 1 + 1e-4 * clusters,
+        "almost equal": lambda: clusters[torch.arange(n) % 9].double() + 1e-5 * clusters,
+        "far apart": lambda: clusters * 10 ** torch.linspace(-15, 15, n)[torch.randperm(n), None],
+        "one far point": lambda: torch.cat([clusters[1:], 1e6 * clusters[:1]]),
+        "tiny": lambda: clusters * 1e-30,
+    }[kind]()
+
+
+KINDS = ["clusters", "duplicates", "grid", "zeros", "collapsed", "almost equal", "far apart"]
+KINDS += ["one far point", "tiny"]
+
+
+@distances
+@pytest.mark.parametrize("own", [True, False], ids=["own-gallery", "gallery"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_equals_float64_throughout(monkeypatch, kind, own, distance):
+    x, labels = points(kind, 230), torch.arange(230) % 20
+    if isinstance(distance, HyperbolicDistance):
+        x = ToPoincareBall(clip_radius=None)(x)  # the far ones end at the boundary
+    gallery = () if own else (x[60:], labels[60:])
+    query, query_labels = (x, labels) if own else (x[:90], labels[:90])
+
+    def measure(**options: object) -> dict[str, float]:
+        return retrieval_metrics(query, query_labels, *gallery, distance=distance, **options)
+
+    torch.set_float32_matmul_precision("high")  # leaves float32 products out
+    expected = measure()
+    torch.set_float32_matmul_precision("highest")
+    assert measure() == pytest.approx(expected, abs=1e-14)
+    for most in (0, 1000):  # one way, and each pair once
+        monkeypatch.setattr(screening, "SYMMETRIC_KEPT", most)
+        monkeypatch.setattr("bgl.metrics.retrieval.SYMMETRIC_KEPT", most)
+        assert measure(chunk_size=37, k=(1, 50)) == measure(chunk_size=1000, k=(1, 50))
+        assert measure(chunk_size=37) == pytest.approx(expected, abs=1e-14)
+
+
+@distances
+def test_rankings_called_certain_are_exact(distance):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 24, generator=generator)
+    if isinstance(distance, HyperbolicDistance):
+        x = ToPoincareBall()(x)
+    screen, depth = Screen(distance, x), 20
+    scores, nearest = screen.nearest(x, depth + 4, torch.arange(400))
+    labels = torch.arange(400) % 3
+    hit = labels[nearest] == labels[:, None]
+    certain = screen.certain(x, scores, hit, depth, whole=False)
+    assert certain.double().mean() > 0.5
+    wide = x.double()
+    if distance == "cosine":
+        unit = torch.nn.functional.normalize(wide)
+        exact = -unit @ unit.T
+    elif distance == "euclidean":
+        exact = torch.cdist(wide, wide)
+    else:
+        exact = distance.rank_key(wide, wide)
+    order = exact.fill_diagonal_(math.inf).argsort(dim=1)[:, :depth]
+    assert torch.equal((labels[order] == labels[:, None])[certain], hit[:, :depth][certain])
+
+
+def test_hits_and_misses_closer_than_rounding_are_not_certain():
+    # Items at distances that differ in the eighth digit: float32 cannot tell them apart.
+    angle = torch.tensor([0.0, 0.5, 0.5 + 1e-8, 0.9, 1.3], dtype=F64)
+    x = torch.stack([angle.cos(), angle.sin()], dim=1)
+    screen = Screen("cosine", x)
+    scores, nearest = screen.nearest(x[:1], 4, torch.tensor([0]))
+    assert set(nearest[0, :2].tolist()) == {1, 2}
+    for labels, certain in [([1, 0, 0, 0], False), ([1, 1, 0, 0], True), ([0, 0, 1, 0], True)]:
+        hit = torch.tensor([labels], dtype=torch.bool)[:, nearest[0] - 1]
+        assert screen.certain(x[:1], scores, hit, 4, whole=True).item() is certain
+    # The same two at the edge of what was kept: the one left out might come first.
+    hit = torch.zeros(1, 1, dtype=torch.bool)
+    assert not screen.certain(x[:1], scores[:, :1], hit, 1, whole=False)
+
+
+def test_labels_decide_in_float64_where_float32_ties():
+    angle = torch.tensor([0.0, 0.5 + 1e-8, 0.5, 0.9], dtype=F64)
+    x = torch.stack([angle.cos(), angle.sin()], dim=1)
+    result = retrieval_metrics(x, torch.tensor([0, 1, 0, 2]), k=(1,))
+    # Item 2 is nearer to item 0 than item 1 is; item 1 is nearest to item 2.
+    assert result["recall@1"] == 0.5
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(("columns", "kept"), [(1, 1), (50, 40), (333, 7), (2000, 3), (64, 100)])
+def test_smallest_is_a_sort(columns, kept, transposed):
+    scores = torch.randn(6, columns)
+    given = scores.t().contiguous().t() if transposed else scores
+    values, nearest = _smallest(given, kept)
+    expected = scores.sort(dim=1).values[:, :kept]
+    assert torch.equal(values, expected)
+    assert torch.equal(scores.gather(1, nearest), expected)
+
+
+@pytest.mark.parametrize("clip_radius", [2.3, None])
+def test_hyperbolic_products_order_as_the_keys_do(clip_radius):
+    c = 0.1
+    x = ToPoincareBall(c, clip_radius)(3 * torch.randn(60, 5, dtype=F64))
+    left, right, blur = rank_factors(x, c=c)
+    products, keys = (left @ right.T).clamp(min=0), rank_matrix(x, x, c=c)
+    torch.testing.assert_close(products, products.T)
+    torch.testing.assert_close(left.norm(dim=1), right.norm(dim=1))
+    share = (1 + blur * blur.max()).square() - 1
+    behind = products[:, None, :] > products[:, :, None] * (1 + share[:, :, None])
+    assert behind.any()
+    assert ((keys[:, None, :] > keys[:, :, None]) | ~behind).all()
+
+
+def test_points_outside_the_ball_are_left_to_the_keys():
+    assert rank_factors(torch.tensor([[4.0, 0.0]]), c=0.1)[2].isinf().all()
