@@ -65,7 +65,7 @@ def check_edge_index(edge_index: Tensor, n: int) -> None:
             "Expected argument `edge_index` to be an integer tensor of shape [2, E], "
             f"but got {describe(edge_index)}"
         )
-    if edge_index.device.type == "cpu" and edge_index.numel() and not torch.compiler.is_compiling():
+    if edge_index.numel() and readable(edge_index):
         low, high = (int(v) for v in edge_index.aminmax())
         if low < 0 or high >= n:
             raise ValueError(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch_geometric.nn import MessagePassing
 from torch_geometric.utils import is_torch_sparse_tensor
 
 from bgl._checks import check_edge_index, describe
-from bgl.layers.batch_graph_conv import DENSE_NODES
+from bgl.layers.batch_graph_conv import weighted_sums
 
 
 class StructureConstrainedAttention(MessagePassing):
@@ -67,17 +66,13 @@ class StructureConstrainedAttention(MessagePassing):
                 f"Expected argument `edge_weight` to be a floating-point tensor of shape [{edges}] "
                 f"or [{edges}, {heads}], but got {describe(edge_weight)}"
             )
-        dtype = value.dtype
-        value = value.to(torch.promote_types(dtype, edge_weight.dtype))
-        if n > DENSE_NODES or self.explain is True:
+        if self.explain is True:
             out: Tensor = self.propagate(edge_index, value=value, edge_weight=edge_weight)
-            return out.to(dtype)
-        if edge_weight.dim() == 1:
-            edge_weight = edge_weight[:, None].expand(edges, heads)
-        flat = edge_weight.new_zeros(n * n, heads)
-        flat = flat.index_add(0, edge_index[1] * n + edge_index[0], edge_weight)
-        adjacency = flat.view(n, n, heads).to(value.dtype)
-        return torch.einsum("nmh,mhd->nhd", adjacency, value).to(dtype)
+        else:
+            if edge_weight.dim() == 1:
+                edge_weight = edge_weight[:, None].expand(edges, heads)
+            out = weighted_sums(value, edge_index, edge_weight)
+        return out.to(value.dtype)
 
     def message(self, value_j: Tensor, edge_weight: Tensor) -> Tensor:
         return edge_weight.view(edge_weight.size(0), -1, 1) * value_j

@@ -13,7 +13,7 @@ from bgl.layers import (
     BGFormerBlock,
     LabelGraph,
     StructureConstrainedAttention,
-    structure_constrained_attention,
+    batch_graph_conv,
 )
 from bgl.layers.bgformer import ClassMean, GraphAttention
 
@@ -107,7 +107,7 @@ def test_graph_and_messages_equal_the_fused_path(monkeypatch):
     value = attention.qkv(x).view(10, 3, 2, 4)[:, 2]
     expected = attention(x, batch)
     for nodes in (1024, 0):  # dense product, messages
-        monkeypatch.setattr(structure_constrained_attention, "DENSE_NODES", nodes)
+        monkeypatch.setattr(batch_graph_conv, "DENSE_NODES", nodes)
         out = StructureConstrainedAttention()(value, edge_index, weight)
         assert_close(attention.proj(out.reshape(10, 8)), expected, 1e-12)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from helpers import assert_close
@@ -165,6 +167,22 @@ def test_conv_paths_agree(monkeypatch):
     repeated = conv(x, edge_index.repeat(1, 2), weight.repeat(2))
     monkeypatch.undo()
     assert_close(conv(x, edge_index.repeat(1, 2), weight.repeat(2)), repeated, 1e-12)
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_messages_come_and_go_in_pieces(monkeypatch, heads):
+    monkeypatch.setattr(batch_graph_conv, "DENSE_NODES", 0)
+    monkeypatch.setattr(batch_graph_conv, "MESSAGE_ENTRIES", 7 * heads * 2)  # 7 edges at a time
+    edge_index = torch.randint(6, (2, 17))
+    x = torch.randn(6, heads, 2, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(17, heads, dtype=torch.float64, requires_grad=True)
+    sums = partial(batch_graph_conv.weighted_sums, edge_index=edge_index)
+    assert torch.autograd.gradcheck(lambda x, w: sums(x, edge_weight=w), (x, weight))
+    pieces = sums(x, edge_weight=weight)
+    monkeypatch.setattr(batch_graph_conv, "DENSE_NODES", 6)
+    assert_close(pieces, sums(x, edge_weight=weight), 1e-12)
+    empty = batch_graph_conv.weighted_sums(x, edge_index[:, :0], weight[:0])
+    assert_close(empty, torch.zeros_like(x), 0)
 
 
 @pytest.mark.parametrize(
