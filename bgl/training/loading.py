@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -87,11 +88,14 @@ def dead_workers_named() -> Iterator[None]:
     Raises:
         ChildProcessError: If a loading process was killed, or is stuck.
     """
+    others = set(multiprocessing.active_children())
     try:
         yield
     except RuntimeError as error:
         if not re.match(r"DataLoader (worker \(pid|timed out)", str(error)):
             raise
+        for child in set(multiprocessing.active_children()) - others:
+            child.kill()  # Python would wait for a stuck one when it ends
         reason = str(error).split(". ")[0].rstrip(". ")
         raise ChildProcessError(
             f"Lost a process that loads images: {reason}. If the system ran out of memory, use "

@@ -91,14 +91,14 @@ def test_signal_finishes_the_step_and_saves(splits, whole, tmp_path, number, at)
 
 
 def test_stopped_again_and_again(splits, whole, tmp_path):
-    """After every second batch, until all epochs are done."""
+    """After every third batch, until all epochs are done."""
     stops = 0
     while not (tmp_path / "metrics.csv").exists() or len(read_csv(tmp_path)) < 3:
         with pytest.raises(Interrupted):
-            train(config(), splits, tmp_path, SignalAt(signal.SIGTERM, 2))
+            train(config(), splits, tmp_path, SignalAt(signal.SIGTERM, 3))
         stops += 1
         assert stops < 20
-    assert stops > 4
+    assert stops > 3
     finish(whole, tmp_path, splits)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -96,6 +97,9 @@ def test_loading_process_that_is_stuck(dying, tmp_path, monkeypatch):
     monkeypatch.setattr(Dies, "number", signal.SIGSTOP)
     with pytest.raises(ChildProcessError, match=r"timed out after 2"):
         train(tiny(workers=1), dying, tmp_path)
+    for child in multiprocessing.active_children():
+        child.join(10)  # none is left that Python would wait for when it ends
+        assert child.exitcode is not None
 
 
 def test_other_errors_keep_their_name(tmp_path, monkeypatch):
