@@ -19,6 +19,8 @@ import bgl
 if TYPE_CHECKING:
     from bgl.datasets import Splits
 
+__all__ = ["main"]
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 2 for a wrong argument or a missing package."""

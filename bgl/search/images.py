@@ -23,13 +23,15 @@ def find_images(places: Iterable[str | Path]) -> list[Path]:
 
     Raises:
         FileNotFoundError: If a place does not exist.
-        ValueError: If a folder holds no image.
+        ValueError: If a folder holds no image, or a single path is not in a list.
 
     Example:
         >>> find_images(["no/such/file.jpg"])
         Traceback (most recent call last):
         FileNotFoundError: Expected argument `images` to exist, but found none: no/such/file.jpg
     """
+    if isinstance(places, (str, Path)):
+        raise ValueError(f"Expected argument `images` to be paths in a list, got {places!r}")
     found: dict[Path, None] = {}
     for place in map(Path, places):
         if place.is_dir():

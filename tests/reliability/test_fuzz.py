@@ -34,6 +34,7 @@ from bgl import (
     models,
     published,
     samplers,
+    search,
     training,
     transforms,
     visualization,
@@ -103,6 +104,7 @@ count = mostly(st.integers(1, 5), st.integers(-3, 0))
 k = mostly(st.integers(1, 8), st.integers(-3, 0), st.just(10**30))
 real = mostly(st.floats(0, 1), st.floats(-2, 3), st.sampled_from([float("inf"), 1e300]))
 flag = mostly(st.booleans())
+files = mostly(st.just(["/no/such.png"]), st.sampled_from([[], ["\0"], [Path("x")], ["/dev/null"]]))
 uint8 = st.sampled_from([torch.zeros(N, 3, 8, 8, dtype=torch.uint8)])
 pictures = mostly(uint8, tensors())
 edges = mostly(
@@ -531,7 +533,15 @@ FUZZ: dict[str, Entry] = {
         short=10,
         long=300,
     ),
+    "models.export": entry(
+        models.export,
+        folder=path(),
+        path=st.sampled_from(["/dev/null/x.onnx", "/dev/null/x.pt2", "\0"]),
+        format=name("onnx", "torch"),
+    ),
     "models.load": entry(models.load, folder=path()),
+    "models.model_digest": entry(models.model_digest, model=path()),
+    "models.push_to_hub": entry(models.push_to_hub, folder=path(), repo_id=st.just("x/y")),
     "models.load_released_checkpoint": entry(
         models.load_released_checkpoint,
         checkpoint=st.one_of(path(), st.just({}), st.just({"params": {"x": torch.zeros(1)}})),
@@ -553,6 +563,21 @@ FUZZ: dict[str, Entry] = {
         model=st.builds(small_model),
         folder=st.sampled_from(["/dev/null/x", "\0"]),
         config=st.just(models.ModelConfig("x", 8, (0.5,) * 3, (0.5,) * 3, 4)),
+    ),
+    # search
+    "search.SearchIndex": entry(
+        search.SearchIndex.build,
+        run=path(),
+        images=files,
+        output=name("head", "backbone"),
+        batch_size=count,
+    ),
+    "search.find_images": entry(search.find_images, places=files),
+    "search.write_results": entry(
+        search.write_results,
+        results=st.just({}),
+        path=st.just("/dev/null/x.html"),
+        measure=st.just("cosine similarity"),
     ),
     # training
     "training.TrainConfig": entry(
@@ -599,6 +624,14 @@ FUZZ: dict[str, Entry] = {
         backbone=matrix(),
         labels=labels(),
         k=mostly(st.just((1, 2)), st.just((0,))),
+    ),
+    "training.evaluate_encoder": entry(
+        lambda batch_size: training.evaluate_encoder(
+            models.Encoder(small_model(), 32, [0.5] * 3, [0.5] * 3), make_splits(), batch_size
+        ),
+        batch_size=count,
+        short=5,
+        long=50,
     ),
     "training.make_accelerator": entry(training.make_accelerator, device=name("cpu", "auto")),
     "training.recall_at": entry(training.recall_at, dataset=st.sampled_from(["cub", "sop", "x"])),
@@ -680,6 +713,12 @@ RECORDS = {
     *("models.BLOCKS", "models.BackboneInfo", "models.BatchGraphOutput", "training.RECALL_AT"),
     *("training.Interrupted", "training.Interruption", "training.Progress", "training.Several"),
     *("training.TrainResult", "training.View", "published.PublishedRow", "published.published"),
+    "search.Hit",
+    # command lines and what they are made of
+    *("cli.main", "pipeline.CONFIGS", "pipeline.TerminalProgress", "pipeline.as_csv"),
+    *("pipeline.baseline_rows", "pipeline.check_folder", "pipeline.load_splits"),
+    *("pipeline.main", "pipeline.markdown", "pipeline.parse", "pipeline.print_table"),
+    "pipeline.trained_rows",
     # free functions whose arguments the classes beside them check
     *("hyperbolic.to_poincare_ball", "hyperbolic.distance_matrix"),
     *("hyperbolic.paired_distance", "hyperbolic.rank_matrix"),
