@@ -49,6 +49,7 @@ class SearchIndex:
 
     Args:
         run: Where the model is, as :func:`bgl.models.load` takes it.
+        model: What tells it from any other: :func:`bgl.models.model_digest`.
         encoder: That model.
         output: Which of its outputs is compared: "head" or "backbone".
         paths: The images, in the order of the vectors.
@@ -59,6 +60,7 @@ class SearchIndex:
     def __init__(
         self,
         run: str,
+        model: str,
         encoder: Encoder,
         output: str,
         paths: Sequence[Path],
@@ -66,6 +68,7 @@ class SearchIndex:
         broken: Sequence[BrokenImageError] = (),
     ) -> None:
         self.run = run
+        self.model = model
         self.encoder = encoder
         self.output = output
         self.paths = list(paths)
@@ -98,7 +101,7 @@ class SearchIndex:
             ValueError: If no image can be read, or the model cannot be loaded.
         """
         check_choice(output, "output", ("head", "backbone"))
-        encoder = load(run, device)
+        model, encoder = model_digest(run), load(run, device)
         files = find_images(images)
         x, paths, broken = embed_files(encoder, files, output, batch_size, progress=progress)
         curvature = _curvature(encoder, output)
@@ -106,7 +109,7 @@ class SearchIndex:
         vectors = faiss.IndexFlatIP(stored.shape[1])
         vectors.add(stored)
         run = run if str(run).startswith("hf-hub:") else Path(run).absolute()
-        return cls(str(run), encoder, output, paths, vectors, broken)
+        return cls(str(run), model, encoder, output, paths, vectors, broken)
 
     def save(self, folder: str | Path) -> None:
         """Write the index into a folder; each file is written atomically."""
@@ -115,7 +118,7 @@ class SearchIndex:
         content = faiss.serialize_index(self.vectors).tobytes()
         about = {
             "run": self.run,
-            "model": model_digest(self.run),
+            "model": self.model,
             "output": self.output,
             "vectors": hashlib.sha256(content).hexdigest(),
             "images": [str(path) for path in self.paths],
@@ -171,7 +174,7 @@ class SearchIndex:
                 "with another one: build it again, or name the model it was built with"
             )
         vectors = faiss.deserialize_index(np.frombuffer(content, dtype=np.uint8))
-        return cls(run, load(run, device), output, paths, vectors)
+        return cls(run, model, load(run, device), output, paths, vectors)
 
     @property
     def measure(self) -> str:

@@ -130,6 +130,16 @@ def test_an_index_belongs_to_its_model(run: Path, pictures: Path, tmp_path: Path
         SearchIndex.load(tmp_path / "index")
 
 
+def test_a_model_that_changes_before_the_index_is_saved(
+    run: Path, pictures: Path, tmp_path: Path
+) -> None:
+    index = SearchIndex.build(run, [pictures])
+    make_run(run)
+    index.save(tmp_path / "index")
+    with pytest.raises(ValueError, match="another one"):
+        SearchIndex.load(tmp_path / "index")
+
+
 def test_broken_indexes(run: Path, pictures: Path, tmp_path: Path) -> None:
     index = SearchIndex.build(run, [pictures])
     with pytest.raises(FileNotFoundError, match=r"index\.json"):
