@@ -45,6 +45,7 @@ class _Whitening(NamedTuple):
 def refine(
     gallery: Tensor,
     queries: Tensor | None = None,
+    *,
     k: int = 7,
     epsilon: float = 0.5,
     lam: float = 0.3,
@@ -176,7 +177,9 @@ class RefinedGallery:
             raise ValueError(
                 f"Expected argument `k` to be smaller than the gallery, which has {n} rows, got {k}"
             )
-        self.candidates = 4 * k if candidates is None else check_int(candidates, "candidates", k)
+        self.candidates = (
+            4 * k if candidates is None else check_int(candidates, "candidates", k + 1)
+        )
         self.index = index
         if index is not None:
             _check_index(index, self._x)
@@ -206,6 +209,8 @@ class RefinedGallery:
             ValueError: If they are no such embeddings, not finite or zero.
         """
         x = self._directions(queries, "queries")
+        if len(x) == 0:
+            return x
         near = self._search(x, self._near.size(1))
         return self._mix(len(self._h) + torch.arange(len(x), device=x.device), near, self._map(x))
 
@@ -300,14 +305,16 @@ class RefinedGallery:
         count = len(rows)
         h = self._h[nodes] if queries is None else torch.cat([queries, self._h[nodes[count:]]])
         state = self.learner.prepare(h, candidates=local)
-        f = torch.cat([h[:count], self.embeddings[nodes[count:]]])
-        for _ in range(self.num_iterations):
-            graph = self.learner.neighbors(state, f)
-            mixed = _gather(h, graph, count)
+        own, others = h[:count], self.embeddings[nodes[count:]]
+        refined = own
+        for step in range(self.num_iterations):
+            # `h` itself where it is the context: its products are known
+            context = torch.cat([refined, others]) if step > 0 or len(others) > 0 else h
+            graph = self.learner.neighbors(state, context)
             # an item without any neighbour stays as it is
             share = self.epsilon * graph.weight[:count].sum(1, keepdim=True)
-            f[:count] = self.epsilon * mixed + (1 - share) * h[:count]
-        return F.normalize(f[:count])
+            refined = self.epsilon * _gather(h, graph, count) + (1 - share) * own
+        return F.normalize(refined)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({list(self.embeddings.shape)}, {self.learner})"
@@ -316,10 +323,12 @@ class RefinedGallery:
 def _directions(x: Tensor, name: str) -> Tensor:
     """The checked rows at unit length."""
     check_matrix(x, name)
-    check_finite(x, name)
     x = at_least_float32(x)
+    if len(x) == 0:
+        return x
+    check_finite(x, name)
     # by the largest entry first: squares of very large or small entries leave the range
-    largest = x.abs().amax(1, keepdim=True) if x.numel() else x[:, :1]
+    largest = x.abs().amax(1, keepdim=True) if x.size(1) > 0 else x.new_zeros(len(x), 1)
     if bool((largest == 0).any()):
         zero = (largest[:, 0] == 0).nonzero().flatten().tolist()
         raise ValueError(
@@ -330,6 +339,10 @@ def _directions(x: Tensor, name: str) -> Tensor:
 
 
 def _check_index(index: Index, x: Tensor) -> None:
+    if not hasattr(index, "search") or not hasattr(index, "add"):
+        raise ValueError(
+            f"Expected argument `index` to have faiss's `search` and `add`, but got {index!r}"
+        )
     for attribute, expected in (("ntotal", len(x)), ("d", x.size(1))):
         got = getattr(index, attribute, expected)
         if got != expected:
@@ -356,7 +369,7 @@ def _exact_search(x: Tensor, gallery: Tensor, count: int) -> Tensor:
     """The most similar gallery rows [R, count], a block of rows at a time."""
     rows = x.split(max(1, SEARCHED_PAIRS // len(gallery)))
     found = [(row @ gallery.t()).topk(min(count, len(gallery)), dim=1).indices for row in rows]
-    return torch.cat(found) if found else torch.empty(0, count, dtype=torch.long, device=x.device)
+    return torch.cat(found)
 
 
 def _without_self(found: Tensor, first: int = 0) -> Tensor:

@@ -138,12 +138,17 @@ class Gram:
     def __init__(self, x: Tensor, pairs: Pairs) -> None:
         self.x = x
         self.pairs = pairs
+        self.kept: Tensor | None = None
         self.matrix = x @ x.t() if pairs.dense else None
+        if pairs.columns is not None and not (x.requires_grad and torch.is_grad_enabled()):
+            self.kept = pairs.blockwise(self.block)  # few: as many as there are candidates
 
     def block(self, rows: slice) -> Tensor:
         """The products with all columns of some rows [R, W], without gradient."""
         if self.matrix is not None:
             return self.matrix.detach()[rows]
+        if self.kept is not None:
+            return self.kept[rows]
         x = self.x.detach()
         if self.pairs.columns is None:
             return x[rows] @ x.t()
@@ -153,8 +158,15 @@ class Gram:
         """The products with ``nodes`` [N, p], with gradient."""
         if self.matrix is not None:
             return self.matrix.gather(1, nodes)
+        if self.kept is not None:
+            return torch.cat([self._find(nodes[rows], rows) for rows in _pieces(nodes)])
         products: Tensor = _PairDots.apply(self.x, nodes)
         return products
+
+    def _find(self, nodes: Tensor, rows: slice) -> Tensor:
+        assert self.kept is not None and self.pairs.columns is not None
+        position = self.pairs.columns[rows, None, :] == nodes[:, :, None]
+        return self.kept[rows].gather(1, position.to(torch.uint8).argmax(2))
 
 
 class _PairDots(torch.autograd.Function):
