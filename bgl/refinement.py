@@ -367,9 +367,15 @@ def _to_numpy(x: Tensor) -> NDArray[np.float32]:
 
 def _exact_search(x: Tensor, gallery: Tensor, count: int) -> Tensor:
     """The most similar gallery rows [R, count], a block of rows at a time."""
-    rows = x.split(max(1, SEARCHED_PAIRS // len(gallery)))
-    found = [(row @ gallery.t()).topk(min(count, len(gallery)), dim=1).indices for row in rows]
-    return torch.cat(found)
+    count = min(count, len(gallery))
+    found = torch.empty(len(x), count, dtype=torch.long, device=x.device)
+    step = min(max(1, SEARCHED_PAIRS // len(gallery)), len(x))
+    # one buffer: large blocks that come and go between small ones would tear the heap apart
+    buffer = x.new_empty(step, len(gallery))
+    for rows, result in zip(x.split(step), found.split(step), strict=True):
+        score = torch.mm(rows, gallery.t(), out=buffer[: len(rows)])
+        result.copy_(score.topk(count, dim=1).indices)
+    return found
 
 
 def _without_self(found: Tensor, first: int = 0) -> Tensor:
