@@ -190,7 +190,7 @@ class RefinedGallery:
         self._h = self._x  # in the learned metric
         if shrinkage is not None:
             self._learn_metric(shrinkage)
-        self.embeddings = torch.empty_like(self._h)
+        self.embeddings = self._h
         self.embeddings = self._mix(torch.arange(n, device=self._x.device))
 
     @torch.no_grad()
@@ -302,18 +302,18 @@ class RefinedGallery:
         """
         near = self._near[rows] if near is None else near
         nodes, local = _neighborhood(rows, near, len(self._h))
-        count = len(rows)
-        h = self._h[nodes] if queries is None else torch.cat([queries, self._h[nodes[count:]]])
+        others = nodes[len(rows) :]
+        h = torch.cat([self._h[rows] if queries is None else queries, self._h[others]])
+        own, known = h[: len(rows)], self.embeddings[others]
         state = self.learner.prepare(h, candidates=local)
-        own, others = h[:count], self.embeddings[nodes[count:]]
         refined = own
         for step in range(self.num_iterations):
             # `h` itself where it is the context: its products are known
-            context = torch.cat([refined, others]) if step > 0 or len(others) > 0 else h
+            context = torch.cat([refined, known]) if step > 0 or len(others) > 0 else h
             graph = self.learner.neighbors(state, context)
             # an item without any neighbour stays as it is
-            share = self.epsilon * graph.weight[:count].sum(1, keepdim=True)
-            refined = self.epsilon * _gather(h, graph, count) + (1 - share) * own
+            share = self.epsilon * graph.weight.sum(1, keepdim=True)
+            refined = _gather(h, graph).mul_(self.epsilon).addcmul_(1 - share, own)
         return F.normalize(refined)
 
     def __repr__(self) -> str:
@@ -386,31 +386,26 @@ def _without_self(found: Tensor, first: int = 0) -> Tensor:
 
 
 def _neighborhood(rows: Tensor, near: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """The nodes to look at, ``rows`` first, and the candidates of each by their place in it.
-
-    Nodes that are candidates only have none themselves (−1).
-    """
-    place = rows.new_full((max(n, int(rows.max()) + 1) if len(rows) else n,), -1)
+    """The nodes to look at, ``rows`` first, and the rows' candidates by their place in it."""
+    place = rows.new_full((max(n, int(rows.max()) + 1),), -1)
     place[near[near >= 0]] = 0
     place[rows] = -1
     nodes = torch.cat([rows, (place == 0).nonzero().flatten()])
     place[nodes] = torch.arange(len(nodes), device=rows.device)
-    local = torch.full((len(nodes), near.size(1)), -1, device=rows.device)
-    local[: len(rows)] = torch.where(near >= 0, place[near.clamp(min=0)], -1)
-    return nodes, local
+    return nodes, torch.where(near >= 0, place[near.clamp(min=0)], -1)
 
 
-def _gather(x: Tensor, graph: Neighbors, count: int) -> Tensor:
-    """Σ_j a_ij x_j of the first rows, without the [N, k, C] of their neighbours' features."""
-    weight = graph.weight[:count].to(x.dtype)
-    return F.embedding_bag(graph.source[:count], x, per_sample_weights=weight, mode="sum")
+def _gather(x: Tensor, graph: Neighbors) -> Tensor:
+    """Σ_j a_ij x_j [R, C], without the features [R, k, C] of all neighbours."""
+    weight = graph.weight.to(x.dtype)
+    return F.embedding_bag(graph.source, x, per_sample_weights=weight, mode="sum")
 
 
 def _scatter(z: Tensor, graph: Neighbors) -> Tensor:
     """W = (1/N) Σ a_ij (z_i − z_j)(z_i − z_j)ᵀ, through the Laplacian of the graph."""
     degree = graph.weight.sum(1)
     degree = degree.index_add(0, graph.source.flatten(), graph.weight.flatten())
-    cross = z.t() @ _gather(z, graph, len(z))
+    cross = z.t() @ _gather(z, graph)
     return (z.t() @ (z * degree[:, None]) - cross - cross.t()) / len(z)
 
 
