@@ -13,7 +13,7 @@ from torch import Tensor
 from bgl._checks import check_finite, check_int, check_matrix, check_real
 from bgl._precision import at_least_float32
 from bgl.layers.adaptive_graph import AdaptiveGraph
-from bgl.layers.pairs import Gram, Neighbors, Pairs
+from bgl.layers.pairs import Neighbors
 
 # Similarities held at a time by the exact search.
 SEARCHED_PAIRS = 2**23
@@ -264,17 +264,21 @@ class RefinedGallery:
     def _insert(self, items: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
         """The candidates with new items among them, and the rows where that changed them."""
         x, near = self._x, self._near
-        pairs = Pairs(len(x), x.device, candidates=near)
-        known = Gram(x, pairs).at(near.clamp(min=0)).masked_fill(near < 0, -torch.inf)
         result, changed = near.clone(), []
-        step = max(1, SEARCHED_PAIRS // len(items))
+
+        def similarity(rows: Tensor, nodes: Tensor) -> Tensor:
+            dots = torch.einsum("rc,rpc->rp", x[rows], x[nodes.clamp(min=0)])
+            return dots.masked_fill(nodes < 0, -torch.inf)
+
+        step = max(1, SEARCHED_PAIRS // max(items.shape))
         for rows in torch.arange(len(x), device=x.device).split(step):
-            score = x[rows] @ items.t()
-            rows = rows[score.amax(1) > known[rows].amin(1)]
-            score = torch.cat([known[rows], x[rows] @ items.t()], dim=1)
-            nodes = torch.cat([near[rows], new.expand(len(rows), -1)], dim=1)
-            result[rows] = nodes.gather(1, score.topk(near.size(1), dim=1).indices)
+            best = (x[rows] @ items.t()).amax(1)
+            rows = rows[best > similarity(rows, near[rows, -1:])[:, 0]]  # the last is the farthest
             changed.append(rows)
+            for part in rows.split(max(1, step // near.size(1))):
+                score = torch.cat([similarity(part, near[part]), x[part] @ items.t()], dim=1)
+                nodes = torch.cat([near[part], new.expand(len(part), -1)], dim=1)
+                result[part] = nodes.gather(1, score.topk(near.size(1), dim=1).indices)
         return result, torch.cat(changed)
 
     def _learn_metric(self, shrinkage: float) -> None:
