@@ -5,6 +5,7 @@ encoder through it.
 """
 
 from bgl.graph import to_batch_graph
+from bgl.refinement import RefinedGallery, refine
 
 __version__ = "0.1.0"
-__all__ = ["to_batch_graph"]
+__all__ = ["RefinedGallery", "refine", "to_batch_graph"]

@@ -128,7 +128,8 @@ class AdaptiveGraph(nn.Module):
         - ``x`` [N, C] features; ``context`` [N, C'] features of the previous iteration
           (default: ``x``); ``y`` [N] integer labels or None; ``batch`` [N] graph of each
           sample (numbers below N) or None; ``candidates`` [N, M] nodes to choose the
-          neighbours from (distinct within a row; −1 marks a missing one), default all
+          neighbours from (distinct within a row; −1 marks a missing one), default all; with
+          fewer rows than N only the first samples get neighbours
         - output: ``edge_index`` [2, E] (source j, target i) and ``edge_weight`` [E], E = N·k
           unless rows have fewer possible neighbours
 
@@ -253,9 +254,10 @@ class AdaptiveGraph(nn.Module):
         dots = gram.at(nodes)
         low, high, dots = dots.split([1, 1, k + 3], dim=1)
         nodes = nodes[:, 2:]
-        d2 = square[:, None] + square[nodes] - 2 * dots
-        same = None if state.y is None else state.same(slice(None), nodes)
-        cost = self._released_cost(d2, dots, low, high, nodes == pairs.node, same, classmates)
+        d2 = square[pairs.rows, None] + square[nodes] - 2 * dots
+        same = None if state.y is None else state.same(pairs.rows, nodes)
+        own = nodes == pairs.node[pairs.rows]
+        cost = self._released_cost(d2, dots, low, high, own, same, classmates)
         gap = _gaps(_minmax(cost[:, 2:], cost[:, :1], cost[:, 1:2]), state)
         total = gap.sum(1, keepdim=True)
         gamma = 0.5 * total
@@ -320,7 +322,7 @@ class AdaptiveGraph(nn.Module):
 
         with torch.no_grad():  # choose on whole rows, then differentiate at the entries chosen
             nodes = pairs.blockwise(choose)
-        value = cost(slice(None), gram.at(nodes), context.at(nodes), square[nodes], nodes)
+        value = cost(pairs.rows, gram.at(nodes), context.at(nodes), square[nodes], nodes)
         gap = _gaps(value, state)
         total = gap.sum(1, keepdim=True)
         weight = 1 / state.size + (gap - total / state.size) / total.clamp(min=GAP_FLOOR)
@@ -339,12 +341,12 @@ def _check(x: Tensor, y: Tensor | None, batch: Tensor | None, candidates: Tensor
         check_index_vector(batch, x.size(0), "batch")
     if candidates is not None and (
         candidates.dim() != 2
-        or candidates.size(0) != x.size(0)
+        or candidates.size(0) > x.size(0)
         or candidates.dtype not in (torch.int64, torch.int32)
     ):
         raise ValueError(
-            f"Expected argument `candidates` to be an integer tensor of shape [{x.size(0)}, M], "
-            f"but got {describe(candidates)}"
+            f"Expected argument `candidates` to be an integer tensor of shape [R, M] with at most "
+            f"{x.size(0)} rows, but got {describe(candidates)}"
         )
 
 
@@ -369,10 +371,11 @@ def _minmax(values: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 
 def _graph_mean(values: Tensor, batch: Tensor) -> Tensor:
-    """Each row's [N, 1] mean over its graph; graphs are numbered below N, as PyG does."""
-    total = torch.zeros_like(values).index_add(0, batch, values)
-    size = torch.zeros_like(values).index_add(0, batch, torch.ones_like(values))
-    return (total / size.clamp(min=1))[batch]
+    """Each row's [R, 1] mean over its graph; graphs are numbered below N, as PyG does."""
+    rows = batch[: values.size(0)]
+    total = values.new_zeros(batch.size(0), 1).index_add(0, rows, values)
+    size = torch.zeros_like(total).index_add(0, rows, torch.ones_like(values))
+    return (total / size.clamp(min=1))[rows]
 
 
 def _extremes(values: Tensor, row: Tensor | None) -> Tensor:

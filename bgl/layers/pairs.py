@@ -54,7 +54,8 @@ class Pairs:
         n: Number of samples N.
         device: Where they are.
         batch: Graph of each sample [N], or None for one graph.
-        candidates: Nodes that each row may choose [N, M] (−1 for none), or None for all.
+        candidates: Nodes that each row may choose [R, M] (−1 for none), or None for all. With
+            R < N the other samples are no rows, only chosen.
     """
 
     def __init__(
@@ -68,8 +69,10 @@ class Pairs:
         self.batch = batch
         self.node = torch.arange(n, device=device)[:, None]
         self.columns: Tensor | None = None
+        self.rows = slice(0, n)
         if candidates is not None:
-            self.columns = torch.cat([self.node, candidates.long()], dim=1)
+            self.rows = slice(0, candidates.size(0))
+            self.columns = torch.cat([self.node[self.rows], candidates.long()], dim=1)
 
     @property
     def width(self) -> int:
@@ -91,8 +94,8 @@ class Pairs:
         if self.dense:
             return look(slice(None))
         most = BLOCK_PAIRS if self.columns is None else GATHERED_PAIRS
-        step = max(1, most // self.width)
-        return torch.cat([look(slice(i, i + step)) for i in range(0, self.n, step)])
+        step, end = max(1, most // self.width), self.rows.stop
+        return torch.cat([look(slice(i, min(i + step, end))) for i in range(0, end, step)])
 
     def spread(self, values: Tensor, rows: slice) -> Tensor:
         """A value per node at the columns of some rows: [N] -> [1 or R, W]."""
@@ -132,33 +135,45 @@ class Gram:
 
     Args:
         x: Features [N, C].
-        pairs: The pairs that matter.
+        pairs: The pairs that matter; "rows" are its rows.
     """
 
     def __init__(self, x: Tensor, pairs: Pairs) -> None:
         self.x = x
         self.pairs = pairs
+        self.kept: Tensor | None = None
         self.matrix = x @ x.t() if pairs.dense else None
+        if pairs.columns is not None and not (x.requires_grad and torch.is_grad_enabled()):
+            self.kept = pairs.blockwise(self.block)  # few: as many as there are candidates
 
     def block(self, rows: slice) -> Tensor:
         """The products with all columns of some rows [R, W], without gradient."""
         if self.matrix is not None:
             return self.matrix.detach()[rows]
+        if self.kept is not None:
+            return self.kept[rows]
         x = self.x.detach()
         if self.pairs.columns is None:
             return x[rows] @ x.t()
         return torch.einsum("rc,rwc->rw", x[rows], x[self.pairs.columns[rows].clamp(min=0)])
 
     def at(self, nodes: Tensor) -> Tensor:
-        """The products with ``nodes`` [N, p], with gradient."""
+        """The products of all rows with ``nodes`` [R, p], with gradient."""
         if self.matrix is not None:
             return self.matrix.gather(1, nodes)
+        if self.kept is not None:
+            return torch.cat([self._find(nodes[rows], rows) for rows in _pieces(nodes)])
         products: Tensor = _PairDots.apply(self.x, nodes)
         return products
 
+    def _find(self, nodes: Tensor, rows: slice) -> Tensor:
+        assert self.kept is not None and self.pairs.columns is not None
+        position = self.pairs.columns[rows, None, :] == nodes[:, :, None]
+        return self.kept[rows].gather(1, position.to(torch.uint8).argmax(2))
+
 
 class _PairDots(torch.autograd.Function):
-    """⟨x_i, x_j⟩ at [N, p] given j, in O(N·p) memory: features are gathered piece by piece."""
+    """⟨x_i, x_j⟩ at [R, p] given j, in O(R·p) memory: features are gathered piece by piece."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, nodes: Tensor) -> Tensor:
@@ -179,4 +194,5 @@ class _PairDots(torch.autograd.Function):
 
 def _pieces(nodes: Tensor) -> list[slice]:
     step = max(1, GATHERED_PAIRS // nodes.size(1))
-    return [slice(i, i + step) for i in range(0, nodes.size(0), step)]
+    end = nodes.size(0)
+    return [slice(i, min(i + step, end)) for i in range(0, end, step)]

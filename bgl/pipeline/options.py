@@ -48,6 +48,12 @@ def make_parser(description: str | None = None) -> ArgumentParser:
         type=str | None,
         help="Run folder to go on with, as it was begun; no other options.",
     )
+    parser.add_argument(
+        "--refine",
+        action=ActionYesNo(no_prefix="no-"),
+        default=False,
+        help="Add rows with embeddings refined without labels (transductive).",
+    )
     documented = docstring_parser.parse(TrainConfig.__doc__ or "").params
     described = {parameter.arg_name: parameter.description for parameter in documented}
     defaults = TrainConfig()
@@ -70,6 +76,7 @@ class Command:
     configs: list[TrainConfig]
     folder: Path
     trackers: list[str]
+    refine: bool = False
 
 
 def parse(argv: list[str], description: str | None = None) -> Command:
@@ -97,17 +104,17 @@ def parse(argv: list[str], description: str | None = None) -> Command:
         defaults = [CONFIGS / options.dataset / f"{n}.yaml" for n in ["base", *method.split("+")]]
         files = [w for path in defaults if path.is_file() for w in ("--config", str(path))]
         values = parser.parse_args([*files, *argv]).as_dict()
-        for name in ("config", "method", "seed", "output_dir", "log", "resume"):
+        for name in ("config", "method", "seed", "output_dir", "log", "resume", "refine"):
             values.pop(name, None)
         configs += [from_values({**values, "method": method, "seed": s}) for s in seeds]
     name = f"{options.dataset}-{datetime.now():%Y%m%d-%H%M%S}"
-    return Command(configs, Path(options.output_dir or Path("runs") / name), trackers)
+    return Command(configs, Path(options.output_dir or Path("runs") / name), trackers, options.refine)
 
 
 def write_command(command: Command) -> None:
     """Keep in the run folder what ``--resume`` needs."""
     configs = [dataclasses.asdict(config) for config in command.configs]
-    content = {"configs": configs, "log": command.trackers}
+    content = {"configs": configs, "log": command.trackers, "refine": command.refine}
     write_text(command.folder / COMMAND_FILE, yaml.safe_dump(content, sort_keys=False))
 
 
@@ -121,7 +128,7 @@ def read_command(folder: Path) -> Command:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         configs = [from_values(values) for values in content["configs"]]
-        return Command(configs, folder, list(content["log"]))
+        return Command(configs, folder, list(content["log"]), bool(content.get("refine")))
     except (OSError, yaml.YAMLError, ValueError, TypeError, KeyError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(

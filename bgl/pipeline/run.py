@@ -30,6 +30,7 @@ from rich.progress import Progress as Bars
 
 from bgl._io import write_text
 from bgl.pipeline.options import parse, write_command
+from bgl.pipeline.refined import refined_rows
 from bgl.pipeline.rows import Row, baseline_rows, check_folder, describe, load_splits, trained_rows
 from bgl.pipeline.table import print_table
 from bgl.training import (
@@ -124,7 +125,10 @@ def benchmark(argv: list[str], console: Console, program: str) -> int:
                 pretrained.finish()
             for place, config in runs.items():
                 console.print(f"[bold]{place.name}[/]")
-                save(trained_rows(config, splits, place, progress, command.trackers))
+                trained = trained_rows(config, splits, place, progress, command.trackers)
+                save(trained)
+                if command.refine and main_process:
+                    save(refined_rows(trained, place, splits))
     except KeyboardInterrupt:
         words = f"{program} {shlex.join(['--resume', str(folder)])}"
         console.print(f"\nto go on: {words}", markup=False, highlight=False, soft_wrap=True)

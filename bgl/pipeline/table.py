@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bgl.training.comparison import Row, comparison
+from bgl.training.comparison import TRANSDUCTIVE, Row, comparison
 
 
 def print_table(rows: list[Row], title: str) -> None:
@@ -18,7 +18,13 @@ def print_table(rows: list[Row], title: str) -> None:
     table = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0))
     for number, column in enumerate(header):
         table.add_column(column, justify="left" if number < 2 else "right", no_wrap=True)
-    for line in cells:
+    plain = [line for line in cells if not line[0].endswith(TRANSDUCTIVE)]
+    for line in plain:
+        table.add_row(*line)
+    if len(plain) < len(cells):
+        table.add_section()
+        table.add_row("[bold]refined over the whole gallery, without labels[/]")
+    for line in cells[len(plain) :]:  # they come last
         table.add_row(*line)
     # every column whole, also where the output is no terminal
     Console(width=max(150, Console().width)).print(table)

@@ -18,6 +18,7 @@ METRICS = {
     "r_precision": "R-Prec",
 }
 COMPARED = ("recall@1", "map@r")  # what differences are shown of
+TRANSDUCTIVE = ", refined (transductive)"  # ends an arm's name
 # parts of a row that has seen the test classes after every epoch
 OTHER_EPOCHS = {"last_epoch": "last epoch", "best_on_test": "best on test (optimistic)"}
 
@@ -32,7 +33,10 @@ def mean_and_interval(values: list[float]) -> tuple[float, float]:
 
 
 def label(row: Row) -> str:
-    """The name of a row's arm: graph, loss and augmentation, the defaults left out."""
+    """The name of a row's arm: graph, loss and augmentation, the defaults left out.
+
+    Results that depend on the whole gallery bear it in their name.
+    """
     parts = [row["method"]]
     if row.get("loss", "pairwise-ce") != "pairwise-ce":
         parts = [row["loss"]] if row["method"] == "none" else [*parts, row["loss"]]
@@ -40,7 +44,8 @@ def label(row: Row) -> str:
         parts.append(row["augmentation"])
     if row.get("protocol") == "paper":
         parts[-1] += " (paper-style, optimistic)"
-    return " + ".join(parts) + (f" [{row['run']}]" if "run" in row else "")
+    name = " + ".join(parts) + (f" [{row['run']}]" if "run" in row else "")
+    return name + (TRANSDUCTIVE if row.get("transductive") else "")
 
 
 def metrics_of(rows: list[Row]) -> dict[str, str]:
@@ -76,8 +81,11 @@ def paired_difference(rows: list[Row], baseline: list[Row], metric: str) -> list
 
 
 def comparison(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
-    """Header and cells of the table: percent, mean ± 95 % CI over seeds, paired differences."""
-    groups = arms(rows)
+    """Header and cells of the table: percent, mean ± 95 % CI over seeds, paired differences.
+
+    Transductive rows come last, and are compared with the same model's plain ones.
+    """
+    groups = arms(sorted(rows, key=lambda row: bool(row.get("transductive"))))
     metrics = metrics_of(rows)
     header = ["method", "embedding", *metrics.values(), "Δ R@1", "Δ MAP@R"]
     others = {part: title for part, title in OTHER_EPOCHS.items() if any(part in r for r in rows)}
@@ -90,6 +98,8 @@ def comparison(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
             values = [r["metrics"][metric] for r in group if metric in r["metrics"]]
             line.append(percent(values) if values else "")
         plain = {**group[0], "method": "none", "augmentation": "none"}
+        if group[0].get("transductive"):
+            plain = {**group[0], "transductive": False}
         baseline = groups.get((label(plain), embedding), [])
         for metric in COMPARED:
             differences = paired_difference(group, baseline, metric)

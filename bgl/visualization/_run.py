@@ -182,7 +182,10 @@ def _retrieval(
     queries, spots = first["queries"], first["map_items"]
     shift = 0 if bool(first["own_gallery"]) else len(first["test_labels"])
     width = min(arrays["nearest"].shape[1] for _, arrays in models)
-    found = {name: arrays["nearest"][:, :width] + shift for name, arrays in models}
+    answers = {name: arrays["nearest"] for name, arrays in models}
+    refined = {t.name: f"{t.name}, refined" for t in tested if _fits(t, queries, width)}
+    answers |= {refined[t.name]: t.refined["nearest"] for t in tested if t.name in refined}
+    found = {name: nearest[:, :width] + shift for name, nearest in answers.items()}
     wanted = np.unique(np.concatenate([queries, spots, *(f.ravel() for f in found.values())]))
     labels, names = first["test_labels"], first["test_names"]
     if shift:
@@ -215,6 +218,16 @@ def _retrieval(
                 "graph": None if training is None else keys.index(training.name),
             }
         )
+    comparisons += [
+        {
+            "name": f"{name} (transductive)",
+            "titles": ["Before training", "As trained", "Refined"],
+            "before": keys.index("pretrained") if "pretrained" in found else None,
+            "without": keys.index(plain_name),
+            "graph": keys.index(name),
+        }
+        for plain_name, name in refined.items()
+    ]
     views: list[dict[str, Any]] = []
     points: np.ndarray | None = None
     for name, arrays in models:
@@ -240,6 +253,13 @@ def _retrieval(
             "comparisons": comparisons,
         },
     }
+
+
+def _fits(training: Training, queries: np.ndarray, width: int) -> bool:
+    """Whether a training has answers of refined embeddings to these queries."""
+    refined = training.refined
+    fits = {"queries", "nearest"} <= set(refined) and np.array_equal(refined["queries"], queries)
+    return fits and refined["nearest"].shape[1] >= width
 
 
 def _table(rows: list[dict[str, Any]]) -> dict[str, Any] | None:

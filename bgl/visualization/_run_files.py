@@ -15,6 +15,7 @@ import yaml
 from bgl.visualization.curves import read_history
 
 FILE = "explorer.npz"
+REFINED = "refined.npz"
 Arrays = dict[str, np.ndarray]
 
 
@@ -27,6 +28,7 @@ class Training:
     text: str  # config.yaml
     history: list[dict[str, float]]
     recorded: Arrays
+    refined: Arrays  # answers of refined embeddings
 
     @property
     def seed(self) -> Any:
@@ -83,9 +85,9 @@ def read_training(folder: Path, notes: list[str]) -> Training:
     except (OSError, ValueError, csv.Error):
         notes.append(f"{folder.name}/metrics.csv is missing or cannot be read: no curves for it.")
     recorded = read_arrays(folder / FILE, notes)
-    return Training(
-        folder.name, config if isinstance(config, dict) else {}, text, history, recorded
-    )
+    refined = read_arrays(folder / REFINED, notes)
+    config = config if isinstance(config, dict) else {}
+    return Training(folder.name, config, text, history, recorded, refined)
 
 
 def read_arrays(path: Path, notes: list[str]) -> Arrays:

@@ -92,6 +92,27 @@ def test_candidates_of_everything_equal_no_candidates(formulation):
 
 
 @pytest.mark.parametrize("formulation", FORMULATIONS)
+@pytest.mark.parametrize("graphs", [1, 2])
+def test_samples_without_candidates_are_only_chosen(formulation, graphs):
+    x, y = features()
+    batch = None if graphs == 1 else torch.arange(20) % 2
+    candidates = torch.stack([torch.randperm(20)[:9] for _ in range(20)])
+    candidates[5:] = -1
+    learner = AdaptiveGraph(3, formulation=formulation)
+    few, weight = learner(x, y, batch, candidates=candidates[:5])
+    if formulation == "paper":  # the released γ is a mean over all rows
+        all_rows = learner(x, y, batch, candidates=candidates)
+        assert_close(dense((few, weight), 20), dense(all_rows, 20), 1e-12)
+    assert few[1].max() == 4
+    x.requires_grad_()
+    with_gradient = learner(x, y, batch, candidates=candidates[:5])
+    assert torch.equal(with_gradient[0], few)
+    assert_close(with_gradient[1], weight, 1e-12)
+    with_gradient[1].square().sum().backward()
+    assert torch.isfinite(x.grad).all()
+
+
+@pytest.mark.parametrize("formulation", FORMULATIONS)
 def test_candidates_restrict_the_neighbours(formulation):
     x, y = features()
     candidates = (torch.arange(20)[:, None] + torch.arange(1, 7)) % 20
@@ -276,7 +297,7 @@ def test_constructor_errors(kwargs, match):
         ({"y": torch.zeros(5)}, "`y`.*float32"),
         ({"batch": torch.zeros(6).long()}, "`batch`"),
         ({"context": torch.zeros(4, 2)}, "`context`"),
-        ({"candidates": torch.zeros(4, 2).long()}, "`candidates`"),
+        ({"candidates": torch.zeros(6, 2).long()}, "`candidates`"),
     ],
 )
 def test_argument_errors(args, match):

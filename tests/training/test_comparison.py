@@ -88,3 +88,11 @@ def test_embeddings_are_compared_with_their_own_kind():
     header, cells = comparison(rows)
     column = header.index("Δ R@1")
     assert [line[column] for line in cells] == ["", "", "10.0", "5.0"]
+
+
+def test_transductive_rows_stand_apart():
+    rows = [row("none", 0, 0.5), row("none", 0, 0.6, transductive=True), row("dybgr", 0, 0.55)]
+    lines = table(rows)
+    assert list(lines) == ["none", "dybgr", "none, refined (transductive)"]
+    assert lines["none, refined (transductive)"]["Δ MAP@R"] == "10.0"
+    assert lines["dybgr"]["Δ MAP@R"] == "5.0"

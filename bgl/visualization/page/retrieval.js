@@ -62,7 +62,8 @@ function ask(q) {
   for (const button of $("queries").children) button.setAttribute("aria-pressed", String(Number(button.dataset.query) === q));
   const item = data.retrieval.queries[q];
   const { before, without, graph } = compared();
-  const columns = [["Before training", before], ["Without graph", without], ["With graph", graph]];
+  const titles = compared().titles ?? ["Before training", "Without graph", "With graph"];
+  const columns = [before, without, graph].map((model, i) => [titles[i], model]);
   $("answer").replaceChildren(
     element("div", { className: "query" }, picture("items", item, 96, itemName(item)),
       element("div", {}, element("strong", { textContent: itemName(item) }), element("br"), data.items.names[item])),

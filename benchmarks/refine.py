@@ -1,0 +1,267 @@
+"""Label-free refinement against its peers: ``python benchmarks/refine.py RUN [RUN ...]``
+
+RUN is a run folder of ``run.py``, or the folder of one training. The models embed the validation
+and the test classes, and every image is looked up among all others. Each method has eight settings;
+for each kind of training, its first two models choose the one with the best mean MAP@R on
+*validation* classes among those that lose no Recall@1 there, and every model shows it the *test*
+classes once. All results are transductive: they depend on the whole gallery.
+
+Embeddings, validation results and results.json land in the output folder, and what is there is not
+computed again. Without RUN, only the table of stored results is made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import reranking
+import torch
+import yaml
+from reranking import Ranking, ranking_metrics
+from safetensors.torch import load_file
+from torch import Tensor
+
+from bgl import models
+from bgl._io import write_tensors, write_text
+from bgl.datasets import ImageDataset, load_dataset
+from bgl.models import create_backbone
+from bgl.training import embed
+from bgl.training.comparison import METRICS, mean_and_interval, paired_difference, percent
+
+Row = dict[str, Any]
+Method = Callable[..., Ranking]
+
+PLAIN = "plain"
+OURS = "refined"
+
+
+def grid(**values: list[Any]) -> list[dict[str, Any]]:
+    """All combinations."""
+    return [dict(zip(values, chosen, strict=True)) for chosen in product(*values.values())]
+
+
+# Eight settings each; the published ones of k-reciprocal are among them.
+SETS = [(6, 2), (8, 3), (12, 4), (20, 6)]
+METHODS: dict[str, tuple[Method, list[dict[str, Any]]]] = {
+    PLAIN: (reranking.plain, [{}]),
+    "AQE": (reranking.query_expansion, grid(k=[1, 2, 3, 4, 5, 7, 10, 20])),
+    "αQE": (reranking.query_expansion, grid(k=[1, 2, 3, 5], alpha=[3.0, 8.0])),
+    "DBA": (reranking.database_augmentation, grid(k=[1, 2, 3, 5], alpha=[3.0, 8.0])),
+    "k-reciprocal": (
+        reranking.k_reciprocal,
+        [{"k1": a, "k2": b, "lam": lam} for (a, b), lam in product(SETS, [0.3, 0.5])],
+    ),
+    "whitening + k-reciprocal": (
+        reranking.whitened_k_reciprocal,
+        [{"k1": a, "k2": b, "shrinkage": s} for (a, b), s in product(SETS, [0.1, 0.3])],
+    ),
+    "refined, cosine": (reranking.refined, grid(k=[5, 7], epsilon=[0.2, 0.35, 0.5, 0.65])),
+    OURS: (reranking.refined, grid(k=[5, 7], epsilon=[0.35, 0.5], shrinkage=[0.1, 0.3])),
+}
+CHOOSING = 2  # models of a kind that choose
+
+
+class Model:
+    """Embeddings of the validation and test classes, stored once."""
+
+    def __init__(self, kind: str, seed: int | None, path: Path) -> None:
+        self.kind, self.seed, self.path = kind, seed, path
+
+    def part(self, name: str) -> tuple[Tensor, Tensor]:
+        """Backbone embeddings and labels of "val" or "test"."""
+        stored = load_file(self.path)
+        return stored[f"{name}_embeddings"], stored[f"{name}_labels"]
+
+
+def trainings(runs: list[Path]) -> list[Path]:
+    """The folders with a trained model in or under those given."""
+    folders = [place.parent for run in runs for place in sorted(run.glob("**/model.safetensors"))]
+    if runs and not folders:
+        raise ValueError(f"Expected a model.safetensors in or under {', '.join(map(str, runs))}")
+    return folders
+
+
+def embed_all(folders: list[Path], output: Path) -> list[Model]:
+    """Embed with every model, and with the pretrained encoder the first of them started from."""
+    (output / "embeddings").mkdir(parents=True, exist_ok=True)
+    configs = [yaml.safe_load((folder / "config.yaml").read_text()) for folder in folders]
+    first = configs[0]
+    if any(config["dataset"] != first["dataset"] for config in configs):
+        raise ValueError("Expected all trainings to be on one dataset")
+    found: list[Model] = []
+    splits = None
+    for config, folder in zip([*configs, first], [*folders, None], strict=True):
+        kind = "pretrained" if folder is None else config["method"]
+        seed = None if folder is None else config["seed"]
+        name = kind if folder is None else f"{kind}-seed{seed}"
+        path = output / "embeddings" / f"{name}.safetensors"
+        if any(model.path == path for model in found):
+            raise ValueError(f"Expected one training of each method and seed, got two of {name}")
+        found.append(Model(kind, seed, path))
+        if path.exists():
+            continue
+        splits = splits or load_dataset(
+            config["dataset"], config["data_root"], val_fraction=config["val_fraction"]
+        )
+        encoder = models.load(folder or folders[0])
+        if folder is None:
+            backbone, _ = create_backbone(config["backbone"], config["weights"])
+            encoder.model.backbone.load_state_dict(backbone.state_dict())
+        tensors = {}
+        for part in ("val", "test"):
+            data: ImageDataset = getattr(splits, part).with_transform(encoder.transform)
+            vectors = embed(encoder.model, data, encoder.device, batch_size=128)
+            tensors |= {f"{part}_embeddings": vectors["backbone"], f"{part}_labels": data.labels}
+        write_tensors(path, tensors)
+        print(f"embedded {name}", flush=True)
+    return found
+
+
+def validate(found: list[Model], output: Path) -> list[Row]:
+    """Every setting of every method on the validation classes."""
+    path = output / "validation.json"
+    rows: list[Row] = json.loads(path.read_text()) if path.exists() else []
+    done = {json.dumps([row[key] for key in ("kind", "seed", "method", "options")]) for row in rows}
+    kinds = list(dict.fromkeys(model.kind for model in found))
+    for model in (m for k in kinds for m in [m for m in found if m.kind == k][:CHOOSING]):
+        x, y = model.part("val")
+        for method, (rank, settings) in METHODS.items():
+            for options in settings:
+                if json.dumps([model.kind, model.seed, method, options]) in done:
+                    continue
+                metrics = ranking_metrics(rank(x, **options), y)
+                row = {"kind": model.kind, "seed": model.seed, "method": method}
+                rows.append({**row, "options": options, "metrics": metrics})
+            write_text(path, json.dumps(rows))
+        print(f"validated {model.path.stem}", flush=True)
+    return rows
+
+
+def choose(validation: list[Row], kind: str) -> dict[str, Row]:
+    """Each method's setting for one kind: best MAP@R of those that keep plain's Recall@1."""
+
+    def mean(rows: list[Row], metric: str) -> float:
+        return statistics.fmean(row["metrics"][metric] for row in rows)
+
+    mine = [row for row in validation if row["kind"] == kind]
+    floor = mean([row for row in mine if row["method"] == PLAIN], "recall@1")
+    chosen = {}
+    for method, (_, settings) in METHODS.items():
+        tried = []
+        for options in settings:
+            rows = [r for r in mine if r["method"] == method and r["options"] == options]
+            recall, precision = mean(rows, "recall@1"), mean(rows, "map@r")
+            tried.append({"options": options, "recall@1": recall, "map@r": precision})
+        keep = [t for t in tried if t["recall@1"] >= floor]
+        # where every setting loses some, the one that loses least
+        best = max(keep, key=lambda t: t["map@r"]) if keep else max(tried, key=_recall)
+        chosen[method] = {**best, "tried": tried}
+    return chosen
+
+
+def _recall(tried: Row) -> float:
+    return float(tried["recall@1"])
+
+
+def measure(x: Tensor, y: Tensor, rank: Callable[[Tensor], Ranking]) -> Row:
+    """Metrics, processor seconds to rank everything, and memory beyond the embeddings in MB."""
+    with multiprocessing.get_context("fork").Pool(1) as pool:  # a peak of its own
+        return pool.apply(_measure, (x, y, rank))
+
+
+def _measure(x: Tensor, y: Tensor, rank: Callable[[Tensor], Ranking]) -> Row:
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    started = time.process_time()
+    ranking = rank(x)
+    for items in torch.arange(len(x)).split(128):
+        ranking(items).topk(8, largest=False)
+    seconds = time.process_time() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "seconds": seconds,
+        "memory_mb": (peak - before) / 2**20,
+        "metrics": ranking_metrics(ranking, y),
+    }
+
+
+def test(found: list[Model], validation: list[Row], output: Path) -> dict[str, Any]:
+    """Show the test classes to the chosen settings, once per model; the stored results."""
+    path = output / "results.json"
+    choices = {kind: choose(validation, kind) for kind in {r["kind"]: None for r in validation}}
+    old = json.loads(path.read_text())["rows"] if path.exists() else []
+    known = {json.dumps([r[k] for k in ("kind", "seed", "method", "options")]): r for r in old}
+    rows: list[Row] = []
+    for model in found:
+        x, y = model.part("test")
+        for method, choice in choices[model.kind].items():
+            row = {"kind": model.kind, "seed": model.seed, "method": method}
+            row |= {"options": choice["options"], "transductive": method != PLAIN}
+            key = json.dumps([row[k] for k in ("kind", "seed", "method", "options")])
+            rank = partial(METHODS[method][0], **choice["options"])
+            rows.append(known.get(key) or {**row, **measure(x, y, rank)})
+        print(f"tested {model.path.stem}", flush=True)
+    results = {"embedding": "backbone", "choices": choices, "rows": rows}
+    write_text(path, json.dumps(results, indent=1, ensure_ascii=False))
+    return results
+
+
+def table(results: dict[str, Any]) -> str:
+    """The comparison in Markdown: percent, mean ± 95 % interval over seeds, paired differences."""
+    metrics = {name: title for name, title in METRICS.items() if name != "r_precision"}
+    header = ["embeddings", "method", *metrics.values(), "Δ R@1", "Δ R@8", "Δ MAP@R"]
+    header += [f"{OURS}: MAP@R above it", "seeds", "CPU s", "MB", "chosen"]
+    lines = [header, [":--"] * 2 + ["--:"] * (len(header) - 3) + [":--"]]
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in results["rows"]:
+        groups.setdefault((row["kind"], row["method"]), []).append(row)
+    for (kind, method), rows in groups.items():
+        base, ours = groups[kind, PLAIN], groups[kind, OURS]
+        line = [kind, method, *(percent([r["metrics"][name] for r in rows]) for name in metrics)]
+        deltas = ("recall@1", "recall@8", "map@r")
+        line += ["" if method == PLAIN else _points(rows, base, metric) for metric in deltas]
+        line.append("" if method == OURS else _points(ours, rows, "map@r"))
+        line.append("" if rows[0]["seed"] is None else str(len(rows)))
+        line.append(f"{statistics.fmean(r['seconds'] for r in rows):.1f}")
+        line.append(f"{statistics.fmean(r['memory_mb'] for r in rows):.0f}")
+        line.append(", ".join(f"{k} {v:g}" for k, v in rows[0]["options"].items()))
+        lines.append(line)
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _points(rows: list[Row], base: list[Row], metric: str) -> str:
+    mean, half = mean_and_interval([100 * d for d in paired_difference(rows, base, metric)])
+    return f"{mean:+.1f}" + (f" ± {half:.1f}" if half == half else "")
+
+
+def main() -> None:
+    """Run what is missing and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="folders of trainings")
+    parser.add_argument("--output-dir", type=Path, default=Path("runs/refine"))
+    parser.add_argument("--page", type=Path, help="Markdown file whose table to replace")
+    options = parser.parse_args()
+    torch.set_num_threads(1)  # for times that compare, and processes that fork
+    if options.runs:
+        found = embed_all(trainings(options.runs), options.output_dir)
+        results = test(found, validate(found, options.output_dir), options.output_dir)
+    else:
+        results = json.loads((options.output_dir / "results.json").read_text())
+    print(table(results))
+    if options.page is not None:
+        before, _, rest = options.page.read_text().partition("<!-- table -->\n")
+        _, end, after = rest.partition("<!-- /table -->\n")
+        write_text(options.page, f"{before}<!-- table -->\n{table(results)}\n{end}{after}")
+
+
+if __name__ == "__main__":
+    main()

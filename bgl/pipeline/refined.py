@@ -1,0 +1,85 @@
+"""Rows of a run for refined embeddings: transductive, and marked so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bgl import models
+from bgl._io import atomic_path, write_text
+from bgl.datasets import Splits
+from bgl.metrics import retrieval_metrics
+from bgl.refinement import refine
+from bgl.training import embed, recall_at
+from bgl.training.comparison import OTHER_EPOCHS
+from bgl.visualization.retrieval import nearest
+
+Row = dict[str, Any]
+K = 7  # refine's default, lowered for tiny test sets
+
+
+def refined_rows(rows: list[Row], folder: Path, splits: Splits) -> list[Row]:
+    """The rows of one training again, with its backbone embeddings refined without labels.
+
+    What was found for the queries that the folder's ``explorer.npz`` keeps goes into
+    ``refined.npz`` beside it; the rows into ``refined.json``, from where they are taken the next
+    time.
+
+    Args:
+        rows: The training's rows.
+        folder: Where its model is.
+        splits: The data; the test classes are refined, or their gallery, and they against it.
+    """
+    finished = folder / "refined.json"
+    if finished.exists():
+        return list(json.loads(finished.read_text()))
+    encoder = models.load(folder)
+
+    def vectors(part: Any) -> Tensor:
+        data = part.with_transform(encoder.transform)
+        return embed(encoder.model, data, encoder.device)["backbone"]
+
+    test, gallery = splits.test, splits.gallery
+    queries = vectors(test)
+    found: Tensor | None = None
+    if gallery is None:
+        refined = refine(queries, k=min(K, len(queries) - 1))
+        assert isinstance(refined, Tensor)
+        queries = refined
+    else:
+        found, queries = refine(vectors(gallery), queries, k=min(K, len(gallery) - 1))
+    labels = None if gallery is None else gallery.labels
+    cutoffs = recall_at(splits.name)
+    metrics = retrieval_metrics(queries, test.labels, found, labels, k=cutoffs)
+    _write_answers(folder, queries, found)
+    result = [
+        {**without_other_epochs(row), "metrics": metrics, "transductive": True}
+        for row in rows
+        if row["embedding"] == "backbone"
+    ]
+    write_text(finished, json.dumps(result, indent=1))
+    return result
+
+
+def without_other_epochs(row: Row) -> Row:
+    """Only the chosen epoch's model is there to be refined."""
+    return {name: value for name, value in row.items() if name not in OTHER_EPOCHS}
+
+
+def _write_answers(folder: Path, queries: Tensor, gallery: Tensor | None) -> None:
+    """The nearest of the queries whose plain answers the explorer has."""
+    recorded = folder / "explorer.npz"
+    if not recorded.exists():
+        return
+    with np.load(recorded) as arrays:
+        if "nearest" not in arrays:
+            return
+        rows, k = arrays["queries"], arrays["nearest"].shape[1]
+    answers = nearest(queries, torch.from_numpy(rows), k, gallery).numpy().astype(np.int32)
+    with atomic_path(folder / "refined.npz") as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, queries=rows, nearest=answers)

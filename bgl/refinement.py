@@ -1,0 +1,424 @@
+"""Refining embeddings without labels: the learned graph over a gallery's nearest neighbours."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bgl._checks import check_finite, check_int, check_matrix, check_real
+from bgl._precision import at_least_float32
+from bgl.layers.adaptive_graph import AdaptiveGraph
+from bgl.layers.pairs import Neighbors
+
+# Similarities held at a time by the exact search.
+SEARCHED_PAIRS = 2**23
+# An index is asked for so many gallery items whether it knows them.
+INDEX_SAMPLES = 256
+
+
+class Index(Protocol):
+    """What is asked of a faiss index over the gallery's rows at unit length."""
+
+    def search(self, x: NDArray[np.float32], k: int) -> tuple[NDArray, NDArray]:
+        """Similarities or distances, and row numbers (−1 for none), both ``[len(x), k]``."""
+        ...
+
+    def add(self, x: NDArray[np.float32]) -> None:
+        """Take in further rows."""
+        ...
+
+
+class _Whitening(NamedTuple):
+    mean: Tensor  # [C]
+    root: Tensor  # [C, C]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.normalize((x - self.mean) @ self.root)
+
+
+@torch.no_grad()
+def refine(
+    gallery: Tensor,
+    queries: Tensor | None = None,
+    *,
+    k: int = 7,
+    epsilon: float = 0.5,
+    lam: float = 0.3,
+    num_iterations: int = 3,
+    shrinkage: float | None = 0.2,
+    candidates: int | None = None,
+    index: Index | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""Refine embeddings without labels, through the graph of their nearest neighbours.
+
+    The closed form of :class:`~bgl.layers.AdaptiveGraph` (``formulation="paper"``, :math:`\beta
+    = 0`) needs no labels. Over a gallery it re-weights the nearest neighbours of every item, and
+    what it finds serves twice: to learn a metric, and to mix each item with its neighbours. The
+    results are compared by cosine, like the embeddings they came from. To keep a refined gallery
+    for later queries and items, use :class:`RefinedGallery`, which has the formulas.
+
+    Results with refined embeddings are *transductive*: an item's depends on the rest of the
+    gallery. Report them apart from those of single images.
+
+    Args:
+        gallery: Embeddings, compared by cosine.
+        queries: Further embeddings, refined against the gallery alone: the result for one does
+            not depend on the others, nor does that of the gallery.
+        k, epsilon, lam, num_iterations, shrinkage, candidates, index:
+            see :class:`RefinedGallery`.
+
+    Shapes:
+        - ``gallery`` [N, C]; ``queries`` [Q, C] or None
+        - output [N, C] at unit length; with ``queries`` also theirs, [Q, C]
+
+    Raises:
+        ValueError: See :class:`RefinedGallery`.
+
+    Example:
+        >>> x = torch.randn(100, 16)
+        >>> refine(x, k=5).shape
+        torch.Size([100, 16])
+        >>> gallery, queries = refine(x, queries=torch.randn(3, 16), k=5)
+        >>> queries.shape
+        torch.Size([3, 16])
+    """
+    refined = RefinedGallery(gallery, k, epsilon, lam, num_iterations, shrinkage, candidates, index)
+    if queries is None:
+        return refined.embeddings
+    return refined.embeddings, refined.refine(queries)
+
+
+class RefinedGallery:
+    r"""A gallery refined without labels, kept for queries and further items.
+
+    *Neighbours.* The ``candidates`` nearest items of each by cosine are found once, by an exact
+    search in blocks of rows or by an ``index``; all graphs choose among them.
+
+    *Metric.* Directions in which neighbours differ are shrunk, as relevant component analysis
+    does with pairs known to be alike, here with the learned graph in their place. With
+    :math:`z_i` the embeddings whitened by their covariance and
+    :math:`A` = AdaptiveGraph(:math:`Z`),
+
+    .. math::
+        W = \frac 1N \sum_{ij} a_{ij} (z_i - z_j)(z_i - z_j)^\top, \qquad
+        h_i = \frac{(W + s I)^{-1/2} (z_i - \bar z)}{\|\cdot\|}, \qquad
+        s = \rho\, \frac{\operatorname{tr} W^2}{\operatorname{tr} W} .
+
+    The covariance is shrunk by the same rule, and :math:`z_i` have unit length.
+
+    *Features.* Graph and features are refined in turn as in :class:`~bgl.layers.DyBGR`,
+
+    .. math::
+        F^0 = H, \qquad A^t = \text{AdaptiveGraph}(H;\ F^{t-1}), \qquad
+        F^t = \epsilon A^t H + (1 - \epsilon) H \qquad (t = 1 \dots T).
+
+    Memory grows with N·C and N·``candidates``, never with N².
+
+    Source: Wang et al., *Learning Dynamic Batch-Graph Representation for Deep Representation
+    Learning*, IJCV 2024 (graph and features); Bar-Hillel et al., *Learning a Mahalanobis Metric
+    from Equivalence Constraints*, JMLR 2005 (metric from pairs).
+
+    Args:
+        gallery: Embeddings; copied, and compared by cosine.
+        k: Number of neighbours; about the size of a class is good.
+        epsilon: Share ε of the neighbours in the mix, in [0, 1]. Larger values raise precision
+            among the first ranks and lower the recall of far ones.
+        lam: Weight λ of the similarity of refined features.
+        num_iterations: T, ≥ 0.
+        shrinkage: ρ > 0, larger for a metric closer to the cosine; None leaves it as it is.
+        candidates: Neighbours to choose from, more than ``k``; default ``4 * k``, at most N − 1.
+        index: A faiss index that holds the gallery's rows at unit length, for an approximate
+            search (or any object with its ``search`` and ``add``).
+
+    Shapes:
+        - ``gallery`` [N, C]
+        - ``embeddings`` [N, C] refined, at unit length, at least float32
+
+    Raises:
+        ValueError: If an argument has the wrong type, shape or range, embeddings are not finite
+            or zero, ``k`` ≥ N, or the index holds something else.
+
+    Example:
+        >>> gallery = RefinedGallery(torch.randn(100, 16), k=5)
+        >>> gallery.refine(torch.randn(3, 16)).shape
+        torch.Size([3, 16])
+        >>> gallery.add(torch.randn(2, 16))
+        >>> gallery.embeddings.shape
+        torch.Size([102, 16])
+    """
+
+    embeddings: Tensor
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        gallery: Tensor,
+        k: int = 7,
+        epsilon: float = 0.5,
+        lam: float = 0.3,
+        num_iterations: int = 3,
+        shrinkage: float | None = 0.2,
+        candidates: int | None = None,
+        index: Index | None = None,
+    ) -> None:
+        self.epsilon = check_real(epsilon, "epsilon", 0.0, 1.0)
+        self.num_iterations = check_int(num_iterations, "num_iterations", 0)
+        self.learner = AdaptiveGraph(k, lam, beta=0.0, formulation="paper")
+        if shrinkage is not None:
+            check_real(shrinkage, "shrinkage", 0.0, exclusive=True)
+        self._x = _directions(gallery, "gallery")
+        n = len(self._x)
+        if k >= n:
+            raise ValueError(
+                f"Expected argument `k` to be smaller than the gallery, which has {n} rows, got {k}"
+            )
+        self.candidates = (
+            4 * k if candidates is None else check_int(candidates, "candidates", k + 1)
+        )
+        self.index = index
+        if index is not None:
+            _check_index(index, self._x)
+
+        found = self._search(self._x, min(self.candidates, n - 1) + 1)
+        self._near = _without_self(found)  # [N, M] candidates of each item
+        self._metric: list[_Whitening] = []
+        self._h = self._x  # in the learned metric
+        if shrinkage is not None:
+            self._learn_metric(shrinkage)
+        self.embeddings = self._h
+        self.embeddings = self._mix(torch.arange(n, device=self._x.device))
+
+    @torch.no_grad()
+    def refine(self, queries: Tensor) -> Tensor:
+        """Refine queries against the gallery, each by itself; the gallery stays as it is.
+
+        A query chooses among its nearest gallery items, whose refined features are its context.
+
+        Args:
+            queries: Embeddings [Q, C] of the same kind as the gallery's.
+
+        Returns:
+            [Q, C] at unit length.
+
+        Raises:
+            ValueError: If they are no such embeddings, not finite or zero.
+        """
+        x = self._directions(queries, "queries")
+        if len(x) == 0:
+            return x
+        near = self._search(x, self._near.size(1))
+        return self._mix(len(self._h) + torch.arange(len(x), device=x.device), near, self._map(x))
+
+    @torch.no_grad()
+    def add(self, items: Tensor) -> None:
+        """Add items, and refine again those that find one of them among their candidates.
+
+        The metric stays, and so do all other items, bit for bit: what separates the result from
+        that of a gallery refined as a whole. Neighbours are searched exactly; an ``index`` is
+        given the new rows.
+
+        Args:
+            items: Embeddings [A, C] of the same kind as the gallery's.
+
+        Raises:
+            ValueError: If they are no such embeddings, not finite or zero.
+        """
+        items = self._directions(items, "items")
+        n, added = len(self._x), len(items)
+        if added == 0:
+            return
+        device = self._x.device
+        new = torch.arange(n, n + added, device=device)
+        near, changed = self._insert(items, new)
+        self._x = torch.cat([self._x, items])
+        self._h = torch.cat([self._h, self._map(items)]) if self._metric else self._x
+        own = _without_self(_exact_search(items, self._x, near.size(1) + 1), n)
+        self._near = torch.cat([near, own])
+        rows = torch.cat([changed, new])
+        # a copy: who holds the old embeddings keeps them
+        self.embeddings = torch.cat([self.embeddings, self._h[n:]])
+        self.embeddings[rows] = self._mix(rows)
+        if self.index is not None:
+            self.index.add(_to_numpy(items))
+
+    def _directions(self, x: Tensor, name: str) -> Tensor:
+        x = _directions(x, name).to(self._x)
+        if x.size(1) != self._x.size(1):
+            raise ValueError(
+                f"Expected argument `{name}` to have as many columns as the gallery "
+                f"({self._x.size(1)}), but got {x.size(1)}"
+            )
+        return x
+
+    def _search(self, x: Tensor, count: int) -> Tensor:
+        """The nearest gallery items [R, count] of unit rows, −1 for none."""
+        if self.index is None:
+            return _exact_search(x, self._x, count)
+        return torch.from_numpy(self.index.search(_to_numpy(x), count)[1]).to(x.device).long()
+
+    def _insert(self, items: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
+        """The candidates with new items among them, and the rows where that changed them."""
+        x, near = self._x, self._near
+        result, changed = near.clone(), []
+
+        def similarity(rows: Tensor, nodes: Tensor) -> Tensor:
+            dots = torch.einsum("rc,rpc->rp", x[rows], x[nodes.clamp(min=0)])
+            return dots.masked_fill(nodes < 0, -torch.inf)
+
+        step = max(1, SEARCHED_PAIRS // max(items.shape))
+        for rows in torch.arange(len(x), device=x.device).split(step):
+            best = (x[rows] @ items.t()).amax(1)
+            rows = rows[best > similarity(rows, near[rows, -1:])[:, 0]]  # the last is the farthest
+            changed.append(rows)
+            for part in rows.split(max(1, step // near.size(1))):
+                score = torch.cat([similarity(part, near[part]), x[part] @ items.t()], dim=1)
+                nodes = torch.cat([near[part], new.expand(len(part), -1)], dim=1)
+                result[part] = nodes.gather(1, score.topk(near.size(1), dim=1).indices)
+        return result, torch.cat(changed)
+
+    def _learn_metric(self, shrinkage: float) -> None:
+        x, n = self._x, len(self._x)
+        mean = x.mean(0)
+        whitened = _Whitening(mean, _inverse_root((x - mean).t() @ (x - mean) / n, shrinkage))
+        z = whitened(x)
+        graph = self.learner.neighbors(self.learner.prepare(z, candidates=self._near), z)
+        within = _Whitening(z.mean(0), _inverse_root(_scatter(z, graph), shrinkage))
+        self._metric = [whitened, within]
+        self._h = within(z)
+
+    def _map(self, x: Tensor) -> Tensor:
+        for whiten in self._metric:
+            x = whiten(x)
+        return x
+
+    def _mix(
+        self, rows: Tensor, near: Tensor | None = None, queries: Tensor | None = None
+    ) -> Tensor:
+        """Refine some rows; the others that they look at keep their refined features.
+
+        ``rows`` are the gallery's, or lie behind it where they are those of ``queries``, which
+        choose among the gallery items ``near``.
+        """
+        near = self._near[rows] if near is None else near
+        nodes, local = _neighborhood(rows, near, len(self._h))
+        others = nodes[len(rows) :]
+        h = torch.cat([self._h[rows] if queries is None else queries, self._h[others]])
+        own, known = h[: len(rows)], self.embeddings[others]
+        state = self.learner.prepare(h, candidates=local)
+        refined = own
+        for step in range(self.num_iterations):
+            # `h` itself where it is the context: its products are known
+            context = torch.cat([refined, known]) if step > 0 or len(others) > 0 else h
+            graph = self.learner.neighbors(state, context)
+            # an item without any neighbour stays as it is
+            share = self.epsilon * graph.weight.sum(1, keepdim=True)
+            refined = _gather(h, graph).mul_(self.epsilon).addcmul_(1 - share, own)
+        return F.normalize(refined)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({list(self.embeddings.shape)}, {self.learner})"
+
+
+def _directions(x: Tensor, name: str) -> Tensor:
+    """The checked rows at unit length."""
+    check_matrix(x, name)
+    x = at_least_float32(x)
+    if len(x) == 0:
+        return x
+    check_finite(x, name)
+    # by the largest entry first: squares of very large or small entries leave the range
+    largest = x.abs().amax(1, keepdim=True) if x.size(1) > 0 else x.new_zeros(len(x), 1)
+    if bool((largest == 0).any()):
+        zero = (largest[:, 0] == 0).nonzero().flatten().tolist()
+        raise ValueError(
+            f"Expected argument `{name}` to have a direction in every row, but got "
+            f"{len(zero)} row(s) of zeros, the first at index {zero[0]}"
+        )
+    return F.normalize(x / largest)
+
+
+def _check_index(index: Index, x: Tensor) -> None:
+    if not hasattr(index, "search") or not hasattr(index, "add"):
+        raise ValueError(
+            f"Expected argument `index` to have faiss's `search` and `add`, but got {index!r}"
+        )
+    for attribute, expected in (("ntotal", len(x)), ("d", x.size(1))):
+        got = getattr(index, attribute, expected)
+        if got != expected:
+            raise ValueError(
+                f"Expected argument `index` to hold the gallery, {list(x.shape)}, "
+                f"but got an index with {attribute}={got}"
+            )
+    some = x[:: max(1, len(x) // INDEX_SAMPLES)]
+    found = torch.from_numpy(index.search(_to_numpy(some), 2)[1]).to(x.device).long()
+    similarity = torch.einsum("rc,rpc->rp", some, x[found.clamp(min=0)])
+    known = (similarity.masked_fill(found < 0, -1).amax(1) > 0.999).float().mean()
+    if known < 0.5:
+        raise ValueError(
+            "Expected argument `index` to hold the rows of the gallery at unit length and in its "
+            f"order, but it finds only {known:.0%} of {len(some)} rows when asked for them"
+        )
+
+
+def _to_numpy(x: Tensor) -> NDArray[np.float32]:
+    return x.detach().cpu().float().numpy()
+
+
+def _exact_search(x: Tensor, gallery: Tensor, count: int) -> Tensor:
+    """The most similar gallery rows [R, count], a block of rows at a time."""
+    count = min(count, len(gallery))
+    found = torch.empty(len(x), count, dtype=torch.long, device=x.device)
+    step = min(max(1, SEARCHED_PAIRS // len(gallery)), len(x))
+    # one buffer: large blocks that come and go between small ones would tear the heap apart
+    buffer = x.new_empty(step, len(gallery))
+    for rows, result in zip(x.split(step), found.split(step), strict=True):
+        score = torch.mm(rows, gallery.t(), out=buffer[: len(rows)])
+        result.copy_(score.topk(count, dim=1).indices)
+    return found
+
+
+def _without_self(found: Tensor, first: int = 0) -> Tensor:
+    """Drop row i's own number ``first + i``, or the last where it is not among the found."""
+    own = found == torch.arange(first, first + len(found), device=found.device)[:, None]
+    own[:, -1] |= ~own.any(1)
+    return found[~own].view(len(found), -1)
+
+
+def _neighborhood(rows: Tensor, near: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """The nodes to look at, ``rows`` first, and the rows' candidates by their place in it."""
+    place = rows.new_full((max(n, int(rows.max()) + 1),), -1)
+    place[near[near >= 0]] = 0
+    place[rows] = -1
+    nodes = torch.cat([rows, (place == 0).nonzero().flatten()])
+    place[nodes] = torch.arange(len(nodes), device=rows.device)
+    return nodes, torch.where(near >= 0, place[near.clamp(min=0)], -1)
+
+
+def _gather(x: Tensor, graph: Neighbors) -> Tensor:
+    """Σ_j a_ij x_j [R, C], without the features [R, k, C] of all neighbours."""
+    weight = graph.weight.to(x.dtype)
+    return F.embedding_bag(graph.source, x, per_sample_weights=weight, mode="sum")
+
+
+def _scatter(z: Tensor, graph: Neighbors) -> Tensor:
+    """W = (1/N) Σ a_ij (z_i − z_j)(z_i − z_j)ᵀ, through the Laplacian of the graph."""
+    degree = graph.weight.sum(1)
+    degree = degree.index_add(0, graph.source.flatten(), graph.weight.flatten())
+    cross = z.t() @ _gather(z, graph)
+    return (z.t() @ (z * degree[:, None]) - cross - cross.t()) / len(z)
+
+
+def _inverse_root(w: Tensor, shrinkage: float) -> Tensor:
+    """(W + sI)^(−1/2), s = ρ tr(W²) / tr(W); the identity where W vanishes."""
+    values, vectors = torch.linalg.eigh(w)
+    values = values.clamp(min=0)
+    total = values.sum()
+    if total <= len(values) * torch.finfo(values.dtype).eps:  # rows are alike
+        return torch.eye(len(w), dtype=w.dtype, device=w.device)
+    root = (values + shrinkage * values.square().sum() / total).rsqrt()
+    return (vectors * root) @ vectors.t()

@@ -1,0 +1,217 @@
+"""benchmarks/: refined embeddings, their peers, and the rows that ``--refine`` adds."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import normalize
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import refine
+import report
+import reranking
+import run
+
+import bgl
+from bgl import models
+from bgl.datasets import load_dataset
+from bgl.metrics import retrieval_metrics
+
+EVERY = torch.arange(40)
+
+
+@pytest.fixture
+def x() -> Tensor:
+    centers = torch.randn(8, 12).repeat_interleave(5, 0)
+    return (centers + 0.8 * torch.randn(40, 12)).double()
+
+
+def test_ranking_metrics_are_those_of_the_library(x):
+    y = EVERY // 5
+    expected = retrieval_metrics(x, y)
+    assert reranking.ranking_metrics(reranking.plain(x), y) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 3.0])
+def test_expansion_by_definition(x, alpha):
+    unit = normalize(x)
+    expanded = []
+    for item in unit:
+        order = (unit @ item).argsort(descending=True)[:4]  # itself and three
+        expanded.append(sum((unit[j] @ item) ** alpha * unit[j] for j in order))
+    expanded = normalize(torch.stack(expanded))
+    actual = reranking.query_expansion(x, 3, alpha)(EVERY)
+    torch.testing.assert_close(actual, -expanded @ unit.t())
+    actual = reranking.database_augmentation(x, 3, alpha)(EVERY)
+    torch.testing.assert_close(actual, -expanded @ expanded.t())
+
+
+def k_reciprocal_by_definition(x: Tensor, k1: int, k2: int, lam: float) -> Tensor:
+    unit = normalize(x)
+    distance = (2 - 2 * unit @ unit.t()).clamp(min=0)
+    distance = distance / distance.amax(1, keepdim=True)
+    order = distance.argsort(1).tolist()
+
+    def mutual(i: int, k: int) -> set[int]:
+        return {j for j in order[i][: k + 1] if i in order[j][: k + 1]}
+
+    vectors = torch.zeros(len(x), len(x), dtype=x.dtype)
+    for i in range(len(x)):
+        members = mutual(i, k1)
+        grown = set(members)
+        for j in members:
+            others = mutual(j, round(k1 / 2))
+            if len(members & others) > 2 / 3 * len(others):
+                grown |= others
+        for j in grown:
+            vectors[i, j] = torch.exp(-distance[i, j])
+        vectors[i] /= vectors[i].sum()
+    vectors = torch.stack([vectors[order[i][:k2]].mean(0) for i in range(len(x))])
+    low = torch.minimum(vectors[:, None], vectors[None]).sum(2)
+    high = torch.maximum(vectors[:, None], vectors[None]).sum(2)
+    return (1 - lam) * (1 - low / high) + lam * distance
+
+
+@pytest.mark.parametrize(("k1", "k2", "lam"), [(6, 2, 0.3), (9, 4, 0.0), (5, 1, 1.0)])
+def test_k_reciprocal_by_definition(x, k1, k2, lam):
+    actual = reranking.k_reciprocal(x, k1, k2, lam)(EVERY)
+    expected = k_reciprocal_by_definition(x, k1, k2, lam)
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_whitening_without_shrinkage_leaves_the_identity(x):
+    white = reranking.whitened(x, 1e-12)
+    centered = normalize(x) - normalize(x).mean(0)
+    full = centered @ torch.linalg.pinv(centered.t() @ centered / 40) @ centered.t()
+    scale = full.diagonal().sqrt()
+    torch.testing.assert_close(white @ white.t(), full / scale[:, None] / scale)
+
+
+def entry(method: str, options: dict[str, Any], recall: float, precision: float) -> dict[str, Any]:
+    metrics = {"recall@1": recall, "map@r": precision}
+    return {"kind": "none", "seed": 0, "method": method, "options": options, "metrics": metrics}
+
+
+def test_the_choice_keeps_recall(monkeypatch):
+    settings = [{"k": 1}, {"k": 2}, {"k": 3}]
+    monkeypatch.setattr(
+        refine,
+        "METHODS",
+        {"plain": (reranking.plain, [{}]), "a": (None, settings), "b": (None, settings)},
+    )
+    rows = [entry("plain", {}, 0.5, 0.3)]
+    rows += [entry("a", {"k": k}, r, p) for k, r, p in ((1, 0.5, 0.4), (2, 0.6, 0.5), (3, 0.4, 1))]
+    rows += [entry("b", {"k": k}, r, p) for k, r, p in ((1, 0.2, 1), (2, 0.3, 0), (3, 0.1, 1))]
+    chosen = refine.choose(rows, "none")
+    assert chosen["a"]["options"] == {"k": 2}  # k = 3 loses Recall@1
+    assert chosen["b"]["options"] == {"k": 2}  # all do: the one that loses least
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run with ``--refine``."""
+    root = tmp_path_factory.mktemp("refine")
+    generator = torch.Generator().manual_seed(0)
+    for part, number in (("train", 8), ("test", 4)):
+        for c in range(number):
+            folder = root / "images" / part / f"{part}{c}"
+            folder.mkdir(parents=True)
+            colour = torch.randint(110, 146, (1, 1, 3), generator=generator)
+            for i in range(4):
+                noise = torch.randint(-110, 110, (36, 36, 3), generator=generator)
+                Image.fromarray((colour + noise).to(torch.uint8).numpy()).save(folder / f"{i}.png")
+    words = "--dataset folder --backbone test_resnet --weights none --image-size 32 --epochs 1"
+    words += " --batch-size 8 --per-class 2 --head-dim 8 --device cpu --workers 0 --method none"
+    words += f" --val-fraction 0.5 --refine --data-root {root / 'images'} --output-dir {root / 'a'}"
+    assert run.main(words.split()) == 0
+    return root / "a"
+
+
+def test_rows_of_a_run_are_marked(finished):
+    rows = json.loads((finished / "results.json").read_text())["rows"]
+    (refined,) = [row for row in rows if row.get("transductive")]
+    assert rows[-1] is refined
+    assert (refined["method"], refined["embedding"]) == ("none", "backbone")
+    model = models.load(finished / "none-seed0")
+    images = load_dataset("folder", finished.parent / "images", val_fraction=0.5).test
+    x = model.embed([images.read(i) for i in range(16)], output="backbone")
+    expected = retrieval_metrics(bgl.refine(x, k=7), images.labels)
+    assert refined["metrics"] == pytest.approx(expected)
+    text = report.markdown(rows)
+    (line,) = [line for line in text.splitlines() if "refined (transductive)" in line]
+    assert line == text.splitlines()[-1]
+
+
+def test_the_page_shows_what_refinement_changed(finished):
+    page = (finished / "explorer.html").read_text(encoding="utf-8")
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
+    assert found is not None
+    retrieval = json.loads(found[1])["retrieval"]
+    assert [model["name"] for model in retrieval["models"]][1:] == [
+        "none-seed0",
+        "none-seed0, refined",
+    ]
+    refined = retrieval["comparisons"][-1]
+    assert refined["name"] == "none-seed0, refined (transductive)"
+    assert (refined["before"], refined["without"], refined["graph"]) == (0, 1, 2)
+    with np.load(finished / "none-seed0" / "refined.npz") as arrays:
+        assert arrays["nearest"].shape == (16, retrieval["k"])
+
+
+def test_benchmark(finished, tmp_path, monkeypatch, capsys):
+    methods = {
+        "plain": (reranking.plain, [{}]),
+        "DBA": (reranking.database_augmentation, [{"k": 1, "alpha": 3.0}, {"k": 2, "alpha": 3.0}]),
+        "refined": (reranking.refined, [{"k": 2}, {"k": 3, "shrinkage": 0.3}]),
+    }
+    monkeypatch.setattr(refine, "METHODS", methods)
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- table -->\nold\n<!-- /table -->\nafter\n")
+    words = ["refine.py", str(finished), "--output-dir", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", words)
+    refine.main()
+    content = (tmp_path / "out" / "results.json").read_text()
+    rows = json.loads(content)["rows"]
+    assert [(r["kind"], r["method"], r["transductive"]) for r in rows] == [
+        (kind, method, method != "plain") for kind in ("none", "pretrained") for method in methods
+    ]
+    assert all(row["seconds"] > 0 and row["memory_mb"] >= 0 for row in rows)
+    run_rows = json.loads((finished / "results.json").read_text())["rows"]
+    for row in rows[::3]:
+        (same,) = [
+            r
+            for r in run_rows
+            if (r["method"], r["embedding"]) == (row["kind"], "backbone")
+            and not r.get("transductive")
+        ]
+        assert row["metrics"] == pytest.approx(same["metrics"])
+
+    def never(*_: Any) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(refine, "measure", never)
+    refine.main()
+    assert (tmp_path / "out" / "results.json").read_text() == content
+    capsys.readouterr()
+    stored = ["refine.py", "--output-dir", str(tmp_path / "out"), "--page", str(page)]
+    monkeypatch.setattr(sys, "argv", stored)
+    refine.main()
+    table = capsys.readouterr().out
+    expected = f"before\n<!-- table -->\n{table}<!-- /table -->\nafter\n"
+    assert page.read_text() == expected
+    assert len(table.splitlines()) == 2 + len(rows)
+
+
+def test_folders_without_a_model_are_named(tmp_path):
+    with pytest.raises(ValueError, match=str(tmp_path)):
+        refine.trainings([tmp_path])
