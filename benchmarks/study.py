@@ -123,6 +123,7 @@ class Study:
         arms: Options of run.py by the arm's name.
         seeds: Seeds of every arm.
         baselines: By arm, the arm it is compared with.
+        controls: By arm, further arms it is compared with.
         base: Options of all arms.
         grid: Values by option; each arm is trained with every combination.
         grid_seeds: Seeds the combination is chosen with, by mean validation MAP@R.
@@ -132,6 +133,7 @@ class Study:
     arms: dict[str, Options]
     seeds: list[int]
     baselines: dict[str, str] = field(default_factory=dict)
+    controls: dict[str, list[str]] = field(default_factory=dict)
     base: Options = field(default_factory=dict)
     grid: dict[str, list[Any]] = field(default_factory=dict)
     grid_seeds: list[int] = field(default_factory=list)
@@ -152,7 +154,9 @@ class Study:
             study = cls(**values, sweeps=sweeps)
         except TypeError as error:
             raise ValueError(f"Expected {path} to hold the fields of a study: {error}") from None
-        for arm in (*study.baselines, *study.baselines.values(), *(s.arm for s in sweeps.values())):
+        named = [*study.baselines.items(), *study.controls.items()]
+        others = [name for _, given in named for name in ([given] if type(given) is str else given)]
+        for arm in (*dict(named), *others, *(s.arm for s in sweeps.values())):
             check_choice(arm, "arm", tuple(study.arms))
         for training in study.possible():
             _ = training.config  # refuses unknown options and values

@@ -1,7 +1,7 @@
 """Tables and plots of a study: ``python benchmarks/study_report.py STUDY RESULTS PAGE [PAGE ...]``
 
 The pages hold the text; between ``<!-- NAME -->`` and ``<!-- /NAME -->`` stand the tables (arms,
-heads, grid, selection, sweeps, graphs, commands), which are made anew from the stored results.
+heads, controls, grid, selection, sweeps, graphs, commands), made anew from the stored results.
 Plots go beside the first page. With ``--csv FILE`` every training is written as a line as well.
 """
 
@@ -100,6 +100,19 @@ def arms_table(results: Results, embedding: str) -> str:
     titles = list(METRICS.values())
     gains = [f"Δ {title}" for title in titles]
     return markdown(["arm", *grid, "seeds", *titles, *gains, "Δ to"], lines)
+
+
+def controls_table(results: Results) -> str:
+    """Paired differences between an arm and its controls."""
+    lines = []
+    for arm, others in results.study.controls.items():
+        for other in others:
+            pair = results.arms.get(arm, {}), results.arms.get(other, {})
+            both = len(pair[0].keys() & pair[1].keys())
+            gains = [signed(paired(*pair, metric)) for metric in METRICS]
+            lines.append([arm, other, str(both), *gains])
+    header = ["arm", "against", "seeds", *(f"Δ {title}" for title in METRICS.values())]
+    return markdown(header, lines, left=2)
 
 
 def grid_table(results: Results) -> str:
@@ -289,6 +302,7 @@ def main(argv: list[str] | None = None) -> int:
         tables = {
             "arms": arms_table(results, "backbone"),
             "heads": arms_table(results, "head"),
+            "controls": controls_table(results),
             "grid": grid_table(results),
             "selection": selection_table(results),
             "sweeps": sweeps_table(results),

@@ -28,6 +28,7 @@ STUDY: dict[str, Any] = {
     "grid_seeds": [0],
     "arms": {"none": {"method": "none"}, "graph": {"method": "dybgr"}},
     "baselines": {"graph": "none"},
+    "controls": {"graph": ["none"]},
     "sweeps": {"k": {"arm": "graph", "option": "dybgr.k", "values": [2], "seeds": [1]}},
 }
 
@@ -115,10 +116,27 @@ def test_key_of_an_older_configuration_has_the_defaults_of_its_time():
     [
         ({"arm": {}}, "fields of a study"),
         ({"baselines": {"graph": "nobody"}}, "`arm`"),
-        ({"arms": {"none": {"method": "none", "lrr": 1}}, "baselines": {}, "sweeps": {}}, "lrr"),
-        ({"arms": {"none": {"method": ["none", "dybgr"]}}, "baselines": {}, "sweeps": {}}, "one"),
+        ({"controls": {"graph": ["nobody"]}}, "`arm`"),
+        (
+            {
+                "arms": {"none": {"method": "none", "lrr": 1}},
+                "baselines": {},
+                "controls": {},
+                "sweeps": {},
+            },
+            "lrr",
+        ),
+        (
+            {
+                "arms": {"none": {"method": ["none", "dybgr"]}},
+                "baselines": {},
+                "controls": {},
+                "sweeps": {},
+            },
+            "one",
+        ),
     ],
-    ids=["unknown field", "unknown baseline", "unknown option", "two methods"],
+    ids=["unknown field", "unknown baseline", "unknown control", "unknown option", "two methods"],
 )
 def test_errors_of_the_file(tmp_path, capsys, changes, message):
     (tmp_path / "study.yaml").write_text(yaml.safe_dump({**STUDY, **changes}, sort_keys=False))
@@ -222,7 +240,7 @@ def cells(text: str, *start: str) -> list[str]:
 
 def test_tables_and_plots(results):
     page = results / "results.md"
-    tables = ["arms", "heads", "grid", "selection", "sweeps", "graphs", "commands"]
+    tables = ["arms", "heads", "controls", "grid", "selection", "sweeps", "graphs", "commands"]
     page.write_text("# Text\n" + "".join(f"<!-- {t} -->\nold\n<!-- /{t} -->\n" for t in tables))
     words = [
         str(results / name) for name in ("study.yaml", "results.json", "results.md", "all.csv")
@@ -236,6 +254,7 @@ def test_tables_and_plots(results):
     half = student.ppf(0.975, 2) * statistics.stdev(gains) / 3**0.5
     arm = cells(text, "graph", "0.1", "3")
     assert arm[3:] == ["70.0 ± 24.8", "35.0 ± 12.4", f"+20.0 ± {half:.1f}", "+10.0 ± 12.4", "none"]
+    assert cells(text, "graph", "none", "3")[3:] == [f"+20.0 ± {half:.1f}", "+10.0 ± 12.4"]
     assert cells(text, "none", "0.2", "3")[5:] == ["", "", ""]
     assert cells(text, "graph", "**60.0**") == ["graph", "**60.0**", "10.0"]
     chosen = cells(text, "graph", "R@1")  # test curves: 0.7 in epoch 1, 0.4 in the chosen epoch 2
