@@ -13,11 +13,12 @@ import faiss
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from bgl._checks import check_choice, check_int
 from bgl._io import atomic_path, write_text
 from bgl.datasets import BrokenImageError
-from bgl.hyperbolic import HyperbolicDistance
+from bgl.hyperbolic import HyperbolicDistance, rank_factors
 from bgl.models import Encoder, load, model_digest
 from bgl.search.images import embed_files, find_images
 
@@ -39,11 +40,10 @@ class SearchIndex:
     The search is exact, in one faiss ``IndexFlatIP``, whose score is an inner product:
 
     - cosine: the product of the embeddings divided by their norms;
-    - hyperbolic, on the ball of curvature :math:`-c`: the distance grows with
-      :math:`u = |x - y|^2 / ((1 - c|x|^2)(1 - c|y|^2))`, and for one query :math:`x` so does
-      :math:`|x - y|^2 / (1 - c|y|^2) = \langle (|x|^2, 1, -2x), (1, |y|^2, y) / (1 - c|y|^2)
-      \rangle`: two more dimensions, the same order as the distance
-      :math:`\frac{2}{\sqrt c} \operatorname{arsinh} \sqrt{c\,u}`, which is what a hit shows.
+    - hyperbolic, on the ball of curvature :math:`-c`: the distance
+      :math:`\frac{2}{\sqrt c} \operatorname{arsinh} \sqrt s` grows with
+      :math:`s = c\,|x - y|^2 / ((1 - c|x|^2)(1 - c|y|^2))`, which is the inner product of
+      :func:`bgl.hyperbolic.rank_factors`.
 
     Make one with :meth:`build` or :meth:`load`.
 
@@ -198,7 +198,7 @@ class SearchIndex:
         x, paths, broken = embed_files(self.encoder, find_images(images), self.output)
         curvature = _curvature(self.encoder, self.output)
         products, rows = self.vectors.search(_queries(x, curvature), k)
-        scores = _scores(x, torch.from_numpy(products), curvature)
+        scores = _scores(torch.from_numpy(products), curvature)
         hits = {
             path: [Hit(self.paths[row], score) for row, score in zip(*pair, strict=True)]
             for path, *pair in zip(paths, rows.tolist(), scores.tolist(), strict=True)
@@ -220,23 +220,18 @@ def _curvature(encoder: Encoder, output: str) -> float | None:
 
 def _entries(y: Tensor, c: float | None) -> np.ndarray:
     """Embeddings [N, D] as faiss stores them."""
-    if c is None:
-        return torch.nn.functional.normalize(y).numpy()
-    norm = y.square().sum(dim=1, keepdim=True)
-    return (torch.cat([torch.ones_like(norm), norm, y], dim=1) / (1 - c * norm)).numpy()
+    stored = normalize(y) if c is None else rank_factors(y, c=c)[1]
+    return np.ascontiguousarray(stored.numpy())
 
 
 def _queries(x: Tensor, c: float | None) -> np.ndarray:
     """Embeddings [Q, D] whose largest inner products with the stored ones are the nearest."""
-    if c is None:
-        return torch.nn.functional.normalize(x).numpy()
-    norm = x.square().sum(dim=1, keepdim=True)
-    return torch.cat([-norm, -torch.ones_like(norm), 2 * x], dim=1).numpy()
+    asked = normalize(x) if c is None else -rank_factors(x, c=c)[0]
+    return np.ascontiguousarray(asked.numpy())
 
 
-def _scores(x: Tensor, products: Tensor, c: float | None) -> Tensor:
+def _scores(products: Tensor, c: float | None) -> Tensor:
     """Inner products [Q, k] as cosine similarities or hyperbolic distances."""
     if c is None:
         return products
-    u = (-products).clamp_min(0) / (1 - c * x.square().sum(dim=1, keepdim=True))
-    return 2 / math.sqrt(c) * (c * u).sqrt().asinh()
+    return 2 / math.sqrt(c) * (-products).clamp_min(0).sqrt().asinh()
