@@ -1,7 +1,7 @@
 """What bgl is measured against: the same results, computed the straightforward way.
 
 Each function is written plainly from a paper's formula: dense matrices, full sorts, loops and
-one-hot tensors, as one would write it first. Two public libraries come at the end.
+one-hot tensors, as one would write it first. Public libraries come at the end.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch_geometric.nn import SimpleConv
 
 Layer = Callable[[Tensor], Tensor]
 Statistics = tuple[Tensor, Tensor, Tensor]  # mean [K, D], variance [K, D], count [K]
@@ -283,3 +284,22 @@ def block(x: Tensor, mix: Layer, norm1: nn.Module, norm2: nn.Module, mlp: nn.Mod
     x = x + mix(norm1(x))
     mixed: Tensor = x + mlp(norm2(x))
     return mixed
+
+
+def simple_conv(x: Tensor, edge_index: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """A graph's weighted sums from PyG's own layer, mixed with the nodes themselves."""
+    mixed: Tensor = SimpleConv(aggr="sum")(x, edge_index, weight)
+    return epsilon * mixed + (1 - epsilon) * x
+
+
+def open_metric_learning_recall(x: Tensor, y: Tensor, k: Sequence[int]) -> dict[str, Tensor]:
+    """Recall@K by cosine from open-metric-learning (its MAP@K is another measure than MAP@R)."""
+    from oml.functional.knn import batched_knn
+    from oml.functional.metrics import calc_retrieval_metrics
+
+    ids = torch.arange(len(x))
+    _, found, relevant = batched_knn(F.normalize(x), ids, ids, top_n=max(k), labels_gt=y)
+    values = calc_retrieval_metrics(
+        found, relevant, cmc_top_k=tuple(k), precision_top_k=(), map_top_k=(), verbose=False
+    )
+    return {f"recall@{cutoff}": values["cmc"][cutoff] for cutoff in k}

@@ -2,110 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import peers
 import torch
+from speed_base import Case, Comparison, Scale, Values, class_data, flop, train_step
+from speed_retrieval import (
+    recall_faiss,
+    recall_hyperbolic,
+    recall_library,
+    recall_oml,
+    recall_rows,
+)
 from torch import Tensor, nn
 
 from bgl.augment import AugmentedLoss, ClassStatistics, NeighborCorrection
-from bgl.hyperbolic import HyperbolicDistance, ToPoincareBall
-from bgl.layers import BGFormerBlock, DyBGRBlock
+from bgl.hyperbolic import ToPoincareBall
+from bgl.layers import BatchGraphConv, BGFormerBlock, DyBGRBlock
 from bgl.layers.bgformer import ClassMean
 from bgl.losses import PairwiseCrossEntropyLoss
-from bgl.metrics import retrieval_metrics
 from bgl.training import TrainConfig, build_model
 from bgl.training.build import build_augmentation, build_criterion, make_optimizer
 from bgl.training.loop import freeze_batch_norm
-
-Values = dict[str, Tensor]
-Work = Callable[[], Values]
-Product = tuple[int, int, int]  # [m, k] @ [k, n]
-
-SHORTEST = 0.1  # seconds: shorter work is repeated within a measurement
-RECALL_AT = (1, 2, 4, 8)
-
-
-@dataclass(frozen=True)
-class Scale:
-    """The size of a case; data of training cases has the given dtype."""
-
-    dtype: torch.dtype = torch.float32
-    small: bool = False
-    full: bool = False
-
-    def __call__(self, paper: int, small: int) -> int:
-        return small if self.small else paper
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The two sides of a case at one size."""
-
-    ours: Work
-    peer: Work
-    shared: Callable[[], object] | None = None  # work of both sides, timed once, added to both
-    products: float = 0.0  # FLOP of the matrix products that nothing can avoid
-    check: Callable[[], tuple[Values, Values]] | None = None  # instead of comparing the sides
-
-
-@dataclass(frozen=True)
-class Case:
-    """One row of the table."""
-
-    name: str
-    work: str
-    against: str
-    build: Callable[[Scale], Comparison]
-    time: float | None = None  # least ratio of CPU seconds
-    memory: float | None = None  # least ratio of peak memory
-    most_memory: float | None = None  # of ours, in MiB
-    dtype: torch.dtype = torch.float64  # of the check
-    tolerance: float = 1e-6  # of the check, relative to each array's largest magnitude
-
-    @property
-    def target(self) -> str:
-        parts = []
-        if self.time is not None:
-            parts.append(f"≥ {self.time:.3g}×")
-        if self.memory is not None:
-            parts.append(f"memory ≤ 1/{self.memory:.3g}")
-        if self.most_memory is not None:
-            parts.append(f"≤ {self.most_memory:.0f} MiB")
-        return ", ".join(parts) or "–"
-
-
-# ---------------------------------------------------------------------------------------- cases
-
-
-def train_step(
-    function: Callable[[Tensor], Tensor], x: Tensor, parameters: Iterable[Tensor] = ()
-) -> Values:
-    """Output of a function of ``x``, and the gradients of a weighted sum of it."""
-    x = x.detach().requires_grad_()
-    out = function(x)
-    weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
-    if out.dim() == 0:
-        weight = torch.ones_like(out)
-    gradients = torch.autograd.grad((out * weight).sum(), [x, *parameters])
-    return {"out": out.detach(), **{f"gradient {i}": g for i, g in enumerate(gradients)}}
-
-
-def flop(products: Iterable[Product], train: bool = True) -> float:
-    """Floating-point operations of matrix products; backward takes two more of each."""
-    return (3 if train else 1) * sum(2.0 * m * k * n for m, k, n in products)
-
-
-def class_data(scale: Scale, classes: int, per_class: int, channels: int) -> tuple[Tensor, Tensor]:
-    """Clustered points, sorted by class."""
-    generator = torch.Generator().manual_seed(0)
-    y = torch.arange(classes).repeat_interleave(per_class)
-    center = torch.randn(classes, channels, generator=generator, dtype=torch.float64)
-    noise = torch.randn(len(y), channels, generator=generator, dtype=torch.float64)
-    return (center[y] + 1.5 * noise).to(scale.dtype), y
 
 
 def dybgr(scale: Scale, ffn: bool, gather: bool) -> Comparison:
@@ -307,69 +226,41 @@ def augmentation(scale: Scale, estimates: bool) -> Comparison:
     )
 
 
-def retrieval_set(scale: Scale, n: int | None = None) -> tuple[Tensor, Tensor]:
-    """Embeddings like those of SOP's test images: about five per class."""
-    if n is None:
-        n = 60_000 if scale.full else 10_000
-    x, y = class_data(Scale(), scale(n, 100) // 5, 5, scale(384, 16))
-    return x / x.size(1) ** 0.5, y
-
-
-def measured(x: Tensor, y: Tensor, distance: Any = "cosine") -> Values:
-    found = retrieval_metrics(x, y, k=RECALL_AT, distance=distance)
-    return {name: torch.tensor(v) for name, v in found.items() if not name.startswith("num_")}
-
-
-def search_flop(x: Tensor) -> float:
-    return flop([(len(x), x.size(1), len(x))], train=False)
-
-
-def recall_faiss(scale: Scale) -> Comparison:
-    x, y = retrieval_set(scale)
+def convolution(scale: Scale, classes: int) -> Comparison:
+    classes, channels, k = scale(classes, 4), scale(768, 16), scale(30, 5)
+    x, _ = class_data(scale, classes, 9, channels)
+    n = len(x)
+    generator = torch.Generator().manual_seed(0)
+    source = torch.randint(n, (n * k,), generator=generator)
+    edge_index = torch.stack([source, torch.arange(n).repeat_interleave(k)])
+    weight = torch.rand(n * k, generator=generator, dtype=torch.float64).to(scale.dtype)
+    weight.requires_grad_()
+    conv = BatchGraphConv(epsilon=0.5)
     return Comparison(
-        lambda: measured(x, y),
-        lambda: peers.faiss_metrics(x, y, RECALL_AT),
-        products=search_flop(x),
+        lambda: train_step(lambda x: conv(x, edge_index, weight), x, [weight]),
+        lambda: train_step(lambda x: peers.simple_conv(x, edge_index, weight, 0.5), x, [weight]),
     )
 
 
-def recall_library(scale: Scale, k: str | None, n: int | None = None) -> Comparison:
-    x, y = retrieval_set(scale, n)
-
-    def ours() -> Values:
-        found = measured(x, y)
-        return {name: found[name] for name in ("recall@1", "map@r", "r_precision")}
-
+def compiled(scale: Scale, name: str) -> Comparison:
+    channels = scale(768, 16)
+    classes = scale(45, 4)
+    torch.manual_seed(0)
+    modules: dict[str, Callable[[], nn.Module]] = {
+        "dybgr": lambda: DyBGRBlock(channels, scale(30, 5)),
+        "bgformer": lambda: BGFormerBlock(channels, scale(8, 2), scale(30, 5)),
+        "pairwise-loss": lambda: PairwiseCrossEntropyLoss(),
+    }
+    module = modules[name]().to(scale.dtype)
+    x, y = class_data(scale, classes, 9, scale(384, 8) if name == "pairwise-loss" else channels)
+    if name == "pairwise-loss":
+        x = ToPoincareBall(c=0.1, clip_radius=2.3)(x)
+    backend = "aot_eager" if scale.small else "inductor"
+    whole = torch.compile(module, fullgraph=True, dynamic=True, backend=backend)
+    parameters = list(module.parameters())
     return Comparison(
-        ours, lambda: peers.accuracy_calculator_metrics(x, y, k), products=search_flop(x)
-    )
-
-
-def recall_hyperbolic(scale: Scale) -> Comparison:
-    x, y = retrieval_set(scale)
-    ball = ToPoincareBall()(3 * x)
-    distance = HyperbolicDistance()
-
-    def check() -> tuple[Values, Values]:
-        rows = slice(0, 500)
-        by_loop = peers.hyperbolic_row_loop(ball[rows].double(), y[rows], RECALL_AT, distance.c)
-        return measured(ball[rows], y[rows], distance), by_loop
-
-    return Comparison(
-        lambda: measured(ball, y, distance),
-        lambda: measured(x, y),
-        check=check,
-    )
-
-
-def recall_rows(scale: Scale) -> Comparison:
-    x, y = retrieval_set(scale, 2000)
-    ball = ToPoincareBall()(3 * x)
-    distance = HyperbolicDistance()
-    return Comparison(
-        lambda: measured(ball, y, distance),
-        lambda: peers.hyperbolic_row_loop(ball, y, RECALL_AT, distance.c),
-        products=search_flop(x),
+        lambda: train_step(lambda x: whole(x, y), x, parameters),
+        lambda: train_step(lambda x: module(x, y), x, parameters),
     )
 
 
@@ -378,7 +269,7 @@ _estimate = partial(class_statistics, n=5000, classes=1000, whole_set=True)
 _BLOCKS = "two DyBGR blocks, N=405, C=768, k=30, T=3"
 _DENSE = "dense, full sort, "
 _STATISTICS = "class statistics, 512-d, "
-_RETRIEVAL = "Recall@K, MAP@R, 384-d, "
+_RETRIEVAL = "Recall@K, MAP@R, {images} × 384, "
 # fmt: off
 CASES = (
     Case("dybgr", _BLOCKS, _DENSE + "sum over N × k × C",
@@ -391,9 +282,19 @@ CASES = (
          partial(dybgr, ffn=False, gather=False), time=4, memory=2),
     Case("bgformer", "BGFormer block, N=405, C=768, 8 heads, k=30", "dense top-k, scatter",
          bgformer, time=1.5),
+    Case("conv", "convolution along a graph, N=405, C=768, k=30", "PyG's SimpleConv",
+         partial(convolution, classes=45), time=1),
+    Case("conv-large", "the same, N=4,500", "PyG's SimpleConv",
+         partial(convolution, classes=500), time=1),
     Case("pairwise-loss", "both branches, 45 classes × 9, 384-d, hyperbolic",
          "loop over 72 pairs", pairwise_loss, time=15, memory=10, tolerance=1e-4,
          dtype=torch.float32),  # the peer takes 3.5 GB as it is
+    *(Case(f"{name}-compiled", work, "the same, not compiled", partial(compiled, name=name),
+           dtype=torch.float32, tolerance=2e-3, memory_measured=False)
+      for name, work in (
+          ("dybgr", "DyBGR block, torch.compile"),
+          ("bgformer", "BGFormer block, torch.compile"),
+          ("pairwise-loss", "one branch of the loss, torch.compile"))),
     Case("update", _STATISTICS + "N=128, 100 classes", "one-hot N × K × D",
          partial(_update, loop=False), time=10),
     Case("update-loop", _STATISTICS + "N=128, 100 classes", "loop over classes",
@@ -412,11 +313,13 @@ CASES = (
          recall_faiss, time=1, most_memory=1024, tolerance=1e-3),  # faiss ranks in float32
     Case("recall-pml", _RETRIEVAL + "cosine", 'AccuracyCalculator(k="max_bin_count")',
          partial(recall_library, k="max_bin_count"), time=1, most_memory=1024, tolerance=1e-3),
-    Case("recall-pml-default", _RETRIEVAL + "cosine, n=2,000", "AccuracyCalculator(k=None)",
+    Case("recall-pml-default", "Recall@K, MAP@R, 2,000 × 384, cosine", "AccuracyCalculator(k=None)",
          partial(recall_library, n=2000, k=None), time=1, tolerance=1e-3),
+    Case("recall-oml", _RETRIEVAL + "cosine", "open-metric-learning, Recall@K alone",
+         recall_oml, time=1, tolerance=1e-3, library="oml"),
     Case("recall-hyperbolic", _RETRIEVAL + "hyperbolic", "ours with cosine",
          recall_hyperbolic, time=1 / 1.5, most_memory=1024),
-    Case("recall-rows", _RETRIEVAL + "hyperbolic, n=2,000", "loop over rows",
+    Case("recall-rows", "Recall@K, MAP@R, 2,000 × 384, hyperbolic", "loop over rows",
          recall_rows, time=5, tolerance=1e-3),
 )
 # fmt: on
