@@ -22,7 +22,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import reranking
 import torch
@@ -116,8 +116,8 @@ def embed_all(folders: list[Path], output: Path) -> list[Model]:
         encoder = models.load(folder or folders[0])
         if folder is None:
             backbone, _ = create_backbone(config["backbone"], config["weights"])
-            encoder.model.backbone.load_state_dict(backbone.state_dict())
-        tensors = {}
+            cast(Any, encoder.model).backbone.load_state_dict(backbone.state_dict())
+        tensors: dict[str, Tensor] = {}
         for part in ("val", "test"):
             data: ImageDataset = getattr(splits, part).with_transform(encoder.transform)
             vectors = embed(encoder.model, data, encoder.device, batch_size=128)
@@ -157,20 +157,18 @@ def choose(validation: list[Row], kind: str) -> dict[str, Row]:
     floor = mean([row for row in mine if row["method"] == PLAIN], "recall@1")
     chosen = {}
     for method, (_, settings) in METHODS.items():
-        tried = []
+        tried: list[Row] = []
         for options in settings:
             rows = [r for r in mine if r["method"] == method and r["options"] == options]
             recall, precision = mean(rows, "recall@1"), mean(rows, "map@r")
             tried.append({"options": options, "recall@1": recall, "map@r": precision})
         keep = [t for t in tried if t["recall@1"] >= floor]
         # where every setting loses some, the one that loses least
-        best = max(keep, key=lambda t: t["map@r"]) if keep else max(tried, key=_recall)
+        best = (
+            max(keep, key=lambda t: t["map@r"]) if keep else max(tried, key=lambda t: t["recall@1"])
+        )
         chosen[method] = {**best, "tried": tried}
     return chosen
-
-
-def _recall(tried: Row) -> float:
-    return float(tried["recall@1"])
 
 
 def measure(x: Tensor, y: Tensor, rank: Callable[[Tensor], Ranking]) -> Row:
