@@ -31,9 +31,10 @@ from reranking import Ranking, ranking_metrics
 from safetensors.torch import load_file
 from torch import Tensor
 
-from bgl import models
+from bgl import RefinedGallery, models
 from bgl._io import write_tensors, write_text
 from bgl.datasets import ImageDataset, load_dataset
+from bgl.metrics import retrieval_metrics
 from bgl.models import create_backbone
 from bgl.training import embed
 from bgl.training.comparison import METRICS, mean_and_interval, paired_difference, percent
@@ -199,6 +200,7 @@ def test(found: list[Model], validation: list[Row], output: Path) -> dict[str, A
     old = json.loads(path.read_text())["rows"] if path.exists() else []
     known = {json.dumps([r[k] for k in ("kind", "seed", "method", "options")]): r for r in old}
     rows: list[Row] = []
+    results = {"embedding": "backbone", "choices": choices, "rows": rows, "newcomers": []}
     for model in found:
         x, y = model.part("test")
         for method, choice in choices[model.kind].items():
@@ -207,10 +209,36 @@ def test(found: list[Model], validation: list[Row], output: Path) -> dict[str, A
             key = json.dumps([row[k] for k in ("kind", "seed", "method", "options")])
             rank = partial(METHODS[method][0], **choice["options"])
             rows.append(known.get(key) or {**row, **measure(x, y, rank)})
+        write_text(path, json.dumps(results, indent=1, ensure_ascii=False))
         print(f"tested {model.path.stem}", flush=True)
-    results = {"embedding": "backbone", "choices": choices, "rows": rows}
+    for model in (m for m in found if m.kind == found[0].kind):
+        options = choices[model.kind][OURS]["options"]
+        new = newcomers(*model.part("test"), options)
+        results["newcomers"].append({"kind": model.kind, "seed": model.seed, **new})
     write_text(path, json.dumps(results, indent=1, ensure_ascii=False))
     return results
+
+
+def newcomers(x: Tensor, y: Tensor, options: Row) -> Row:
+    """A fifth of the test images as queries to a gallery of the others, then added to it."""
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    old, new = order[len(x) // 5 :], order[: len(x) // 5]
+    gallery = RefinedGallery(x[old], **options)
+    labels = y[new], y[old]
+    plain = retrieval_metrics(x[new], labels[0], x[old], labels[1])
+    refined = retrieval_metrics(gallery.refine(x[new]), labels[0], gallery.embeddings, labels[1])
+    gallery.add(x[new])
+    together = torch.cat([old, new])
+    whole = RefinedGallery(x[together], **options).embeddings
+    return {
+        "similarity": float((gallery.embeddings * whole).sum(1).mean()),
+        "metrics": {
+            "queries, plain": plain,
+            "queries, refined": refined,
+            "all, a fifth added": retrieval_metrics(gallery.embeddings, y[together]),
+            "all, refined at once": retrieval_metrics(whole, y[together]),
+        },
+    }
 
 
 def table(results: dict[str, Any]) -> str:
@@ -233,6 +261,21 @@ def table(results: dict[str, Any]) -> str:
         line.append(f"{statistics.fmean(r['memory_mb'] for r in rows):.0f}")
         line.append(", ".join(f"{k} {v:g}" for k, v in rows[0]["options"].items()))
         lines.append(line)
+    return f"{_markdown(lines)}\n\n{newcomers_table(results['newcomers'])}"
+
+
+def newcomers_table(found: list[Row]) -> str:
+    """Queries against a refined gallery, and items added to it."""
+    metrics = {name: title for name, title in METRICS.items() if name != "r_precision"}
+    lines = [[f"embeddings: {found[0]['kind']}", *metrics.values()]]
+    lines.append([":--"] + ["--:"] * len(metrics))
+    for case in found[0]["metrics"]:
+        rows = [row["metrics"][case] for row in found]
+        lines.append([case, *(percent([row[name] for row in rows]) for name in metrics)])
+    return _markdown(lines)
+
+
+def _markdown(lines: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

@@ -180,6 +180,9 @@ def test_benchmark(finished, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", words)
     refine.main()
     content = (tmp_path / "out" / "results.json").read_text()
+    (new,) = json.loads(content)["newcomers"]
+    assert 0.5 < new["similarity"] <= 1
+    assert new["metrics"]["queries, refined"]["num_queries"] == 3
     rows = json.loads(content)["rows"]
     assert [(r["kind"], r["method"], r["transductive"]) for r in rows] == [
         (kind, method, method != "plain") for kind in ("none", "pretrained") for method in methods
@@ -206,7 +209,7 @@ def test_benchmark(finished, tmp_path, monkeypatch, capsys):
     table = capsys.readouterr().out
     expected = f"before\n<!-- table -->\n{table}<!-- /table -->\nafter\n"
     assert page.read_text() == expected
-    assert len(table.splitlines()) == 2 + len(rows)
+    assert len(table.splitlines()) == 2 + len(rows) + 1 + 2 + 4
 
 
 def test_folders_without_a_model_are_named(tmp_path):
