@@ -200,7 +200,8 @@ def test(found: list[Model], validation: list[Row], output: Path) -> dict[str, A
     old = json.loads(path.read_text())["rows"] if path.exists() else []
     known = {json.dumps([r[k] for k in ("kind", "seed", "method", "options")]): r for r in old}
     rows: list[Row] = []
-    results = {"embedding": "backbone", "choices": choices, "rows": rows, "newcomers": []}
+    new: list[Row] = []
+    results = {"embedding": "backbone", "choices": choices, "rows": rows, "newcomers": new}
     for model in found:
         x, y = model.part("test")
         for method, choice in choices[model.kind].items():
@@ -213,8 +214,8 @@ def test(found: list[Model], validation: list[Row], output: Path) -> dict[str, A
         print(f"tested {model.path.stem}", flush=True)
     for model in (m for m in found if m.kind == found[0].kind):
         options = choices[model.kind][OURS]["options"]
-        new = newcomers(*model.part("test"), options)
-        results["newcomers"].append({"kind": model.kind, "seed": model.seed, **new})
+        measured = newcomers(*model.part("test"), options)
+        new.append({"kind": model.kind, "seed": model.seed, **measured})
     write_text(path, json.dumps(results, indent=1, ensure_ascii=False))
     return results
 
