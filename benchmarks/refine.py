@@ -22,7 +22,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import reranking
 import torch
@@ -31,9 +31,10 @@ from reranking import Ranking, ranking_metrics
 from safetensors.torch import load_file
 from torch import Tensor
 
-from bgl import models
+from bgl import RefinedGallery, models
 from bgl._io import write_tensors, write_text
 from bgl.datasets import ImageDataset, load_dataset
+from bgl.metrics import retrieval_metrics
 from bgl.models import create_backbone
 from bgl.training import embed
 from bgl.training.comparison import METRICS, mean_and_interval, paired_difference, percent
@@ -116,8 +117,8 @@ def embed_all(folders: list[Path], output: Path) -> list[Model]:
         encoder = models.load(folder or folders[0])
         if folder is None:
             backbone, _ = create_backbone(config["backbone"], config["weights"])
-            encoder.model.backbone.load_state_dict(backbone.state_dict())
-        tensors = {}
+            cast(Any, encoder.model).backbone.load_state_dict(backbone.state_dict())
+        tensors: dict[str, Tensor] = {}
         for part in ("val", "test"):
             data: ImageDataset = getattr(splits, part).with_transform(encoder.transform)
             vectors = embed(encoder.model, data, encoder.device, batch_size=128)
@@ -157,20 +158,18 @@ def choose(validation: list[Row], kind: str) -> dict[str, Row]:
     floor = mean([row for row in mine if row["method"] == PLAIN], "recall@1")
     chosen = {}
     for method, (_, settings) in METHODS.items():
-        tried = []
+        tried: list[Row] = []
         for options in settings:
             rows = [r for r in mine if r["method"] == method and r["options"] == options]
             recall, precision = mean(rows, "recall@1"), mean(rows, "map@r")
             tried.append({"options": options, "recall@1": recall, "map@r": precision})
         keep = [t for t in tried if t["recall@1"] >= floor]
         # where every setting loses some, the one that loses least
-        best = max(keep, key=lambda t: t["map@r"]) if keep else max(tried, key=_recall)
+        best = (
+            max(keep, key=lambda t: t["map@r"]) if keep else max(tried, key=lambda t: t["recall@1"])
+        )
         chosen[method] = {**best, "tried": tried}
     return chosen
-
-
-def _recall(tried: Row) -> float:
-    return float(tried["recall@1"])
 
 
 def measure(x: Tensor, y: Tensor, rank: Callable[[Tensor], Ranking]) -> Row:
@@ -201,6 +200,8 @@ def test(found: list[Model], validation: list[Row], output: Path) -> dict[str, A
     old = json.loads(path.read_text())["rows"] if path.exists() else []
     known = {json.dumps([r[k] for k in ("kind", "seed", "method", "options")]): r for r in old}
     rows: list[Row] = []
+    new: list[Row] = []
+    results = {"embedding": "backbone", "choices": choices, "rows": rows, "newcomers": new}
     for model in found:
         x, y = model.part("test")
         for method, choice in choices[model.kind].items():
@@ -209,10 +210,36 @@ def test(found: list[Model], validation: list[Row], output: Path) -> dict[str, A
             key = json.dumps([row[k] for k in ("kind", "seed", "method", "options")])
             rank = partial(METHODS[method][0], **choice["options"])
             rows.append(known.get(key) or {**row, **measure(x, y, rank)})
+        write_text(path, json.dumps(results, indent=1, ensure_ascii=False))
         print(f"tested {model.path.stem}", flush=True)
-    results = {"embedding": "backbone", "choices": choices, "rows": rows}
+    for model in (m for m in found if m.kind == found[0].kind):
+        options = choices[model.kind][OURS]["options"]
+        measured = newcomers(*model.part("test"), options)
+        new.append({"kind": model.kind, "seed": model.seed, **measured})
     write_text(path, json.dumps(results, indent=1, ensure_ascii=False))
     return results
+
+
+def newcomers(x: Tensor, y: Tensor, options: Row) -> Row:
+    """A fifth of the test images as queries to a gallery of the others, then added to it."""
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    old, new = order[len(x) // 5 :], order[: len(x) // 5]
+    gallery = RefinedGallery(x[old], **options)
+    labels = y[new], y[old]
+    plain = retrieval_metrics(x[new], labels[0], x[old], labels[1])
+    refined = retrieval_metrics(gallery.refine(x[new]), labels[0], gallery.embeddings, labels[1])
+    gallery.add(x[new])
+    together = torch.cat([old, new])
+    whole = RefinedGallery(x[together], **options).embeddings
+    return {
+        "similarity": float((gallery.embeddings * whole).sum(1).mean()),
+        "metrics": {
+            "queries, plain": plain,
+            "queries, refined": refined,
+            "all, a fifth added": retrieval_metrics(gallery.embeddings, y[together]),
+            "all, refined at once": retrieval_metrics(whole, y[together]),
+        },
+    }
 
 
 def table(results: dict[str, Any]) -> str:
@@ -235,6 +262,21 @@ def table(results: dict[str, Any]) -> str:
         line.append(f"{statistics.fmean(r['memory_mb'] for r in rows):.0f}")
         line.append(", ".join(f"{k} {v:g}" for k, v in rows[0]["options"].items()))
         lines.append(line)
+    return f"{_markdown(lines)}\n\n{newcomers_table(results['newcomers'])}"
+
+
+def newcomers_table(found: list[Row]) -> str:
+    """Queries against a refined gallery, and items added to it."""
+    metrics = {name: title for name, title in METRICS.items() if name != "r_precision"}
+    lines = [[f"embeddings: {found[0]['kind']}", *metrics.values()]]
+    lines.append([":--"] + ["--:"] * len(metrics))
+    for case in found[0]["metrics"]:
+        rows = [row["metrics"][case] for row in found]
+        lines.append([case, *(percent([row[name] for row in rows]) for name in metrics)])
+    return _markdown(lines)
+
+
+def _markdown(lines: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

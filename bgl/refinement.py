@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from bgl._checks import check_finite, check_int, check_matrix, check_real
+from bgl._neighbors import (
+    SEARCHED_PAIRS,
+    Index,
+    check_index,
+    exact_search,
+    to_numpy,
+    without_self,
+)
 from bgl._precision import at_least_float32
 from bgl.layers.adaptive_graph import AdaptiveGraph
 from bgl.layers.pairs import Neighbors
-
-# Similarities held at a time by the exact search.
-SEARCHED_PAIRS = 2**23
-# An index is asked for so many gallery items whether it knows them.
-INDEX_SAMPLES = 256
-
-
-class Index(Protocol):
-    """What is asked of a faiss index over the gallery's rows at unit length."""
-
-    def search(self, x: NDArray[np.float32], k: int) -> tuple[NDArray, NDArray]:
-        """Similarities or distances, and row numbers (−1 for none), both ``[len(x), k]``."""
-        ...
-
-    def add(self, x: NDArray[np.float32]) -> None:
-        """Take in further rows."""
-        ...
 
 
 class _Whitening(NamedTuple):
@@ -50,7 +39,7 @@ def refine(
     epsilon: float = 0.5,
     lam: float = 0.3,
     num_iterations: int = 3,
-    shrinkage: float | None = 0.2,
+    shrinkage: float | None = 0.1,
     candidates: int | None = None,
     index: Index | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -162,7 +151,7 @@ class RefinedGallery:
         epsilon: float = 0.5,
         lam: float = 0.3,
         num_iterations: int = 3,
-        shrinkage: float | None = 0.2,
+        shrinkage: float | None = 0.1,
         candidates: int | None = None,
         index: Index | None = None,
     ) -> None:
@@ -182,10 +171,10 @@ class RefinedGallery:
         )
         self.index = index
         if index is not None:
-            _check_index(index, self._x)
+            check_index(index, self._x)
 
         found = self._search(self._x, min(self.candidates, n - 1) + 1)
-        self._near = _without_self(found)  # [N, M] candidates of each item
+        self._near = without_self(found)  # [N, M] candidates of each item
         self._metric: list[_Whitening] = []
         self._h = self._x  # in the learned metric
         if shrinkage is not None:
@@ -237,14 +226,14 @@ class RefinedGallery:
         near, changed = self._insert(items, new)
         self._x = torch.cat([self._x, items])
         self._h = torch.cat([self._h, self._map(items)]) if self._metric else self._x
-        own = _without_self(_exact_search(items, self._x, near.size(1) + 1), n)
+        own = without_self(exact_search(items, self._x, near.size(1) + 1), n)
         self._near = torch.cat([near, own])
         rows = torch.cat([changed, new])
         # a copy: who holds the old embeddings keeps them
         self.embeddings = torch.cat([self.embeddings, self._h[n:]])
         self.embeddings[rows] = self._mix(rows)
         if self.index is not None:
-            self.index.add(_to_numpy(items))
+            self.index.add(to_numpy(items))
 
     def _directions(self, x: Tensor, name: str) -> Tensor:
         x = _directions(x, name).to(self._x)
@@ -258,8 +247,8 @@ class RefinedGallery:
     def _search(self, x: Tensor, count: int) -> Tensor:
         """The nearest gallery items [R, count] of unit rows, −1 for none."""
         if self.index is None:
-            return _exact_search(x, self._x, count)
-        return torch.from_numpy(self.index.search(_to_numpy(x), count)[1]).to(x.device).long()
+            return exact_search(x, self._x, count)
+        return torch.from_numpy(self.index.search(to_numpy(x), count)[1]).to(x.device).long()
 
     def _insert(self, items: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
         """The candidates with new items among them, and the rows where that changed them."""
@@ -340,53 +329,6 @@ def _directions(x: Tensor, name: str) -> Tensor:
             f"{len(zero)} row(s) of zeros, the first at index {zero[0]}"
         )
     return F.normalize(x / largest)
-
-
-def _check_index(index: Index, x: Tensor) -> None:
-    if not hasattr(index, "search") or not hasattr(index, "add"):
-        raise ValueError(
-            f"Expected argument `index` to have faiss's `search` and `add`, but got {index!r}"
-        )
-    for attribute, expected in (("ntotal", len(x)), ("d", x.size(1))):
-        got = getattr(index, attribute, expected)
-        if got != expected:
-            raise ValueError(
-                f"Expected argument `index` to hold the gallery, {list(x.shape)}, "
-                f"but got an index with {attribute}={got}"
-            )
-    some = x[:: max(1, len(x) // INDEX_SAMPLES)]
-    found = torch.from_numpy(index.search(_to_numpy(some), 2)[1]).to(x.device).long()
-    similarity = torch.einsum("rc,rpc->rp", some, x[found.clamp(min=0)])
-    known = (similarity.masked_fill(found < 0, -1).amax(1) > 0.999).float().mean()
-    if known < 0.5:
-        raise ValueError(
-            "Expected argument `index` to hold the rows of the gallery at unit length and in its "
-            f"order, but it finds only {known:.0%} of {len(some)} rows when asked for them"
-        )
-
-
-def _to_numpy(x: Tensor) -> NDArray[np.float32]:
-    return x.detach().cpu().float().numpy()
-
-
-def _exact_search(x: Tensor, gallery: Tensor, count: int) -> Tensor:
-    """The most similar gallery rows [R, count], a block of rows at a time."""
-    count = min(count, len(gallery))
-    found = torch.empty(len(x), count, dtype=torch.long, device=x.device)
-    step = min(max(1, SEARCHED_PAIRS // len(gallery)), len(x))
-    # one buffer: large blocks that come and go between small ones would tear the heap apart
-    buffer = x.new_empty(step, len(gallery))
-    for rows, result in zip(x.split(step), found.split(step), strict=True):
-        score = torch.mm(rows, gallery.t(), out=buffer[: len(rows)])
-        result.copy_(score.topk(count, dim=1).indices)
-    return found
-
-
-def _without_self(found: Tensor, first: int = 0) -> Tensor:
-    """Drop row i's own number ``first + i``, or the last where it is not among the found."""
-    own = found == torch.arange(first, first + len(found), device=found.device)[:, None]
-    own[:, -1] |= ~own.any(1)
-    return found[~own].view(len(found), -1)
 
 
 def _neighborhood(rows: Tensor, near: Tensor, n: int) -> tuple[Tensor, Tensor]:

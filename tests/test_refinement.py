@@ -86,19 +86,21 @@ def test_candidates_are_the_nearest_by_cosine(monkeypatch: pytest.MonkeyPatch) -
     similarity = normalize(x) @ normalize(x).t()
     expected = similarity.fill_diagonal_(-1).topk(8).indices
     for pairs in (2**23, 7 * len(x), 1):  # blocks of all, of some and of single rows
-        monkeypatch.setattr("bgl.refinement.SEARCHED_PAIRS", pairs)
+        monkeypatch.setattr("bgl._neighbors.SEARCHED_PAIRS", pairs)
         assert torch.equal(RefinedGallery(x, 4, candidates=8)._near, expected)
 
 
 def test_precision_rises_on_noisy_clusters() -> None:
-    x = clusters(classes=30, size=8, channels=24, noise=1.3)
+    x = clusters(classes=30, size=8, channels=24, noise=0.9)
+    x[:, :4] += 2 * torch.randn(240, 4)  # says nothing about the class
     y = torch.arange(30).repeat_interleave(8)
-    before = retrieval_metrics(x, y)["map@r"]
-    for shrinkage in (None, 0.2):
-        assert retrieval_metrics(refine(x, k=7, shrinkage=shrinkage), y)["map@r"] > before + 0.02
+    plain = retrieval_metrics(x, y)["map@r"]
+    cosine = retrieval_metrics(refine(x, k=7, shrinkage=None), y)["map@r"]
+    assert cosine > plain + 0.02
+    assert retrieval_metrics(refine(x, k=7), y)["map@r"] > cosine + 0.02
 
 
-@pytest.mark.parametrize("shrinkage", [None, 0.2])
+@pytest.mark.parametrize("shrinkage", [None, 0.1])
 def test_turns_with_the_embeddings_and_ignores_their_length(shrinkage: float | None) -> None:
     x = clusters()
     turn = torch.linalg.qr(torch.randn(16, 16, dtype=torch.float64))[0]
@@ -116,7 +118,7 @@ def test_nothing_to_do() -> None:
     torch.testing.assert_close(refine(x, k=5, num_iterations=0, shrinkage=None), normalize(x))
 
 
-@pytest.mark.parametrize("shrinkage", [None, 0.2])
+@pytest.mark.parametrize("shrinkage", [None, 0.1])
 def test_a_query_does_not_depend_on_others(shrinkage: float | None) -> None:
     x = clusters()
     gallery, queries = RefinedGallery(x[:60], 5, shrinkage=shrinkage), x[60:]
@@ -152,7 +154,7 @@ def far_apart() -> tuple[Tensor, Tensor]:
     return torch.cat([x[:40], x[40:70]]), x[70:]
 
 
-@pytest.mark.parametrize("shrinkage", [None, 0.2])
+@pytest.mark.parametrize("shrinkage", [None, 0.1])
 def test_adding_leaves_what_is_far_away_as_it_is(shrinkage: float | None) -> None:
     x, items = far_apart()
     gallery = RefinedGallery(x, 5, shrinkage=shrinkage)
@@ -212,7 +214,7 @@ def test_an_approximate_index_may_find_too_few() -> None:
     assert (gallery.embeddings * exact).sum(1).median() > 0.9
 
 
-@pytest.mark.parametrize("shrinkage", [None, 0.2])
+@pytest.mark.parametrize("shrinkage", [None, 0.1])
 def test_duplicates(shrinkage: float | None) -> None:
     same = torch.ones(30, 4)
     torch.testing.assert_close(refine(same, k=5, shrinkage=None), normalize(same))
@@ -224,7 +226,7 @@ def test_duplicates(shrinkage: float | None) -> None:
 
 
 @pytest.mark.parametrize("n", [2, 3, 4])
-@pytest.mark.parametrize("shrinkage", [None, 0.2])
+@pytest.mark.parametrize("shrinkage", [None, 0.1])
 def test_small_galleries(n: int, shrinkage: float | None) -> None:
     for k in range(1, n):
         result = refine(clusters()[:n], k=k, shrinkage=shrinkage)

@@ -108,7 +108,9 @@ def parse(argv: list[str], description: str | None = None) -> Command:
             values.pop(name, None)
         configs += [from_values({**values, "method": method, "seed": s}) for s in seeds]
     name = f"{options.dataset}-{datetime.now():%Y%m%d-%H%M%S}"
-    return Command(configs, Path(options.output_dir or Path("runs") / name), trackers, options.refine)
+    return Command(
+        configs, Path(options.output_dir or Path("runs") / name), trackers, options.refine
+    )
 
 
 def write_command(command: Command) -> None:

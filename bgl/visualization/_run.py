@@ -205,7 +205,7 @@ def _retrieval(
 
     keys = list(found)
     plain = {t.seed: t for t in reversed(tested) if not t.has_graph}
-    comparisons = []
+    comparisons: list[dict[str, Any]] = []
     with_graph: list[Training | None] = [t for t in tested if t.has_graph]
     for training in with_graph or [None]:
         base = plain.get(training.seed) if training else None

@@ -20,10 +20,9 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import refine
 import report
 import reranking
-import run
 
 import bgl
-from bgl import models
+from bgl import models, pipeline
 from bgl.datasets import load_dataset
 from bgl.metrics import retrieval_metrics
 
@@ -133,7 +132,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = "--dataset folder --backbone test_resnet --weights none --image-size 32 --epochs 1"
     words += " --batch-size 8 --per-class 2 --head-dim 8 --device cpu --workers 0 --method none"
     words += f" --val-fraction 0.5 --refine --data-root {root / 'images'} --output-dir {root / 'a'}"
-    assert run.main(words.split()) == 0
+    assert pipeline.main(words.split()) == 0
     return root / "a"
 
 
@@ -181,20 +180,21 @@ def test_benchmark(finished, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", words)
     refine.main()
     content = (tmp_path / "out" / "results.json").read_text()
+    (new,) = json.loads(content)["newcomers"]
+    assert 0.5 < new["similarity"] <= 1
+    assert new["metrics"]["queries, refined"]["num_queries"] == 3
     rows = json.loads(content)["rows"]
     assert [(r["kind"], r["method"], r["transductive"]) for r in rows] == [
         (kind, method, method != "plain") for kind in ("none", "pretrained") for method in methods
     ]
     assert all(row["seconds"] > 0 and row["memory_mb"] >= 0 for row in rows)
     run_rows = json.loads((finished / "results.json").read_text())["rows"]
-    for row in rows[::3]:
-        (same,) = [
-            r
-            for r in run_rows
-            if (r["method"], r["embedding"]) == (row["kind"], "backbone")
-            and not r.get("transductive")
-        ]
-        assert row["metrics"] == pytest.approx(same["metrics"])
+    (same,) = [
+        row
+        for row in run_rows
+        if (row["method"], row["embedding"]) == ("none", "backbone") and not row.get("transductive")
+    ]
+    assert rows[0]["metrics"] == pytest.approx(same["metrics"])
 
     def never(*_: Any) -> None:
         raise AssertionError("measured again")
@@ -209,7 +209,7 @@ def test_benchmark(finished, tmp_path, monkeypatch, capsys):
     table = capsys.readouterr().out
     expected = f"before\n<!-- table -->\n{table}<!-- /table -->\nafter\n"
     assert page.read_text() == expected
-    assert len(table.splitlines()) == 2 + len(rows)
+    assert len(table.splitlines()) == 2 + len(rows) + 1 + 2 + 4
 
 
 def test_folders_without_a_model_are_named(tmp_path):
