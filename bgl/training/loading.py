@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import re
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -94,10 +97,21 @@ def dead_workers_named() -> Iterator[None]:
     except RuntimeError as error:
         if not re.match(r"DataLoader (worker \(pid|timed out)", str(error)):
             raise
-        for child in set(multiprocessing.active_children()) - others:
-            child.kill()  # Python would wait for a stuck one when it ends
+        end_processes(set(multiprocessing.active_children()) - others)
         reason = str(error).split(". ")[0].rstrip(". ")
         raise ChildProcessError(
             f"Lost a process that loads images: {reason}. If the system ran out of memory, use "
             "fewer --workers"
         ) from error
+
+
+def end_processes(children: set[Any]) -> None:
+    """Kill them: when Python ends it would wait for one that is stuck, for ever."""
+    main = threading.current_thread() is threading.main_thread()
+    # PyTorch's handler would raise once more for each of them
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if main else None
+    for child in children:
+        child.kill()
+        child.join()
+    if main:
+        signal.signal(signal.SIGCHLD, handler)

@@ -95,11 +95,11 @@ def test_loading_process_that_is_killed(dying, tmp_path):
 def test_loading_process_that_is_stuck(dying, tmp_path, monkeypatch):
     monkeypatch.setattr(loading, "TIMEOUT", 2.0)
     monkeypatch.setattr(Dies, "number", signal.SIGSTOP)
+    before = set(multiprocessing.active_children())
     with pytest.raises(ChildProcessError, match=r"timed out after 2"):
         train(tiny(workers=1), dying, tmp_path)
-    for child in multiprocessing.active_children():
-        child.join(10)  # none is left that Python would wait for when it ends
-        assert child.exitcode is not None
+    # none is left that Python would wait for when it ends
+    assert set(multiprocessing.active_children()) <= before
 
 
 def test_other_errors_keep_their_name(tmp_path, monkeypatch):
