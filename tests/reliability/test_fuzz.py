@@ -219,9 +219,36 @@ def training_call(splits: Any, changes: dict[str, Any], folder: Any) -> Any:
     return training.train(tiny(epochs=1, **changes), splits, folder)
 
 
+refinement_options = {
+    "k": k,
+    "epsilon": real,
+    "lam": real,
+    "num_iterations": mostly(st.integers(0, 3), st.integers(-3, -1)),
+    "shrinkage": optional(real),
+    "candidates": optional(k),
+    "index": optional(junk),
+}
+
+
+def refined_gallery(queries: Any, items: Any, **options: Any) -> Tensor:
+    gallery = bgl.RefinedGallery(**options)
+    gallery.add(items)
+    return gallery.refine(queries)
+
+
 nothing = nn.Identity()
 FUZZ: dict[str, Entry] = {
     "to_batch_graph": entry(bgl.to_batch_graph, x=matrix(), y=optional(labels())),
+    "refine": entry(
+        bgl.refine, gallery=matrix(), queries=optional(matrix(2)), **refinement_options
+    ),
+    "RefinedGallery": entry(
+        refined_gallery,
+        gallery=matrix(),
+        queries=matrix(2),
+        items=matrix(2),
+        **refinement_options,
+    ),
     # layers
     "layers.AdaptiveGraph": entry(
         module(layers.AdaptiveGraph, "x", "y", "batch", "context", "candidates"),
@@ -721,7 +748,7 @@ RECORDS = {
     "pipeline.trained_rows",
     # free functions whose arguments the classes beside them check
     *("hyperbolic.to_poincare_ball", "hyperbolic.distance_matrix"),
-    *("hyperbolic.paired_distance", "hyperbolic.rank_matrix"),
+    *("hyperbolic.paired_distance", "hyperbolic.rank_matrix", "hyperbolic.rank_factors"),
 }
 
 
@@ -737,7 +764,9 @@ def public_names() -> set[str]:
             for name, value in vars(content).items()
             if not name.startswith("_") and getattr(value, "__module__", "") == content.__name__
         ]
-        found |= {f"{info.name}.{name}" for name in names} - {f"graph.{n}" for n in bgl.__all__}
+        found |= {f"{info.name}.{name}" for name in names}
+    # what bgl itself gives is public under that name alone
+    found -= {f"{module}.{name}" for module in ("graph", "refinement") for name in bgl.__all__}
     return found
 
 
