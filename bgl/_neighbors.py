@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
+
+if TYPE_CHECKING:  # numpy is not needed to import the layers
+    import numpy as np
+    from numpy.typing import NDArray
 
 # Similarities held at a time by the exact search.
 SEARCHED_PAIRS = 2**23

@@ -32,6 +32,7 @@ class StructureConstrainedAttention(MessagePassing):
         ValueError: If an argument has the wrong rank or shape.
 
     Example:
+        >>> import torch
         >>> value = torch.tensor([[[1.0]], [[3.0]]])
         >>> edges = torch.tensor([[0, 1, 1], [0, 0, 1]])
         >>> attend = StructureConstrainedAttention()
