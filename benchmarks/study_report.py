@@ -245,6 +245,7 @@ def plot_purity(results: Results, path: Path) -> None:
             axis.errorbar(100 * share, mean, yerr=half, fmt="o", color="#D55E00", capsize=3)
             axis.annotate(arm, (100 * share, mean), (5, 4), textcoords="offset points", fontsize=8)
     axis.axhline(0, color="black", linewidth=0.8)
+    axis.margins(x=0.3)  # room for the names
     axis.set_xlabel("edge weight within classes, last epoch, percent")
     axis.set_ylabel("Δ MAP@R in points")
     save(figure, path)
