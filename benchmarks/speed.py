@@ -200,15 +200,17 @@ def main(argv: list[str] | None = None) -> int:
     print(environment())
     if options.step or options.growth:
         if options.step:
-            steps = [measure_step(step, 1 if options.small else 3, options.small) for step in STEPS]
+            steps = []
+            for step in STEPS:
+                steps.append(measure_step(step, 1 if options.small else 3, options.small))
+                keep(options.json, "step", steps[-1:])
             print_table(STEP_HEADER, map(step_cells, steps), markdown=True)
-            keep(options.json, "step", steps)
         if options.growth:
-            grew = [in_child(measure_point, point, grown) for point in points(options.small)]
-            for row in grew:
+            for point in points(options.small):
+                row = in_child(measure_point, point, grown)
+                keep(options.json, "growth", [row])
                 print(f"{row['curve']} {row['axis']}={row['value']}: "
                       f"{seconds(row['seconds'])}, {row['mib']:.0f} MiB")  # fmt: skip
-            keep(options.json, "growth", grew)
         return 0
     print(f"medians of {options.repeats}; peak memory beside the inputs\n")
     failed: list[str] = []
@@ -218,10 +220,10 @@ def main(argv: list[str] | None = None) -> int:
     def measured() -> Iterator[list[str]]:
         for row in measure_cases(cases, scale, options.repeats, failed, skipped):
             rows.append(row)
+            keep(options.json, "cases", [row])
             yield cells(row)
 
     print_table(HEADER, measured(), options.markdown)
-    keep(options.json, "cases", rows)
     missed = sum(row["met"] is False for row in rows)
     print(f"\n{len(rows)} cases, {missed} below target, {time.perf_counter() - started:.0f} s")
     for message in (*skipped, *failed):

@@ -106,22 +106,24 @@ class _EdgeSums(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, edge_index: Tensor, edge_weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, edge_index, edge_weight)
         out = torch.zeros_like(x)
-        for (source, target), weight in _pieces(x, edge_index, edge_weight):
-            out.index_add_(0, target, x[source].mul_(weight[:, :, None]))
+        for edges in _pieces(x, edge_index):
+            source, target = edge_index[:, edges]
+            out.index_add_(0, target, x[source].mul_(edge_weight[edges, :, None]))
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor]:
         x, edge_index, edge_weight = ctx.saved_tensors
-        grad_x, grad_weight = torch.zeros_like(x), []
-        for (source, target), weight in _pieces(x, edge_index, edge_weight):
+        grad_x, grad_weight = torch.zeros_like(x), torch.empty_like(edge_weight)
+        for edges in _pieces(x, edge_index):
+            source, target = edge_index[:, edges]
             arriving = grad[target]
-            grad_weight.append(torch.einsum("ehd,ehd->eh", arriving, x[source]))
-            grad_x.index_add_(0, source, arriving.mul_(weight[:, :, None]))
-        return grad_x, None, torch.cat(grad_weight)
+            grad_weight[edges] = torch.einsum("ehd,ehd->eh", arriving, x[source])
+            grad_x.index_add_(0, source, arriving.mul_(edge_weight[edges, :, None]))
+        return grad_x, None, grad_weight
 
 
-def _pieces(x: Tensor, edge_index: Tensor, edge_weight: Tensor) -> list[tuple[Tensor, Tensor]]:
+def _pieces(x: Tensor, edge_index: Tensor) -> list[slice]:
     step = max(1, MESSAGE_ENTRIES // max(1, x[0].numel()))
-    return list(zip(edge_index.split(step, dim=1), edge_weight.split(step), strict=True))
+    return [slice(i, i + step) for i in range(0, edge_index.size(1), step)]
