@@ -12,7 +12,7 @@ import torch
 from pytorch_metric_learning.distances import BaseDistance
 from torch import Tensor, nn
 
-from bgl._checks import check_matrix, check_real
+from bgl._checks import check_matrix, check_real, describe
 from bgl._precision import at_least_float32
 
 # The constants of the published implementation, which the results follow to the last digits.
@@ -103,7 +103,7 @@ def distance_matrix(x: Tensor, y: Tensor, *, c: float) -> Tensor:
             [1.0986, 0.0000]])
     """
     with torch.autocast(x.device.type, enabled=False):
-        x, y = at_least_float32(x), at_least_float32(y)
+        x, y = _one_type(x, y)
         # Distances do not change with the origin; a central one loses the fewest digits.
         centre = y.detach().mean(dim=0)
         from_x, from_y = x - centre, y - centre
@@ -157,7 +157,7 @@ def rank_matrix(x: Tensor, y: Tensor, *, c: float) -> Tensor:
     tensor([[0, 1, 2]])
     """
     with torch.autocast(x.device.type, enabled=False):
-        x, y = at_least_float32(x), at_least_float32(y)
+        x, y = _one_type(x, y)
         x_norm, y_norm = _squared_norm(x), _squared_norm(y).T
         squared = torch.addmm(y_norm, x, y.T, alpha=-2).add_(x_norm).clamp_min_(0)
         # In place: this runs once per block of a whole gallery, and memory is what it waits for.
@@ -229,8 +229,10 @@ class ToPoincareBall(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x [..., C]`` into the ball."""
-        if not x.is_floating_point():
-            raise ValueError(f"Expected argument `x` to be floating-point, but got {x.dtype}")
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise ValueError(
+                f"Expected argument `x` to be a floating-point tensor, but got {describe(x)}"
+            )
         return to_poincare_ball(x, c=self.c, clip_radius=self.clip_radius)
 
     def extra_repr(self) -> str:
@@ -269,6 +271,11 @@ class HyperbolicDistance(BaseDistance):
         check_matrix(query_emb, "query_emb", "[Q, C]")
         if ref_emb is not None:
             check_matrix(ref_emb, "ref_emb", "[R, C]")
+            if ref_emb.size(1) != query_emb.size(1):
+                raise ValueError(
+                    f"Expected argument `ref_emb` to have {query_emb.size(1)} columns like "
+                    f"`query_emb`, but got {ref_emb.size(1)}"
+                )
 
     def compute_mat(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
         """Distances ``[Q, R]``."""
@@ -288,6 +295,12 @@ class HyperbolicDistance(BaseDistance):
 
     def extra_repr(self) -> str:
         return f"c={self.c}"
+
+
+def _one_type(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the wider of their types, at least float32."""
+    wider = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
+    return x.to(wider), y.to(wider)
 
 
 def _norm(x: Tensor) -> Tensor:

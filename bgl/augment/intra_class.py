@@ -125,7 +125,7 @@ class IntraClassAugmentation(nn.Module):
         shape = (self.num_samples, *z.shape)
         if noise is None:
             noise = torch.randn(shape, dtype=z.dtype, device=z.device)
-        elif noise.shape != shape:
+        elif not isinstance(noise, Tensor) or noise.shape != shape:
             raise ValueError(
                 f"Expected argument `noise` to have shape {list(shape)}, got {describe(noise)}"
             )

@@ -90,6 +90,7 @@ class AugmentedLoss(nn.Module):
         """The loss of ``embeddings`` [N, D] with ``labels`` [N] and their copies: a scalar."""
         check_matrix(embeddings, "embeddings", "[N, D]")
         check_index_vector(labels, embeddings.size(0), "labels")
+        labels = labels.long()  # losses with proxies take nothing else
         copies, copy_labels = self.augmentation(embeddings, labels)
         candidates = torch.cat([embeddings, copies])
         candidate_labels = torch.cat([labels, copy_labels])

@@ -35,6 +35,8 @@ def train_transform(
     """
     check_int(image_size, "image_size", 2)  # torch cannot resize to a single pixel
     check_real(flip, "flip", 0.0, 1.0)
+    if not isinstance(crop_scale, (tuple, list)) or len(crop_scale) != 2:
+        raise ValueError(f"Expected argument `crop_scale` to be two numbers, got {crop_scale!r}")
     smallest, largest = crop_scale
     check_real(smallest, "crop_scale[0]", 0.0, 1.0, exclusive=True)
     check_real(largest, "crop_scale[1]", smallest, 1.0)

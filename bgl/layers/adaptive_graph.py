@@ -214,7 +214,7 @@ class AdaptiveGraph(nn.Module):
     def _sizes(self, pairs: Pairs) -> tuple[int, Tensor | None, Tensor | bool]:
         """k as used, neighbours per row (None: always k), and whether a (k+1)-th exists."""
         possible = pairs.width - 1
-        k = min(self.k, max(possible - 1, min(possible, 1)))
+        k = max(0, min(self.k, max(possible - 1, min(possible, 1))))
         if pairs.whole:
             if k < self.k and not torch.compiler.is_compiling():
                 warnings.warn(
@@ -339,8 +339,11 @@ def _check(x: Tensor, y: Tensor | None, batch: Tensor | None, candidates: Tensor
         check_index_vector(y, x.size(0), "y")
     if batch is not None:
         check_index_vector(batch, x.size(0), "batch")
-    if candidates is not None and (
-        candidates.dim() != 2
+    if candidates is None:
+        return
+    if (
+        not isinstance(candidates, Tensor)
+        or candidates.dim() != 2
         or candidates.size(0) > x.size(0)
         or candidates.dtype not in (torch.int64, torch.int32)
     ):
@@ -348,6 +351,14 @@ def _check(x: Tensor, y: Tensor | None, batch: Tensor | None, candidates: Tensor
             f"Expected argument `candidates` to be an integer tensor of shape [R, M] with at most "
             f"{x.size(0)} rows, but got {describe(candidates)}"
         )
+    known = candidates.device.type == "cpu" and not torch.compiler.is_compiling()
+    if known and candidates.numel():
+        low, high = (int(v) for v in candidates.aminmax())
+        if low < -1 or high >= x.size(0):
+            raise ValueError(
+                f"Expected argument `candidates` to hold numbers of {x.size(0)} nodes, or -1, but "
+                f"got values from {low} to {high}"
+            )
 
 
 def _gaps(cost: Tensor, state: _State) -> Tensor:

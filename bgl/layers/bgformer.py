@@ -62,7 +62,7 @@ class GraphAttention(nn.Module):
         return graph
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        qkv = self.qkv(x).view(x.size(0), 3, self.heads, -1)
+        qkv = self.qkv(x).view(x.size(0), 3, self.heads, x.size(1) // self.heads)
         query, key, value = qkv.unbind(1)
         return query, key, value
 

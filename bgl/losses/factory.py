@@ -132,6 +132,7 @@ class MinedLoss(nn.Module):
                     f"Expected argument `labels` to be below `num_classes` ({known}), but got "
                     f"values from {low} to {high}"
                 )
+        labels = labels.long()  # losses with proxies take nothing else
         mined = None if self.miner is None else self.miner(embeddings, labels)
         value: Tensor = self.loss(embeddings, labels, mined)
         return value

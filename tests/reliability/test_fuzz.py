@@ -713,8 +713,10 @@ FUZZ: dict[str, Entry] = {
     ),
     "visualization.training_curves": entry(
         visualization.training_curves,
-        history=mostly(
-            st.just([{"epoch": 1.0, "loss": 2.0}]), path("/no/such.csv"), st.just([{"x": "y"}])
+        history=st.one_of(
+            st.just([{"epoch": 1.0, "loss": 2.0}]),
+            st.sampled_from(["", "/no/such.csv", "/dev/null"]),
+            st.just([{"x": "y"}]),
         ),
         short=8,
         long=200,
@@ -811,7 +813,7 @@ def check_outcome(call: Callable[..., Any], arguments: dict[str, Any]) -> None:
         words = {*arguments, *arguments.get("changes", {})}
         words |= {str(value) for value in arguments.values() if isinstance(value, (str, Path))}
         said = "|".join([r"`\w+`", "null", *(re.escape(word) for word in words if word)])
-    assert re.search(said, message), message
+    assert re.search(said, message, re.IGNORECASE), message
 
 
 @pytest.mark.parametrize("length", ["short", pytest.param("long", marks=pytest.mark.reliability)])

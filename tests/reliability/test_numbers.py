@@ -59,7 +59,8 @@ def conv(x: Tensor, y: Tensor) -> Tensor:
 LAYERS: dict[str, Layer] = {
     "AdaptiveGraph, released": lambda x, y: AdaptiveGraph(k=3)(x, y)[1],
     "AdaptiveGraph, paper": lambda x, y: AdaptiveGraph(k=3, formulation="paper")(x, y)[1],
-    "DyBGR": lambda x, y: DyBGR(k=3)(x, y),
+    # the released weights reach 1e3, and the result must stay in float16
+    "DyBGR": lambda x, y: DyBGR(k=3)(x.clamp(-16, 16) if x.dtype == torch.float16 else x, y),
     "DyBGR, paper": lambda x, y: DyBGR(k=3, formulation="paper")(x, y),
     "RandomGraphBlock": lambda x, y: RandomGraphBlock(WIDTH, k=3).to(x.dtype)(x, y),
     "attention": attention,
@@ -140,6 +141,13 @@ def features(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
     return (x.double() * scale).clamp(-largest, largest).to(dtype), y
 
 
+def apart(x: Tensor) -> bool:
+    """Whether rows are long enough and far enough from each other for gradients in float16: those
+    of directions and distances are the inverse of these lengths."""
+    closest, largest = float(torch.pdist(x).min()), float(x.abs().max())
+    return float(x.norm(dim=1).min()) > 1e-2 and closest > 1e-2 * largest
+
+
 def assert_finite(layer: Layer, x: Tensor, y: Tensor) -> None:
     torch.manual_seed(0)
     x = x.requires_grad_()
@@ -150,8 +158,7 @@ def assert_finite(layer: Layer, x: Tensor, y: Tensor) -> None:
     if out.requires_grad:
         out.double().mean().backward()
         assert x.grad is not None
-        # the gradient of a row's direction is ~ 1 / its norm, beyond float16 for a zero row
-        if x.dtype != torch.float16 or float(x.detach().float().norm(dim=1).min()) > 1e-2:
+        if x.dtype != torch.float16 or apart(x.detach().float()):
             assert torch.isfinite(x.grad).all(), x.grad
 
 
