@@ -294,7 +294,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="folders of trainings")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/refine"))
-    parser.add_argument("--page", type=Path, help="Markdown file whose table to replace")
+    parser.add_argument(
+        "--page", type=Path, nargs="+", default=[], help="Markdown files whose table to replace"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)  # for times that compare, and processes that fork
     if options.runs:
@@ -303,10 +305,10 @@ def main() -> None:
     else:
         results = json.loads((options.output_dir / "results.json").read_text())
     print(table(results))
-    if options.page is not None:
-        before, _, rest = options.page.read_text().partition("<!-- table -->\n")
-        _, end, after = rest.partition("<!-- /table -->\n")
-        write_text(options.page, f"{before}<!-- table -->\n{table(results)}\n{end}{after}")
+    for page in options.page:
+        before, start, rest = page.read_text().partition("<!-- refined-table -->\n")
+        _, end, after = rest.partition("<!-- /refined-table -->\n")
+        write_text(page, f"{before}{start}{table(results)}\n{end}{after}")
 
 
 if __name__ == "__main__":

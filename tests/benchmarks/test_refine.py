@@ -175,7 +175,7 @@ def test_benchmark(finished, tmp_path, monkeypatch, capsys):
     }
     monkeypatch.setattr(refine, "METHODS", methods)
     page = tmp_path / "page.md"
-    page.write_text("before\n<!-- table -->\nold\n<!-- /table -->\nafter\n")
+    page.write_text("before\n<!-- refined-table -->\nold\n<!-- /refined-table -->\nafter\n")
     words = ["refine.py", str(finished), "--output-dir", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", words)
     refine.main()
@@ -207,7 +207,7 @@ def test_benchmark(finished, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", stored)
     refine.main()
     table = capsys.readouterr().out
-    expected = f"before\n<!-- table -->\n{table}<!-- /table -->\nafter\n"
+    expected = f"before\n<!-- refined-table -->\n{table}<!-- /refined-table -->\nafter\n"
     assert page.read_text() == expected
     assert len(table.splitlines()) == 2 + len(rows) + 1 + 2 + 4
 
