@@ -290,7 +290,7 @@ CASES = (
          "loop over 72 pairs", pairwise_loss, time=15, memory=10, tolerance=1e-4,
          dtype=torch.float32),  # the peer takes 3.5 GB as it is
     *(Case(f"{name}-compiled", work, "the same, not compiled", partial(compiled, name=name),
-           dtype=torch.float32, tolerance=2e-3, memory_measured=False)
+           dtype=torch.float32, tolerance=1e-2, memory_measured=False)  # a near tie may turn
       for name, work in (
           ("dybgr", "DyBGR block, torch.compile"),
           ("bgformer", "BGFormer block, torch.compile"),

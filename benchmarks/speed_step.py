@@ -58,7 +58,12 @@ class Step:
         return config
 
 
-_PAPER = ("--weights=none", "--batch_size=405", "--per_class=9", "--image_size=224")
+_PAPER = (
+    "--weights=none",
+    "--batch_size=405",
+    "--per_class=9",
+    "--image_size=224",
+)
 STEPS = (
     Step("default benchmark", ()),
     Step("ViT-S/16, 224 px", (*_PAPER, "--backbone=vit_small_patch16_224"), encoded=9),
@@ -162,7 +167,7 @@ def step_cells(row: dict[str, Any]) -> list[str]:
     measured = "all" if row["encoded"] == row["images"] else f"{row['encoded']}"
     return [
         row["name"], f"{row['images']} (encoder: {measured})", *parts,
-        f"{share(row, 'seconds'):.1%}", f"{share(row, 'flop'):.1%}",
+        f"{share(row, 'seconds'):.2%}", f"{share(row, 'flop'):.2%}",
     ]  # fmt: skip
 
 
