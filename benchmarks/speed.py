@@ -28,6 +28,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from itertools import chain
@@ -38,7 +39,7 @@ import torch
 from speed_base import Case, Scale
 from speed_cases import CASES
 from speed_growth import measure_point, points
-from speed_measure import Row, compare_times, disagreement, grown, in_child, peak_memory, seconds
+from speed_measure import Row, compare_times, disagreement, grown, in_children, peak_memory, seconds
 from speed_step import STEP_HEADER, STEPS, measure_step, step_cells
 
 from bgl._io import write_text
@@ -163,10 +164,10 @@ def measure_cases(
         memory[case.name] = (None, None)
         if case.memory_measured and _available(case):
             print(f"memory: {case.name}", file=sys.stderr, flush=True)
-            memory[case.name] = (
-                in_child(peak_memory, case, scale, "ours"),
-                in_child(peak_memory, case, scale, "peer"),
+            ours, peer = in_children(
+                *(partial(peak_memory, case, scale, side) for side in ("ours", "peer"))
             )
+            memory[case.name] = (ours, peer)
     for case in cases:
         if not _available(case):
             skipped.append(f"{case.name}: not measured, {case.library} is not installed")
@@ -207,7 +208,7 @@ def main(argv: list[str] | None = None) -> int:
             print_table(STEP_HEADER, map(step_cells, steps), markdown=True)
         if options.growth:
             for point in points(options.small):
-                row = in_child(measure_point, point, grown)
+                (row,) = in_children(partial(measure_point, point, grown))
                 keep(options.json, "growth", [row])
                 print(f"{row['curve']} {row['axis']}={row['value']}: "
                       f"{seconds(row['seconds'])}, {row['mib']:.0f} MiB")  # fmt: skip

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -146,18 +147,27 @@ def product_rate() -> float:
     return flop([(512, 768, 3072)], train=False) / timed(work, 10)[0]
 
 
-def in_child(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function returns in a forked process; None if that did not live to tell."""
+def in_children(*works: Callable[[], Any]) -> list[Any]:
+    """What functions return in forked processes, side by side; None if one did not live to tell."""
     context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=lambda: sender.send(function(*arguments)))
-    process.start()
-    sender.close()
-    try:
-        found = receiver.recv()
-    except EOFError:
-        found = None
-    process.join()
+
+    def tell(sender: Connection, work: Callable[[], Any]) -> None:
+        sender.send(work())
+
+    started = []
+    for work in works:
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=tell, args=(sender, work))
+        process.start()
+        sender.close()
+        started.append((process, receiver))
+    found = []
+    for process, receiver in started:
+        try:
+            found.append(receiver.recv())
+        except EOFError:
+            found.append(None)
+        process.join()
     return found
 
 

@@ -20,10 +20,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState
+from pytorch_metric_learning.losses import ContrastiveLoss, ProxyAnchorLoss
+from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 from safetensors.torch import load_file
 from tiny_training import assert_same_files, make_splits, tiny
 from two_processes import CASES
 
+from bgl.augment import AugmentedLoss
 from bgl.datasets import write_standin
 from bgl.training import Interrupted, Progress, train
 from bgl.training.distributed import average_gradients, gather_rows, shares
@@ -157,6 +160,40 @@ def test_gather_has_the_gradient_of_one_process(sizes, tmp_path):
         found = torch.load(tmp_path / f"{rank}.pt")
         for mine, whole in zip(found, expected, strict=True):
             torch.testing.assert_close(mine, whole, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "loss", [ContrastiveLoss, lambda: ProxyAnchorLoss(3, 4)], ids=["pairs", "proxies"]
+)
+def test_wrapped_loss_with_copies_in_two_processes(loss, tmp_path):
+    """Pairs are those of each process; a loss with proxies sees what both processes have."""
+    z, y = torch.randn(12, 4, dtype=torch.float64), torch.arange(12) % 3
+    torch.manual_seed(7)  # the proxies are drawn
+    plain = loss().double()
+
+    def copied(embeddings: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return embeddings.roll(1, dims=1), labels
+
+    def work(rank: int) -> None:
+        dist.init_process_group("gloo")
+        own = z[rank::2].clone().requires_grad_()
+        value = AugmentedLoss(DistributedLossWrapper(plain), copied)(own, y[rank::2])
+        value.backward()
+        torch.save((value.detach(), own.grad), tmp_path / f"{rank}.pt")
+
+    assert two(work, tmp_path) == [0, 0]
+    for rank in range(2):
+        value, gradient = torch.load(tmp_path / f"{rank}.pt")
+        own = z[rank::2].clone().requires_grad_()
+        if isinstance(plain, ContrastiveLoss):
+            expected = AugmentedLoss(plain, copied)(own, y[rank::2])
+        else:
+            parts = [(own, y[rank::2]), (z[1 - rank :: 2], y[1 - rank :: 2])]
+            everything = [half for part in parts for half in (part, copied(*part))]
+            expected = plain(*(torch.cat(tensors) for tensors in zip(*everything, strict=True)))
+        expected = 2 * expected  # the wrapper multiplies by the number of processes
+        torch.testing.assert_close(value, expected.detach())
+        torch.testing.assert_close(gradient, *torch.autograd.grad(expected, own))
 
 
 @pytest.mark.parametrize(("total", "processes"), [(8, 2), (15, 4), (3, 3), (2, 3)])
