@@ -1,74 +1,16 @@
-"""Which published row is trained by which file under configs/, and their dry run."""
+"""The dry run of a published row's recipe, on stand-in data."""
 
 from __future__ import annotations
 
 import dataclasses
 import tempfile
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 
 from bgl.datasets import write_standin
-from bgl.pipeline import CONFIGS, load_splits, parse, trained_rows
-from bgl.published import PublishedRow, published_rows
+from bgl.pipeline import load_splits, trained_rows
+from bgl.pipeline.recipes import Recipe
 from bgl.training import Progress, TrainConfig
-
-# table -> file in configs/DATASET/ -> (system, a part of its backbone or embedding)
-TABLES: dict[str, dict[str, tuple[str, str]]] = {
-    "dybgr": {"dybgr": ("DyBGR", "768-d")},
-    "bgformer": {
-        "bgformer-384": ("BGFormer", "384-d"),
-        "bgformer-128": ("BGFormer", "128-d"),
-    },
-    "hyp-vit": {
-        "hyp-vit": ("Hyp-ViT", "vit_small"),
-        "hyp-dino": ("Hyp-DINO", "dino"),
-    },
-    "iaa": {
-        "ms-googlenet": ("MS", "GoogLeNet"),
-        "iaa-ms-googlenet": ("MS + IAA", "GoogLeNet"),
-        "contrastive-googlenet": ("Contrastive", "GoogLeNet"),
-        "iaa-contrastive-googlenet": ("Contrastive + IAA", "GoogLeNet"),
-        "triplet-googlenet": ("Triplet", "GoogLeNet"),
-        "iaa-triplet-googlenet": ("Triplet + IAA", "GoogLeNet"),
-        "iaa-ms-resnet50": ("MS + IAA", "ResNet-50"),
-    },
-}
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A published row and the file that trains it."""
-
-    table: str
-    path: Path
-    published: PublishedRow
-
-    @property
-    def name(self) -> str:
-        """Dataset and file, for instance "cub/dybgr"."""
-        return f"{self.published.dataset}/{self.path.stem}"
-
-    @property
-    def title(self) -> str:
-        """System and what tells its rows apart."""
-        system, detail = TABLES[self.table][self.path.stem]
-        return f"{system}, {detail}"
-
-    def configs(self, *words: str) -> list[TrainConfig]:
-        """Its configurations, one for each seed, with further options of run.py."""
-        return parse(["--config", str(self.path), *words]).configs
-
-
-def recipes(table: str, datasets: list[str] | None = None) -> list[Recipe]:
-    """The recipes of a table, by dataset."""
-    return [
-        Recipe(table, CONFIGS / row.dataset / f"{stem}.yaml", row)
-        for stem, (system, detail) in TABLES[table].items()
-        for row in published_rows(system)
-        if detail in f"{row.backbone} {row.embedding}"
-        and (datasets is None or row.dataset in datasets)
-    ]
 
 
 def shrink(config: TrainConfig) -> tuple[TrainConfig, str]:

@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from recipes import TABLES, Recipe, dry_run, recipes
+from recipes import dry_run
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -31,6 +31,7 @@ from torch import OutOfMemoryError
 from bgl._io import write_text
 from bgl.datasets import Splits
 from bgl.pipeline import TerminalProgress, check_folder, load_splits, trained_rows
+from bgl.pipeline.recipes import TABLES, Recipe, recipes
 from bgl.training import TrainConfig
 from bgl.training.comparison import percent
 

@@ -21,6 +21,7 @@ from bgl._io import write_text
 from bgl.datasets import Splits, download, load_dataset, raw_pixels
 from bgl.metrics import retrieval_metrics
 from bgl.pipeline.options import CONFIGS
+from bgl.pipeline.recipes import published_beside
 from bgl.training import (
     Progress,
     Several,
@@ -130,6 +131,7 @@ def trained_rows(
             "peak_memory_mb": result.peak_memory_mb,
             "skipped_steps": sum(row.get("skipped_steps", 0) for row in result.history),
             **other_epochs(result.history, embedding),
+            "published": published_beside(config, embedding, metrics),
             "config": resolved,
         }
         for embedding, metrics in result.metrics.items()

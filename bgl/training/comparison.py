@@ -21,6 +21,8 @@ COMPARED = ("recall@1", "map@r")  # what differences are shown of
 TRANSDUCTIVE = ", refined (transductive)"  # ends an arm's name
 # parts of a row that has seen the test classes after every epoch
 OTHER_EPOCHS = {"last_epoch": "last epoch", "best_on_test": "best on test (optimistic)"}
+# beside the rows that repeat a published one
+PUBLISHED = (" published", " - published")
 
 
 def mean_and_interval(values: list[float]) -> tuple[float, float]:
@@ -70,6 +72,16 @@ def percent(values: list[float]) -> str:
     return f"{mean:.1f}" if math.isnan(half) else f"{mean:.1f} ± {half:.1f}"
 
 
+def beside(rows: list[Row], metric: str) -> tuple[str, str]:
+    """The published figure of an arm and the mean difference to it, in percent."""
+    known = [row["published"] for row in rows if row.get("published")]
+    known = [published for published in known if metric in published["figures"]]
+    if not known:
+        return "", ""
+    difference = statistics.fmean(published["difference"][metric] for published in known)
+    return f"{known[0]['figures'][metric]:.1f}", f"{difference:+.1f}"
+
+
 def paired_difference(rows: list[Row], baseline: list[Row], metric: str) -> list[float]:
     """Differences to the baseline, seed by seed."""
     base = {row["seed"]: row["metrics"].get(metric) for row in baseline}
@@ -90,6 +102,8 @@ def comparison(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
     header = ["method", "embedding", *metrics.values(), "Δ R@1", "Δ MAP@R"]
     others = {part: title for part, title in OTHER_EPOCHS.items() if any(part in r for r in rows)}
     header += [f"{METRICS[m]} {title}" for title in others.values() for m in COMPARED]
+    published = any(row.get("published") for row in rows)
+    header += [f"{METRICS[m]}{what}" for m in COMPARED for what in PUBLISHED] if published else []
     header += ["seeds", "epoch", "min"]
     cells = []
     for (name, embedding), group in groups.items():
@@ -110,6 +124,8 @@ def comparison(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
             for metric in COMPARED:
                 values = [r[part][metric] for r in group if part in r]
                 line.append(percent(values) if values else "")
+        if published:
+            line += [cell for metric in COMPARED for cell in beside(group, metric)]
         line.append(str(len(group)) if group[0].get("epoch") is not None else "")
         line.append(" ".join(str(r["epoch"]) for r in group if r.get("epoch") is not None))
         seconds = [r["seconds"] for r in group if r.get("seconds") is not None]

@@ -13,14 +13,16 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-import recipes
 import reproduce
+from recipes import dry_run
 
 from bgl.datasets import write_standin
+from bgl.pipeline import parse
+from bgl.pipeline.recipes import TABLES, Recipe, published_beside, recipes
 from bgl.published import published, published_rows
 from bgl.training import TrainConfig
 
-ALL = [recipe for table in recipes.TABLES for recipe in recipes.recipes(table)]
+ALL = [recipe for table in TABLES for recipe in recipes(table)]
 RECIPE = published()["iaa_recipe"]
 
 
@@ -29,7 +31,7 @@ def of(*tables: str) -> Any:
     return pytest.mark.parametrize("recipe", chosen, ids=lambda recipe: recipe.name)
 
 
-def config_of(recipe: recipes.Recipe) -> TrainConfig:
+def config_of(recipe: Recipe) -> TrainConfig:
     (config,) = recipe.configs()
     return config
 
@@ -50,7 +52,7 @@ def test_every_published_row_has_one_recipe_and_no_other_row_has():
     assert files == {recipe.path for recipe in ALL}
 
 
-@of(*recipes.TABLES)
+@of(*TABLES)
 def test_recipe_is_for_its_dataset_and_leaves_the_protocol_open(recipe):
     config = config_of(recipe)
     assert config.dataset == recipe.published.dataset
@@ -139,10 +141,35 @@ def test_iaa_has_the_published_values(recipe):
 
 
 def test_a_comparison_on_a_papers_dataset_changes_the_method_alone():
-    configs = recipes.parse(["--dataset", "cub", "--method", "none", "dybgr"]).configs
+    configs = parse(["--dataset", "cub", "--method", "none", "dybgr"]).configs
     for name in ("backbone", "lr", "batch_size", "loss_options", "epochs", "head_dim", "resize"):
         assert getattr(configs[0], name) == getattr(configs[1], name)
     assert configs[1].dybgr.k == 30  # configs/cub/dybgr.yaml is the method's default as well
+
+
+@of(*TABLES)
+def test_each_recipe_stands_beside_its_own_row(recipe):
+    embedding = "backbone" if "backbone" in recipe.published.embedding else "head"
+    config = recipe.configs("--protocol", "paper", "--epochs", "3", "--seed", "4")[0]
+    beside = published_beside(config, embedding, {"recall@1": 0.5, "map@r": 0.25})
+    assert beside is not None
+    assert beside["source"] == recipe.published.source
+    figure = recipe.published.figures["recall@1"]
+    assert beside["figures"]["recall@1"] == figure
+    assert beside["difference"]["recall@1"] == 50 - figure
+    assert beside["figures"].keys() <= {"recall@1", "map@r"}
+
+
+def test_what_no_paper_has_trained_stands_alone():
+    metrics = {"recall@1": 0.5}
+    (config,) = parse(["--dataset", "cub", "--method", "dybgr+dybgr"]).configs
+    assert published_beside(config, "backbone", metrics)
+    assert published_beside(config, "head", metrics) is None  # they measured the other one
+    for words in (["--backbone", "resnet50"], ["--head-dim", "64"], ["--augmentation", "iaa"]):
+        (other,) = parse(["--dataset", "cub", "--method", "dybgr+dybgr", *words]).configs
+        assert published_beside(other, "backbone", metrics) is None
+    (emoji,) = parse(["--dataset", "emoji", "--method", "dybgr"]).configs
+    assert published_beside(emoji, "backbone", metrics) is None
 
 
 # --- dry runs -------------------------------------------------------------------------------------
@@ -153,24 +180,24 @@ ONE_PER_SYSTEM = ["cub/dybgr", "cars/bgformer-384", "inshop/hyp-vit", "sop/iaa-m
 @pytest.mark.parametrize("name", ONE_PER_SYSTEM)
 def test_dry_run_of_one_recipe_per_system(name):
     (recipe,) = [recipe for recipe in ALL if recipe.name == name]
-    said = recipes.dry_run(recipe)
+    said = dry_run(recipe)
     assert "random weights" in said
     assert ("test_vit" in said) == ("googlenet" not in name)
 
 
 def test_dry_run_of_the_papers_protocol():
     (recipe,) = [recipe for recipe in ALL if recipe.name == "vehicleid-medium/ms-googlenet"]
-    recipes.dry_run(recipe, "paper")
+    dry_run(recipe, "paper")
 
 
 @pytest.mark.recipes
-@of(*recipes.TABLES)
+@of(*TABLES)
 def test_dry_run(recipe):
-    recipes.dry_run(recipe)
+    dry_run(recipe)
 
 
 def test_dry_run_prints_a_line_each_and_fails_if_one_fails(monkeypatch, capsys):
-    def dry_run(recipe: recipes.Recipe) -> str:
+    def dry_run(recipe: Recipe) -> str:
         if recipe.published.dataset == "cars":
             raise ValueError("no such thing")
         return "all well"
@@ -231,7 +258,7 @@ def test_reproduce_trains_what_it_can_and_goes_on(tmp_path, capsys, monkeypatch)
 
 
 def test_line_of_the_table():
-    (recipe,) = recipes.recipes("dybgr", ["cub"])
+    (recipe,) = recipes("dybgr", ["cub"])
 
     def rows(*values: float) -> list[dict[str, Any]]:
         return [{"metrics": {"recall@1": value}} for value in values]
@@ -244,7 +271,7 @@ def test_line_of_the_table():
 
 
 def test_what_fails_is_listed_and_the_rest_is_trained(monkeypatch, capsys, tmp_path):
-    def train_row(recipe: recipes.Recipe, protocol: str, *_: Any) -> list[dict[str, Any]]:
+    def train_row(recipe: Recipe, protocol: str, *_: Any) -> list[dict[str, Any]]:
         if protocol == "paper":
             raise torch.OutOfMemoryError("too large")
         return [{"metrics": {"recall@1": 0.5}}]

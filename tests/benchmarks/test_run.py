@@ -543,6 +543,27 @@ def test_columns_of_other_epochs():
     assert not any("last epoch" in name for name in comparison(pair[:1])[0])
 
 
+def test_columns_of_published_figures():
+    """... beside the rows that repeat one; the difference is the mean over seeds."""
+    rows = [
+        result_row(
+            "dybgr",
+            seed,
+            0.6,
+            published={"figures": {"recall@1": 88.3}, "difference": {"recall@1": difference}},
+        )
+        for seed, difference in ((0, -28.3), (1, -26.3))
+    ]
+    header, none, dybgr = csv.reader(
+        report.as_csv([result_row("none", 0, 0.5), *rows]).splitlines()
+    )
+    names = [f"{m}{what}" for m in ("R@1", "MAP@R") for what in (" published", " - published")]
+    places = [header.index(name) for name in names]
+    assert [dybgr[i] for i in places] == ["88.3", "-27.3", "", ""]
+    assert [none[i] for i in places] == [""] * 4
+    assert not any("published" in name for name in comparison([result_row("none", 0, 0.5)])[0])
+
+
 def test_other_epochs_of_a_history():
     history = [{"test_head_map@r": 0.5, "val_head_map@r": 0.9}, {"test_head_map@r": 0.4}]
     found = rows.other_epochs(history, "head")
