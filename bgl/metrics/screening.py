@@ -16,6 +16,9 @@ SPARE = 4
 # keeping the nearest of a column, block by block, costs less than half the product.
 SYMMETRIC_KEPT = 64
 
+# Rows that are looked at in float64 at a time.
+FLOAT64_ROWS = 4096
+
 # left and right factors of some points [B, W], and what the order of their products leaves open
 # [B, 1] (see `RanksByProduct`)
 Factors = tuple[Tensor, Tensor, Tensor]
@@ -51,11 +54,17 @@ class Screen:
 
     def __init__(self, distance: str | RanksByProduct, gallery: Tensor) -> None:
         self.factors = _factors(distance, gallery)
-        left, right, blur = self.factors(gallery.double())
-        self.left, self.right = left.float(), right.float()
-        self.most_blur = blur.max()
-        rounding = (right.size(1) + 4) * torch.finfo(torch.float32).eps / 2
-        self.rounding = rounding * torch.linalg.vector_norm(right, dim=1).max()
+        lefts, rights, blurs, norms = [], [], [], []
+        for points in gallery.split(FLOAT64_ROWS):
+            left, right, blur = self.factors(points.double())
+            lefts.append(left.float())
+            rights.append(right.float())
+            blurs.append(blur.max())
+            norms.append(torch.linalg.vector_norm(right, dim=1).max())
+        self.left, self.right = torch.cat(lefts), torch.cat(rights)
+        self.most_blur = torch.stack(blurs).max()
+        rounding = (self.right.size(1) + 4) * torch.finfo(torch.float32).eps / 2
+        self.rounding = rounding * torch.stack(norms).max()
 
     def nearest(self, query: Tensor, kept: int, exclude: Tensor | None) -> Nearest:
         """The ``kept`` nearest items of some queries [B, C], except one each, ``exclude`` [B]."""
@@ -124,10 +133,10 @@ def _factors(distance: str | RanksByProduct, gallery: Tensor) -> Callable[[Tenso
         return cosine
 
     # |q-g|² is taken from the centre and at a scale around 1, which does not change its order.
-    wide = gallery.double()
-    centre = wide.mean(dim=0)
-    radius = torch.linalg.vector_norm(wide - centre, dim=1).max()
-    scale = radius.clamp(min=torch.finfo(torch.float64).tiny)
+    centre = gallery.mean(dim=0, dtype=torch.float64)
+    blocks = gallery.split(FLOAT64_ROWS)
+    radii = [torch.linalg.vector_norm(block.double() - centre, dim=1).max() for block in blocks]
+    scale = torch.stack(radii).max().clamp(min=torch.finfo(torch.float64).tiny)
 
     def euclidean(points: Tensor) -> Factors:
         points = (points - centre) / scale
