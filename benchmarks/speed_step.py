@@ -59,6 +59,7 @@ class Step:
 
 
 _PAPER = (
+    "--method=dybgr+dybgr",
     "--weights=none",
     "--batch_size=405",
     "--per_class=9",
