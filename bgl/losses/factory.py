@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pytorch_metric_learning import distances, losses, miners
+from pytorch_metric_learning.distances import BaseDistance
 from torch import Tensor, nn
 
 from bgl._checks import check_choice, check_index_vector, check_matrix
@@ -43,7 +44,7 @@ def create_loss(
     name: str,
     num_classes: int,
     embedding_dim: int,
-    distance: str | HyperbolicDistance = "cosine",
+    distance: str | BaseDistance = "cosine",
     **options: Any,
 ) -> nn.Module:
     """A loss called as ``loss(embeddings, labels)``.
@@ -52,12 +53,12 @@ def create_loss(
         name: One of ``LOSS_NAMES``.
         num_classes: Number of training classes (for losses with proxies).
         embedding_dim: Dimension of the embeddings (for losses with proxies).
-        distance: ``"cosine"`` or a :class:`HyperbolicDistance`.
+        distance: ``"cosine"`` or a :class:`bgl.hyperbolic.HyperbolicDistance`.
         options: Passed to the loss's constructor, over its defaults.
 
     Raises:
         ValueError: If the name or an option is unknown, or the loss needs a similarity and
-            ``distance`` is none.
+            ``distance`` is none of its kind.
 
     Example:
         >>> create_loss("triplet", num_classes=10, embedding_dim=8, margin=0.2).margin
@@ -71,25 +72,29 @@ def create_loss(
             f"Expected argument `loss` to work with a hyperbolic distance ({', '.join(able)}), "
             f"got {name!r}"
         )
-    arguments = {**defaults, **options}
-    arguments.setdefault(
-        "distance", distances.CosineSimilarity() if distance == "cosine" else distance
-    )
+    arguments = {"distance": _distance(distance), **defaults, **options}
     if name in _WITH_PROXIES:
         arguments = {"num_classes": num_classes, "embedding_size": embedding_dim, **arguments}
     return _construct(make, arguments, "loss_options", name)
 
 
-def create_miner(name: str, loss: str = "pairwise-ce", **options: Any) -> nn.Module | None:
+def create_miner(
+    name: str,
+    loss: str = "pairwise-ce",
+    distance: str | BaseDistance = "cosine",
+    **options: Any,
+) -> nn.Module | None:
     """A miner called as ``miner(embeddings, labels)``; None for ``"none"``.
 
     Args:
         name: One of ``MINER_NAMES``, or ``"default"``: the one usual for the loss.
         loss: Name of the loss it is for.
+        distance: That of the loss, as :func:`create_loss` takes it: what is hard for a loss is
+            so by its own distance.
         options: Passed to the miner's constructor, over its defaults.
 
     Raises:
-        ValueError: If the name or an option is unknown.
+        ValueError: If the name or an option is unknown, or ``distance`` is no distance.
 
     Example:
         >>> create_miner("default", "multi-similarity").epsilon
@@ -104,7 +109,7 @@ def create_miner(name: str, loss: str = "pairwise-ce", **options: Any) -> nn.Mod
             raise ValueError(f"Expected no `miner_options` without a miner, got {options!r}")
         return None
     make, defaults = _MINERS[name]
-    arguments = {"distance": distances.CosineSimilarity(), **defaults, **options}
+    arguments = {"distance": _distance(distance), **defaults, **options}
     return _construct(make, arguments, "miner_options", name)
 
 
@@ -136,6 +141,19 @@ class MinedLoss(nn.Module):
         mined = None if self.miner is None else self.miner(embeddings, labels)
         value: Tensor = self.loss(embeddings, labels, mined)
         return value
+
+
+def _distance(distance: str | BaseDistance) -> BaseDistance:
+    """The distance that a name stands for, or the one given."""
+    if isinstance(distance, str):
+        check_choice(distance, "distance", ("cosine",))
+        return distances.CosineSimilarity()
+    if not isinstance(distance, BaseDistance):
+        raise ValueError(
+            "Expected argument `distance` to be 'cosine' or a distance of "
+            f"pytorch-metric-learning, got {distance!r}"
+        )
+    return distance
 
 
 def _construct(

@@ -110,11 +110,11 @@ def describe_model(config: TrainConfig, info: BackboneInfo) -> ModelConfig:
 
 
 def build_criterion(config: TrainConfig, num_classes: int) -> MinedLoss:
-    """The loss a configuration describes, with its miner."""
-    loss = create_loss(
-        config.loss, num_classes, config.head_dim, head_distance(config), **config.loss_options
-    )
-    return MinedLoss(loss, create_miner(config.miner, config.loss, **config.miner_options))
+    """The loss a configuration describes, with its miner, both by the head's distance."""
+    distance = head_distance(config)
+    loss = create_loss(config.loss, num_classes, config.head_dim, distance, **config.loss_options)
+    miner = create_miner(config.miner, config.loss, distance, **config.miner_options)
+    return MinedLoss(loss, miner)
 
 
 def head_distance(config: TrainConfig) -> Any:

@@ -159,12 +159,41 @@ def test_hyperbolic_loss(name):
     distance = HyperbolicDistance(0.1)
     loss = create_loss(name, K, D, distance)
     assert loss.distance is distance
-    criterion = MinedLoss(loss, create_miner("default", name))
+    criterion = MinedLoss(loss, create_miner("default", name, distance))
     embeddings, labels = batch()
     embeddings.requires_grad_()
     criterion(ToPoincareBall(0.1)(embeddings), labels).backward()
     assert torch.isfinite(embeddings.grad).all()
     assert embeddings.grad.any()
+
+
+@pytest.mark.parametrize("kind", ["semihard", "hard"])
+def test_hyperbolic_triplets_are_mined_by_the_hyperbolic_distance(kind):
+    """Every triplet is found that is so by the distance of the loss, and no other."""
+    distance = HyperbolicDistance(1.0)
+    embeddings, labels = batch(0.4)
+    points = ToPoincareBall(1.0, None)(embeddings)
+    miner = create_miner("default", "triplet", distance, type_of_triplets=kind)
+    d = distance(points, points)
+    low, high = {"semihard": (0.0, 0.1), "hard": (-torch.inf, 0.0)}[kind]
+    n = range(len(labels))
+    expected = {
+        (a, p, q)
+        for a in n
+        for p in n
+        for q in n
+        if a != p and labels[a] == labels[p] != labels[q] and low < d[a, q] - d[a, p] <= high
+    }
+    found = set(zip(*(indices.tolist() for indices in miner(points, labels)), strict=True))
+    assert found == expected != set()
+
+
+def test_distance_that_is_none():
+    for distance in ("euclid", 3):
+        with pytest.raises(ValueError, match="`distance`"):
+            create_loss("triplet", K, D, distance)
+        with pytest.raises(ValueError, match="`distance`"):
+            create_miner("triplet-margin", "triplet", distance)
 
 
 def test_mined_loss_is_the_loss_of_the_mined_pairs():

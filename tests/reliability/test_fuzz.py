@@ -371,6 +371,7 @@ FUZZ: dict[str, Entry] = {
         losses.create_miner,
         name=name("default", *losses.MINER_NAMES),
         loss=name(*losses.LOSS_NAMES),
+        distance=mostly(st.sampled_from(["cosine", hyperbolic.HyperbolicDistance()])),
         margin=optional(real),
     ),
     "losses.MinedLoss": entry(

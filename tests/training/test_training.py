@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from pytorch_metric_learning.distances import CosineSimilarity
 from safetensors.torch import load_file
 from tiny_training import DIM, SIDE, WIDTH, assert_same_files, make_splits, part, read_csv, tiny
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch_geometric.data import Data
 
 import bgl.training.loop as loop
 from bgl.datasets import ImageDataset, Splits, eval_transform
+from bgl.hyperbolic import HyperbolicDistance
 from bgl.losses import LOSS_NAMES
 from bgl.samplers import ClassBalancedSampler
 from bgl.training import Progress, TrainConfig, TrainResult, build_model, embed, evaluate, train
@@ -441,6 +443,15 @@ def test_schedule_rises_then_falls_to_zero():
     assert rates[99] == pytest.approx(2.0 / 90)
     steps = torch.tensor(rates[10:]).diff()
     torch.testing.assert_close(steps, torch.full_like(steps, -2.0 / 90), rtol=1e-4, atol=1e-6)
+
+
+def test_loss_and_miner_go_by_the_distance_of_the_head():
+    for distance, kind in (("cosine", CosineSimilarity), ("hyperbolic", HyperbolicDistance)):
+        config = tiny(loss="triplet", distance=distance, curvature=0.5)
+        criterion = loop.build_criterion(config, 8)
+        assert isinstance(criterion.loss.distance, kind)
+        assert isinstance(criterion.miner.distance, kind)
+    assert criterion.miner.distance.c == criterion.loss.distance.c == 0.5
 
 
 def test_optimizer_has_a_rate_for_each_part():
