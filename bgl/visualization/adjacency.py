@@ -37,8 +37,9 @@ def adjacency_heatmap(
     Returns:
         The axes.
     """
-    dense, y = _dense(graph, y)
+    dense = _dense(graph)
     n = len(dense)
+    y = _labels(graph, y, n)
     order = torch.arange(n) if y is None else y.argsort(stable=True)
     dense = dense[order][:, order]
     step = -(-n // LARGEST)
@@ -83,20 +84,8 @@ def edge_weight_histogram(
         The axes; its legend counts the edges of each kind.
     """
     check_int(bins, "bins", 1)
-    if isinstance(graph, Data):
-        n = check_nodes(graph)
-        y = graph.y if y is None else y
-        assert graph.edge_index is not None
-        source, target = graph.edge_index.cpu()
-        weight = edge_weights(graph)
-    else:
-        dense, y = _dense(graph, y)
-        n = len(dense)
-        target, source = dense.nonzero().unbind(1)
-        weight = dense[target, source]
-    if y is not None:
-        check_index_vector(y, n, "y")
-        y = y.cpu()
+    n, source, target, weight = _edges(graph)
+    y = _labels(graph, y, n)
     edge = source != target
     source, target, weight = source[edge], target[edge], weight[edge]
     ax = new_axes(ax)
@@ -124,23 +113,36 @@ def edge_weight_histogram(
     return ax
 
 
-def _dense(graph: Data | Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Adjacency [N, N] on the CPU, rows for targets, and labels or None."""
+def _dense(graph: Data | Tensor) -> Tensor:
+    """Adjacency [N, N] on the CPU, rows for targets."""
+    if isinstance(graph, Data):
+        n, source, target, weight = _edges(graph)
+        return torch.zeros(n, n).index_put_((target, source), weight, accumulate=True)
+    if not isinstance(graph, Tensor) or graph.dim() != 2 or graph.size(0) != graph.size(1):
+        raise ValueError(
+            "Expected argument `graph` to be a PyG Data or an adjacency of shape [N, N], "
+            f"but got {describe(graph)}"
+        )
+    return graph.detach().float().cpu()
+
+
+def _edges(graph: Data | Tensor) -> tuple[int, Tensor, Tensor, Tensor]:
+    """Number of nodes, and source, target and weight [E] of every edge on the CPU."""
     if isinstance(graph, Data):
         n = check_nodes(graph)
-        y = graph.y if y is None else y
         assert graph.edge_index is not None
         source, target = graph.edge_index.cpu()
-        dense = torch.zeros(n, n)
-        dense.index_put_((target, source), edge_weights(graph), accumulate=True)
-    else:
-        if not isinstance(graph, Tensor) or graph.dim() != 2 or graph.size(0) != graph.size(1):
-            raise ValueError(
-                "Expected argument `graph` to be a PyG Data or an adjacency of shape [N, N], "
-                f"but got {describe(graph)}"
-            )
-        dense = graph.detach().float().cpu()
-    if y is not None:
-        check_index_vector(y, len(dense), "y")
-        y = y.cpu()
-    return dense, y
+        return n, source, target, edge_weights(graph)
+    dense = _dense(graph)
+    target, source = dense.nonzero().unbind(1)
+    return len(dense), source, target, dense[target, source]
+
+
+def _labels(graph: Data | Tensor, y: Tensor | None, n: int) -> Tensor | None:
+    """The labels [N] given, or those of the graph, on the CPU."""
+    if y is None and isinstance(graph, Data):
+        y = graph.y
+    if y is None:
+        return None
+    check_index_vector(y, n, "y")
+    return y.cpu()

@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from bgl._checks import check_index_vector, check_int, check_matrix
-from bgl.visualization._style import OTHER_CLASS, SAME_CLASS, check_images
+from bgl.visualization._style import OTHER_CLASS, SAME_CLASS, bare, check_images
 
 
 def retrieval_grid(
@@ -55,10 +55,7 @@ def retrieval_grid(
     for line, query, items in zip(grid, queries, found.tolist(), strict=True):
         for ax, item in zip(line, [query, *items], strict=True):
             ax.imshow(images[item].permute(1, 2, 0).cpu().numpy())
-            ax.set_xticks([])
-            ax.set_yticks([])
-            for spine in ax.spines.values():
-                spine.set_visible(False)
+            bare(ax)
             if ax is line[0] or y[query] < 0:
                 ax.set_title(_name(int(y[item]), names), fontsize=7)
                 continue
