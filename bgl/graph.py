@@ -25,7 +25,8 @@ def to_batch_graph(
         x: Features [N, C], the node features.
         y: Integer labels [N] or None.
         learner: Called as ``learner(x, y)``, or ``learner(x, y, batch)`` when a ``batch`` vector
-            is among the attributes; returns ``(edge_index, edge_weight)``.
+            is among the attributes; returns ``(edge_index, edge_weight)``. One that learns from
+            less names it in ``learns_from``, as ``LabelGraph`` does: ``("y", "batch")``.
             Default: ``AdaptiveGraph()``.
         attributes: Stored on the graph as they are (for instance ``batch=``, ``image_id=``).
 
@@ -45,6 +46,9 @@ def to_batch_graph(
     if y is not None:
         check_index_vector(y, x.size(0), "y")
     learner = AdaptiveGraph() if learner is None else learner
-    batch = attributes.get("batch")
-    edge_index, edge_weight = learner(x, y) if batch is None else learner(x, y, batch)
+    given: dict[str, Any] = {"x": x, "y": y}
+    if attributes.get("batch") is not None:
+        given["batch"] = attributes["batch"]
+    wanted = getattr(learner, "learns_from", ("x", "y", "batch"))
+    edge_index, edge_weight = learner(*(given[name] for name in wanted if name in given))
     return Data(x=x, edge_index=edge_index, edge_weight=edge_weight, y=y, **attributes)

@@ -22,8 +22,7 @@ class LearnBatchGraph(BaseTransform):
     replaces :class:`torch_geometric.transforms.KNNGraph`.
 
     Args:
-        learner: Called as ``learner(x, y)`` or ``learner(x, y, batch)``; returns
-            ``(edge_index, edge_weight)``. Default: ``AdaptiveGraph()``.
+        learner: As :func:`bgl.to_batch_graph` takes it. Default: ``AdaptiveGraph()``.
         use_labels: Give the learner ``data.y``, a label for each node. It then prefers edges
             within a class, so leave it off wherever these labels are to be predicted.
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bgl import to_batch_graph
-from bgl.layers import AdaptiveGraph
+from bgl.layers import AdaptiveGraph, LabelGraph, RandomGraph
 
 
 def test_features_become_a_data_object():
@@ -30,3 +30,34 @@ def test_labels_are_optional_and_checked():
         to_batch_graph(torch.randn(4, 4), torch.zeros(3).long())
     with pytest.raises(ValueError, match="`x`"):
         to_batch_graph(torch.randn(4))
+
+
+@pytest.mark.parametrize("graphs", [1, 2])
+def test_learners_of_labels_or_features_alone(graphs):
+    x, y = torch.randn(10, 4), torch.arange(10) // 2 % 3
+    batch = None if graphs == 1 else torch.arange(10) // 5
+    data = to_batch_graph(x, y, learner=LabelGraph(), batch=batch)
+    expected = LabelGraph()(y, batch)
+    assert torch.equal(data.edge_index, expected[0])
+    assert torch.equal(data.edge_weight, expected[1])
+
+    data = to_batch_graph(x, y, learner=RandomGraph(k=3), batch=batch)
+    assert data.edge_index.shape == (2, 30)
+    if batch is None:  # a random graph that took the labels for graphs would keep to them
+        assert (y[data.edge_index[0]] != y[data.edge_index[1]]).any()
+    else:
+        assert (batch[data.edge_index[0]] == batch[data.edge_index[1]]).all()
+
+
+def test_a_label_graph_needs_labels():
+    with pytest.raises(ValueError, match=r"`y`.*None"):
+        to_batch_graph(torch.randn(6, 4), learner=LabelGraph())
+
+
+def test_any_callable_is_a_learner():
+    def ring(features, labels, graphs=None):
+        n = len(features)
+        return torch.stack([torch.arange(n), torch.arange(n).roll(1)]), torch.ones(n)
+
+    for batch in (None, torch.zeros(5).long()):
+        assert to_batch_graph(torch.randn(5, 2), learner=ring, batch=batch).edge_index.size(1) == 5

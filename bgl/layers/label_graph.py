@@ -38,6 +38,8 @@ class LabelGraph(nn.Module):
         tensor([0.6667, 0.3333, 0.3333, 0.6667, 1.0000])
     """
 
+    learns_from = ("y", "batch")
+
     def __init__(self, normalization: str = "row") -> None:
         super().__init__()
         self.normalization = check_choice(normalization, "normalization", ("row", "symmetric"))

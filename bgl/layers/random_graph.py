@@ -35,6 +35,8 @@ class RandomGraph(nn.Module):
         (torch.Size([2, 10]), tensor([0.5000, 0.5000]))
     """
 
+    learns_from = ("x", "batch")
+
     def __init__(self, k: int = 30) -> None:
         super().__init__()
         self.k = check_int(k, "k", 1)
