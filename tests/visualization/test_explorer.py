@@ -33,7 +33,6 @@ from bgl.visualization import explore
 from bgl.visualization._encode import script_json, weights64
 from bgl.visualization._frames import make_frame
 from bgl.visualization._sample import sample_nodes
-from bgl.visualization.explore import main
 from bgl.visualization.recorder import Recorder, fixed_batch, map_items, read_frames
 
 
@@ -170,7 +169,6 @@ def test_errors(tmp_path):
         explore(graph(), classes=["a"])
     with pytest.raises(FileNotFoundError, match="no run folder"):
         explore(tmp_path / "nothing")
-    assert main([str(tmp_path / "nothing")]) == 2
 
 
 # --- runs -----------------------------------------------------------------------------------------
@@ -309,10 +307,10 @@ def test_empty_folder(tmp_path):
     assert len(page["notes"]) >= 2
 
 
-def test_command(copy, capsys):
-    assert main([str(copy), "--output", str(copy / "x.html")]) == 0
-    assert capsys.readouterr().out.strip() == str(copy / "x.html")
-    assert (copy / "x.html").stat().st_size < 15e6
+def test_page_of_another_name(copy):
+    page = explore(copy, path=copy / "x.html")
+    assert page == copy / "x.html"
+    assert page.stat().st_size < 15e6
 
 
 # --- the recorder ---------------------------------------------------------------------------------
