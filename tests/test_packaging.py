@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +21,7 @@ SEARCH, EXPORT = ["faiss"], ["onnx", "onnxscript"]
 BLOCK = """
 import importlib.machinery
 import sys
+from pathlib import Path
 
 class Without:
     finders = list(sys.meta_path)
@@ -89,3 +92,25 @@ def test_no_module_hides_a_public_name() -> None:
     for name, module in modules.items():
         for public in getattr(module, "__all__", ()):
             assert f"{name}.{public}" not in modules
+
+
+# from the bottom up: a part may use those in the lines above its own, and no others
+ORDER = [
+    ["_checks", "_extras", "_io", "_precision", "_neighbors", "published"],
+    ["layers", "metrics", "augment", "samplers", "images", "hyperbolic"],
+    ["losses", "graph", "refinement", "datasets", "models"],
+    ["transforms", "training", "search"],
+    ["visualization"],
+    ["pipeline"],
+    ["cli"],
+]
+
+
+def test_imports_point_one_way() -> None:
+    height = {name: line for line, names in enumerate(ORDER) for name in names}
+    root = Path(bgl.__path__[0])
+    for file in root.rglob("*.py"):
+        own = file.relative_to(root).parts[0].removesuffix(".py")
+        for found in re.findall(r"^\s*(?:from|import) bgl\.(\w+)", file.read_text(), re.MULTILINE):
+            if own not in ("__init__", found):
+                assert height[found] < height[own], f"{file} imports bgl.{found}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from bgl._checks import check_index_vector, describe
-from bgl.datasets.reading import read_image
-
-Transform = Callable[[Tensor], Tensor]
+from bgl.images import Transform, read_image
 
 
 class ImageDataset(Dataset[tuple[Tensor, int]]):
@@ -36,7 +34,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     Raises:
         ValueError: if the shapes or types do not fit, or a label is no id into ``class_names``.
             Reading an image that cannot be decoded raises
-            :class:`~bgl.datasets.BrokenImageError`, a ``ValueError`` that names the file.
+            :class:`~bgl.images.BrokenImageError`, a ``ValueError`` that names the file.
 
     Example:
         >>> images = torch.zeros(3, 3, 8, 8, dtype=torch.uint8)

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from bgl.datasets.base import ImageDataset, Splits
-from bgl.datasets.reading import to_rgb
+from bgl.images.reading import to_rgb
 
 
 def load_emoji() -> Splits:

@@ -6,11 +6,7 @@ from pathlib import Path
 
 from bgl.datasets.base import Splits
 from bgl.datasets.splits import Classes, build_splits
-
-#: Files with these endings, in small or capital letters, are images; others are left alone.
-IMAGE_SUFFIXES = frozenset(
-    {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-)
+from bgl.images import IMAGE_SUFFIXES
 
 
 def load_folder(

@@ -10,7 +10,7 @@ import torch
 
 from bgl._checks import check_int, check_real
 from bgl.datasets.base import ImageDataset, Splits
-from bgl.datasets.reading import BrokenImageError, read_image
+from bgl.images import BrokenImageError, read_image
 
 #: The image files of every class of a part, by the class's name.
 Classes = dict[str, list[Path]]

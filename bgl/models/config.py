@@ -54,7 +54,7 @@ class ModelConfig:
         curvature: Curvature c of the Poincaré ball; None: a Euclidean head.
         clip_radius: Features are clipped to this norm before the ball, or None.
         resize: Shorter side of an image before the centre crop; see
-            :func:`bgl.datasets.eval_transform`.
+            :func:`bgl.images.eval_transform`.
 
     Raises:
         ValueError: If a value is out of its range, or a block is not known.

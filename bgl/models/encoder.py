@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from bgl._checks import check_choice, check_int, describe
-from bgl.datasets import eval_transform, read_image
+from bgl.images import BrokenImageError, eval_transform
+from bgl.images.reading import read_batches
 
 _OUTPUTS = {"backbone": "features", "head": "embeddings"}  # fields of BatchGraphOutput
 
@@ -31,7 +31,7 @@ class Encoder:
             :class:`bgl.hyperbolic.HyperbolicDistance`. Backbone features go by cosine.
         device: Where to compute.
         resize: Shorter side of an image before the centre crop; see
-            :func:`bgl.datasets.eval_transform`.
+            :func:`bgl.images.eval_transform`.
 
     Example:
         >>> from bgl.models import BatchGraphModel, make_head
@@ -71,22 +71,21 @@ class Encoder:
                 [3, H, W].
             batch_size: Images at a time; the result does not depend on it.
             output: "head" or "backbone".
-            workers: Processes that read the images.
+            workers: Threads that read the images, one at least.
 
         Returns:
             Embeddings [N, D] (or backbone features [N, C]) in float32 on the CPU.
 
         Raises:
             ValueError: If there are no images, or one is neither a path nor such a tensor; a
-                file that cannot be read is named (:class:`bgl.datasets.BrokenImageError`).
+                file that cannot be read is named (:class:`bgl.images.BrokenImageError`).
         """
         check_choice(output, "output", tuple(_OUTPUTS))
-        batches = DataLoader(
-            _Images(images, self.transform),
-            check_int(batch_size, "batch_size", 1),
-            num_workers=workers,
-        )
-        return embed_batches(self.model, batches, self.device, (output,))[output]
+        check_int(batch_size, "batch_size", 1)
+        threads = max(1, check_int(workers, "workers", 0))
+        _check_images(images)
+        batches = read_batches(images, self.transform, batch_size, threads)
+        return embed_batches(self.model, _whole(batches), self.device, (output,))[output]
 
     def __repr__(self) -> str:
         return (
@@ -132,34 +131,30 @@ def embed_batches(
     return {name: torch.cat(part) for name, part in parts.items()}
 
 
-class _Images(Dataset[Tensor]):
-    """Paths and tensors, transformed."""
+def _check_images(images: Tensor | Sequence[str | Path | Tensor]) -> None:
+    """Raise unless there are images, each a path or a uint8 tensor [3, H, W]."""
+    expected = "Expected argument `images` to be paths or uint8 tensors of shape [3, H, W]"
+    if isinstance(images, (str, Path)):
+        raise ValueError(f"{expected} in a list, got {images!r}")
+    if len(images) == 0:
+        raise ValueError(f"{expected}, but got none")
+    for i, image in enumerate(images):
+        ok = isinstance(image, (str, Path)) or (
+            isinstance(image, Tensor)
+            and image.dtype == torch.uint8
+            and image.dim() == 3
+            and image.size(0) == 3
+        )
+        if not ok:
+            raise ValueError(f"{expected}, but got {describe(image)} at index {i}")
 
-    def __init__(
-        self,
-        images: Tensor | Sequence[str | Path | Tensor],
-        transform: Callable[[Tensor], Tensor],
-    ) -> None:
-        expected = "Expected argument `images` to be paths or uint8 tensors of shape [3, H, W]"
-        if isinstance(images, (str, Path)):
-            raise ValueError(f"{expected} in a list, got {images!r}")
-        if len(images) == 0:
-            raise ValueError(f"{expected}, but got none")
-        for i, image in enumerate(images):
-            ok = isinstance(image, (str, Path)) or (
-                isinstance(image, Tensor)
-                and image.dtype == torch.uint8
-                and image.dim() == 3
-                and image.size(0) == 3
-            )
-            if not ok:
-                raise ValueError(f"{expected}, but got {describe(image)} at index {i}")
-        self.images = images
-        self.transform = transform
 
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Tensor:
-        image = self.images[index]
-        return self.transform(image if isinstance(image, Tensor) else read_image(Path(image)))
+def _whole(batches: Iterable[Sequence[Tensor | BrokenImageError]]) -> Iterator[Tensor]:
+    """Batches as tensors; the first image that cannot be decoded is raised."""
+    for batch in batches:
+        images = []
+        for image in batch:
+            if isinstance(image, BrokenImageError):
+                raise image
+            images.append(image)
+        yield torch.stack(images)

@@ -32,6 +32,7 @@ from bgl.training import (
     recall_at,
     train,
 )
+from bgl.training.checkpoint import CHECKPOINT_FILE
 from bgl.visualization.recorder import Recorder
 from bgl.visualization.tracking import Trackers
 
@@ -137,7 +138,7 @@ def trained_rows(
         for embedding, metrics in result.metrics.items()
     ]
     write_text(finished, json.dumps({"config": resolved, "rows": rows}, indent=1))
-    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
     return rows
 
 
@@ -163,7 +164,7 @@ def check_folder(config: TrainConfig, folder: Path) -> None:
     """
     if (folder / "result.json").exists():
         stored = json.loads((folder / "result.json").read_text())["config"]
-    elif (folder / "checkpoint.pt").exists():
+    elif (folder / CHECKPOINT_FILE).exists():
         stored = yaml.safe_load((folder / "config.yaml").read_text())
     else:
         return

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from bgl._checks import check_finite, check_int
-from bgl.datasets import IMAGE_SUFFIXES, BrokenImageError, read_image
+from bgl.images import IMAGE_SUFFIXES, BrokenImageError
+from bgl.images.reading import read_batches
 from bgl.models import Encoder, embed_batches
 
 
@@ -66,7 +66,7 @@ def embed_files(
         paths: The files.
         output: "head" or "backbone".
         batch_size: Images at a time.
-        workers: Threads that decode (decoders work outside Python's lock); default: one per core.
+        workers: Threads that decode; default: one per core.
         progress: Called after each batch with the number of files done and of all files.
 
     Returns:
@@ -78,31 +78,24 @@ def embed_files(
             that are not finite.
     """
     check_int(batch_size, "batch_size", 1)
-
-    def decode(path: Path) -> Tensor | BrokenImageError:
-        try:
-            return encoder.transform(read_image(path))
-        except BrokenImageError as error:
-            return error
-
     parts: list[Tensor] = []
     kept: list[Path] = []
     broken: list[BrokenImageError] = []
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as threads:
-        for start in range(0, len(paths), batch_size):
-            batch = paths[start : start + batch_size]
-            images = []
-            for path, image in zip(batch, threads.map(decode, batch), strict=True):
-                if isinstance(image, BrokenImageError):
-                    broken.append(image)
-                else:
-                    kept.append(path)
-                    images.append(image)
-            if images:
-                stacked = [torch.stack(images)]
-                found = embed_batches(encoder.model, stacked, encoder.device, (output,))
-                parts.append(found[output])
-            progress(start + len(batch), len(paths))
+    done = 0
+    threads = workers or os.cpu_count() or 1
+    for batch in read_batches(paths, encoder.transform, batch_size, threads):
+        images = []
+        for path, image in zip(paths[done : done + len(batch)], batch, strict=True):
+            if isinstance(image, BrokenImageError):
+                broken.append(image)
+            else:
+                kept.append(path)
+                images.append(image)
+        if images:
+            stacked = [torch.stack(images)]
+            parts.append(embed_batches(encoder.model, stacked, encoder.device, (output,))[output])
+        done += len(batch)
+        progress(done, len(paths))
     if not parts:
         first = f"; the first: {broken[0]}" if broken else ""
         raise ValueError(

@@ -17,8 +17,8 @@ from torch.nn.functional import normalize
 
 from bgl._checks import check_choice, check_int
 from bgl._io import atomic_path, write_text
-from bgl.datasets import BrokenImageError
 from bgl.hyperbolic import HyperbolicDistance, rank_factors
+from bgl.images import BrokenImageError
 from bgl.models import Encoder, load, model_digest
 from bgl.search.images import embed_files, find_images
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from bgl._io import write_text
-from bgl.datasets import BrokenImageError, read_image
+from bgl.images import BrokenImageError, read_image
 from bgl.search.index import Hit
 
 SIDE = 160  # of a thumbnail, in pixels

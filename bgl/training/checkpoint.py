@@ -14,6 +14,7 @@ import torch
 from bgl._io import write_pickle
 from bgl.training.config import TrainConfig
 
+CHECKPOINT_FILE = "checkpoint.pt"
 Row = dict[str, Any]
 
 

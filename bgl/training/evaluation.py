@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from bgl._checks import check_int
-from bgl.datasets import ImageDataset, Splits, eval_transform
+from bgl.datasets import ImageDataset, Splits
+from bgl.images import eval_transform
 from bgl.metrics import retrieval_metrics
 from bgl.models import BackboneInfo, Encoder, embed_batches
 from bgl.training.build import head_distance

@@ -21,8 +21,10 @@ from bgl import models
 from bgl._io import remove_leftovers, write_tensors
 from bgl._precision import at_least_float32
 from bgl.augment import AugmentedLoss, ClassStatistics
-from bgl.datasets import ImageDataset, Splits, train_transform
+from bgl.datasets import ImageDataset, Splits
+from bgl.images import train_transform
 from bgl.models import BackboneInfo
+from bgl.models.files import WEIGHTS_FILE
 from bgl.samplers import ClassBalancedSampler
 from bgl.training.build import (
     build_augmentation,
@@ -34,7 +36,12 @@ from bgl.training.build import (
     make_optimizer,
     make_schedule,
 )
-from bgl.training.checkpoint import Position, load_checkpoint, save_checkpoint
+from bgl.training.checkpoint import (
+    CHECKPOINT_FILE,
+    Position,
+    load_checkpoint,
+    save_checkpoint,
+)
 from bgl.training.config import TrainConfig
 from bgl.training.distributed import average_gradients, gather_rows, own_random_numbers, shares
 from bgl.training.evaluation import Metrics, View
@@ -136,7 +143,7 @@ def _train(
         parts["augmentation"] = augmentation.to(device)
         augmented = AugmentedLoss(criterion.loss, augmentation, criterion.miner)
     position = Position()
-    checkpoint = folder / "checkpoint.pt"
+    checkpoint = folder / CHECKPOINT_FILE
     resumed = checkpoint.exists()
     if resumed:
         position = load_checkpoint(checkpoint, config, parts)
@@ -246,7 +253,7 @@ def _train(
         save()
         raise
 
-    model.load_state_dict(load_file(folder / "model.safetensors"))
+    model.load_state_dict(load_file(folder / WEIGHTS_FILE))
     vectors = view.embed(splits.train)["head"]
     if accelerator.is_main_process:
         write_tensors(

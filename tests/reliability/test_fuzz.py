@@ -770,6 +770,7 @@ def public_names() -> set[str]:
         found |= {f"{info.name}.{name}" for name in names}
     # what bgl itself gives is public under that name alone
     found -= {f"{module}.{name}" for module in ("graph", "refinement") for name in bgl.__all__}
+    found -= {f"images.{name}" for name in datasets.__all__}  # the same objects
     return found
 
 

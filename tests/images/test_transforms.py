@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from bgl.datasets import eval_transform, train_transform
+from bgl.images import eval_transform, train_transform
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.5, 0.25, 0.2)
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from bgl._checks import check_int, check_real
-from bgl.datasets.base import Transform
+
+Transform = Callable[[Tensor], Tensor]
 
 
 def train_transform(
