@@ -16,10 +16,10 @@ from bgl.training import Progress, TrainConfig
 def shrink(config: TrainConfig) -> tuple[TrainConfig, str]:
     """A configuration for one step on stand-in data, and what of it is not the recipe's own.
 
-    ViTs, which take one input size only, give way to timm's ``test_vit``.
+    ViTs, which are large, give way to timm's ``test_vit``.
     """
     vit = config.backbone.startswith("vit_")
-    size = 160 if vit else 64
+    size = 64
     per_class = max(n for n in (1, 2, 4, 8) if n <= min(4, config.per_class))
     small = dataclasses.replace(
         config,

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from bgl.datasets import load_emoji
-from bgl.datasets.transforms import train_transform
+from bgl.images import train_transform
 from bgl.models import BatchGraphModel
 from bgl.pipeline import CONFIGS, parse
 from bgl.samplers import ClassBalancedSampler
@@ -53,7 +53,7 @@ class Step:
                 backbone=backbone,
                 weights="none",
                 batch_size=3 * config.per_class,
-                image_size=160 if config.backbone.startswith("vit") else 64,
+                image_size=64,
             )
         return config
 

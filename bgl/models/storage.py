@@ -62,7 +62,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Encoder:
     folder = locate(folder)
     check_files(folder)
     config = read_config(folder)
-    backbone, info = create_backbone(config.backbone, weights="none")
+    backbone, info = create_backbone(config.backbone, "none", config.image_size)
     model = assemble_model(backbone, info.num_features, config)
     path = folder / WEIGHTS_FILE
     load_strictly(

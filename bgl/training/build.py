@@ -67,7 +67,7 @@ def deterministic_algorithms(wanted: bool) -> Iterator[None]:
 
 def build_model(config: TrainConfig) -> tuple[BatchGraphModel, BackboneInfo]:
     """The model a configuration describes, with its pretrained weights."""
-    backbone, info = create_backbone(config.backbone, config.weights)
+    backbone, info = create_backbone(config.backbone, config.weights, config.image_size)
     freeze_parts(backbone, config.freeze)
     model = assemble_model(backbone, info.num_features, describe_model(config, info))
     if config.checkpoint_activations:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import timm
 import torch
@@ -23,7 +24,9 @@ LITE0 = "tf_efficientnet_lite0"
 
 @pytest.fixture(autouse=True)
 def hub(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """No network: timm's hub fails. The list fills with the names that were asked for."""
+    """timm's hub answers, but gives nothing. The list fills with the names that were asked for."""
+    head: Any = lambda self, *_, **__: None  # noqa: E731
+    monkeypatch.setattr(huggingface_hub.utils, "get_session", type("Session", (), {"head": head}))
     asked: list[str] = []
     create = timm.create_model
 
@@ -179,6 +182,29 @@ def test_hub_comes_last_and_its_failure_says_what_to_do(hub: list[str]) -> None:
     assert "pip install" not in text  # there is no package for this one
 
 
+def test_hub_without_an_answer_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client would try for more than a minute; what it has stored must do."""
+    questions: list[float] = []
+
+    class Silent:
+        def head(self, url: str, timeout: float) -> None:
+            questions.append(timeout)
+            raise ConnectionError("no network")
+
+    def create(name: str, pretrained: bool = False, **options: Any) -> nn.Module:
+        assert huggingface_hub.is_offline_mode()
+        raise FileNotFoundError("not in the cache")
+
+    monkeypatch.setattr(huggingface_hub.utils, "get_session", Silent)
+    monkeypatch.setattr(timm, "create_model", create)
+    with pytest.raises(FileNotFoundError, match=r"it does not answer.*--weights none") as caught:
+        create_backbone(TINY)
+    assert "tf_efficientnet_lite0" in str(caught.value)
+    assert len(questions) == 1
+    assert questions[0] <= 10
+    assert not huggingface_hub.is_offline_mode()
+
+
 def test_backbone_with_a_package_says_which_to_install(
     hub: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,3 +234,58 @@ def test_packaged_weights_classify_images(hub: list[str]) -> None:
         features = backbone.eval()(torch.stack(images))
     logits = features @ state["_fc.weight"].T + state["_fc.bias"]
     assert logits.argmax(1).tolist() == [985, 698]  # daisy, palace
+
+
+# --- models that are built for one size -----------------------------------------------------------
+
+VIT = "vit_tiny_patch16_224"
+
+
+@pytest.mark.parametrize("name", [VIT, "test_vit", "swin_tiny_patch4_window7_224", TINY, LITE0])
+def test_any_image_size(name: str) -> None:
+    backbone, info = create_backbone(name, "none", image_size=64)
+    assert backbone.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, info.num_features)
+
+
+def test_positions_of_a_file_are_interpolated(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    state = timm.create_model(VIT, num_classes=0).state_dict()
+    corner = torch.linspace(0, 1, 14).expand(14, 14)  # grows from left to right
+    state["pos_embed"] = torch.zeros(1, 197, 192)
+    state["pos_embed"][0, 1:, 0] = corner.flatten()
+    save_file(state, tmp_path / "w.safetensors")
+    backbone, _ = create_backbone(VIT, str(tmp_path / "w.safetensors"), image_size=96)
+    mine = backbone.state_dict()
+    assert mine["pos_embed"].shape == (1, 1 + 6 * 6, 192)
+    row = mine["pos_embed"][0, 1:, 0].view(6, 6)
+    assert (row - row[:1]).abs().max() < 1e-5
+    assert (row.diff(dim=1) > 0).all()
+    assert_has_all_but(backbone, state, "pos_embed")
+    assert backbone.eval()(torch.zeros(1, 3, 96, 96)).shape == (1, 192)
+
+
+def assert_has_all_but(model: nn.Module, state: dict[str, Tensor], left_out: str) -> None:
+    mine = model.state_dict()
+    assert mine.keys() == state.keys()
+    assert all(torch.equal(mine[n], t) for n, t in state.items() if n != left_out)
+
+
+def test_the_hub_is_asked_for_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """timm interpolates what it downloads."""
+    asked: list[dict[str, Any]] = []
+
+    def create(name: str, pretrained: bool = False, **options: Any) -> nn.Module:
+        asked.append(options)
+        raise ConnectionError
+
+    monkeypatch.setattr(timm, "create_model", create)
+    for size in (96, 224, None):
+        with pytest.raises(FileNotFoundError):
+            create_backbone(VIT, image_size=size)
+    assert [options.get("img_size") for options in asked] == [96, None, None]
+
+
+@pytest.mark.parametrize("size", [0, 32.0, "32"])
+def test_image_size_that_is_none(size: Any) -> None:
+    with pytest.raises(ValueError, match="`image_size`"):
+        create_backbone(VIT, "none", image_size=size)
