@@ -1,0 +1,208 @@
+"""The command line of a run: what wins, what is refused, what every file under configs/ means."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bgl.pipeline import CONFIGS, options
+from bgl.training import TrainConfig
+
+
+def configuration(*argv: str) -> TrainConfig:
+    """The only configuration of a command line."""
+    configs = options.parse(list(argv)).configs
+    assert len(configs) == 1
+    return configs[0]
+
+
+@pytest.fixture
+def sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """configs/ with a dataset "emoji" of our own."""
+    folder = tmp_path / "configs" / "emoji"
+    folder.mkdir(parents=True)
+    (folder / "base.yaml").write_text("lr: 1.0\nlr_head: 1.0\nlr_blocks: 1.0\nwarmup: 0.1\n")
+    (folder / "dybgr.yaml").write_text("lr_head: 2.0\nlr_blocks: 2.0\nwarmup: 0.2\n")
+    (folder / "bgformer.yaml").write_text("warmup: 0.25\n")
+    (tmp_path / "own.yaml").write_text("lr_blocks: 3.0\nwarmup: 0.3\ndybgr:\n  k: 7\n")
+    monkeypatch.setattr(options, "CONFIGS", tmp_path / "configs")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        ["--config", "OWN", "--warmup", "0.4"],
+        ["--warmup", "0.4", "--config", "OWN"],
+        ["--warmup=0.4", "--config=OWN"],
+    ],
+    ids=["config first", "config last", "with ="],
+)
+def test_later_wins(sets, order):
+    words = [word.replace("OWN", str(sets / "own.yaml")) for word in order]
+    config = configuration("--method", "dybgr", *words)
+    assert (config.lr, config.lr_head, config.lr_blocks, config.warmup) == (1.0, 2.0, 3.0, 0.4)
+    assert config.dybgr.k == 7
+    assert config.dybgr.num_iterations == 3  # what the file does not name keeps its default
+    assert config.head_dim == TrainConfig.head_dim  # what no file names as well
+
+
+def test_every_method_gets_its_own_file(sets):
+    words = ["--method", "none", "dybgr", "dybgr+bgformer", "--seed", "3", "4"]
+    configs = options.parse(words).configs
+    assert [(c.method, c.seed, c.warmup) for c in configs] == [
+        ("none", 3, 0.1),
+        ("none", 4, 0.1),
+        ("dybgr", 3, 0.2),
+        ("dybgr", 4, 0.2),
+        ("dybgr+bgformer", 3, 0.25),
+        ("dybgr+bgformer", 4, 0.25),
+    ]
+
+
+def test_without_arguments():
+    command = options.parse([])
+    configs, folder = command.configs, command.folder
+    assert command.trackers == []
+    assert [(c.method, c.seed) for c in configs] == [("none", 0), ("dybgr", 0)]
+    assert configs[0].dataset == "emoji"
+    assert configs[0].image_size == 64  # from configs/emoji/base.yaml
+    assert folder.parent == Path("runs")
+    assert folder.name.startswith("emoji-")
+
+
+def test_a_comparison_changes_the_method_alone():
+    configs = options.parse(["--method", "none", "dybgr", "bgformer", "batchformer"]).configs
+    common = [
+        {
+            name: value
+            for name, value in dataclasses.asdict(config).items()
+            if name not in ("method", "dybgr", "bgformer", "batchformer")
+        }
+        for config in configs
+    ]
+    assert common == [common[0]] * 4
+
+
+@pytest.mark.parametrize("dash", ["-", "_"], ids=["dashes", "underscores"])
+def test_dashes_and_underscores_are_the_same(dash):
+    words = ["--batch_size", "64", "--dybgr.num_iterations", "2", "--skip_broken"]
+    config = configuration("--method", "none", *[w.replace("_", dash) for w in words])
+    assert config.batch_size == 64
+    assert config.dybgr.num_iterations == 2
+    assert config.skip_broken is True
+
+
+def test_flags_can_be_taken_back(tmp_path):
+    (tmp_path / "own.yaml").write_text("skip_broken: true\ntrain_batch_norm: true\n")
+    words = ["--method", "none", "--config", str(tmp_path / "own.yaml")]
+    assert configuration(*words).skip_broken is True
+    config = configuration(*words, "--no-skip-broken")
+    assert (config.skip_broken, config.train_batch_norm) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("method: dybgr\nseed: 3", [("dybgr", 3)]),
+        ("method: [none]\nseed: [1, 2]", [("none", 1), ("none", 2)]),
+    ],
+    ids=["one", "list"],
+)
+def test_methods_and_seeds_from_a_file(text, expected, tmp_path):
+    (tmp_path / "own.yaml").write_text(text)
+    configs = options.parse(["--config", str(tmp_path / "own.yaml")]).configs
+    assert [(c.method, c.seed) for c in configs] == expected
+    configs = options.parse(["--seeds", "7", "--config", str(tmp_path / "own.yaml")]).configs
+    assert {c.seed for c in configs} == {7}
+
+
+def test_nested_options_and_loss_options():
+    config = configuration(
+        *("--method", "dybgr", "--dybgr.k", "5", "--iaa.strength", "0.5"),
+        *("--loss", "contrastive", "--loss-options", '{"pos_margin": 0.7}'),
+    )
+    assert config.dybgr == dataclasses.replace(configuration("--method", "dybgr").dybgr, k=5)
+    assert config.iaa.strength == 0.5
+    assert config.loss_options == {"pos_margin": 0.7}
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--lrate", "1"], "lrate"),
+        (["--dybgr.kk", "3"], "kk"),
+        (["--epochs", "many"], "epochs"),
+        (["--epochs", "1.5"], "epochs"),
+        (["--seed", "one"], "seed"),
+        (["--seed", "0", "1.5"], "seed"),
+        (["--seed"], "seed"),
+        (["--method", "--epochs", "1"], "method"),
+        (["extra"], "extra"),
+        (["--config", "missing.yaml"], "missing.yaml"),
+        (["--config"], "config"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_option_is_named(words, named, capsys):
+    with pytest.raises(SystemExit) as caught:
+        options.parse(words)
+    assert caught.value.code == 2
+    assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("lrate: 1.0", "lrate"),
+        ("dybgr: {kk: 3}", "kk"),
+        ("epochs: many", "epochs"),
+        ("iaa: {strenght: 0.5}", "strenght"),
+        ("method: []", "--method"),
+    ],
+)
+def test_wrong_key_in_a_file_is_named(text, named, tmp_path, capsys):
+    (tmp_path / "own.yaml").write_text(text)
+    with pytest.raises(SystemExit) as caught:
+        options.parse(["--config", str(tmp_path / "own.yaml")])
+    assert caught.value.code == 2
+    assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "file",
+    sorted(set(CONFIGS.rglob("*.yaml")) - set(CONFIGS.glob("studies/*"))),
+    ids=lambda path: f"{path.parent.name}/{path.name}",
+)
+def test_packaged_config(file):
+    """Every YAML file is accepted as it is, and means what it says."""
+    configs = options.parse(["--config", str(file)]).configs
+    written = yaml.safe_load(file.read_text())
+    wanted = written.pop("method", None)
+    if wanted is not None:
+        assert [c.method for c in configs] == wanted
+    for config in configs:
+        resolved = dataclasses.asdict(config)
+        for name, value in written.items():
+            if isinstance(value, dict):
+                assert value.items() <= resolved[name].items()
+            else:
+                assert resolved[name] == value
+
+
+def test_the_resolved_configuration_can_be_used_again(tmp_path):
+    config = configuration("--method", "dybgr", "--seed", "5", "--dybgr.k", "4", "--lr", "0.01")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(config)))
+    assert configuration("--config", str(tmp_path / "config.yaml")) == config
+
+
+def test_every_field_has_an_option_with_help(capsys):
+    with pytest.raises(SystemExit) as caught:
+        options.parse(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for field in dataclasses.fields(TrainConfig):
+        assert "--" + field.name.replace("_", "-") in text
