@@ -11,9 +11,9 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 import yaml
+from pages import save
 
 from bgl import models
-from bgl._io import atomic_path
 from bgl.datasets import load_dataset
 from bgl.samplers import ClassBalancedSampler
 from bgl.training.loop import freeze_batch_norm
@@ -46,8 +46,7 @@ def main() -> None:
     thumbnails = [torch.nn.functional.interpolate(image[None].float(), 64)[0] for image in raw]
     figure, axes = plt.subplots(figsize=(9, 9), layout="constrained")
     draw_batch_graph(graph, torch.stack(thumbnails).byte(), options.max_edges, ax=axes)
-    with atomic_path(options.file) as temporary:
-        figure.savefig(temporary, format=options.file.suffix[1:], dpi=90)
+    save(figure, options.file, dpi=90)
 
 
 if __name__ == "__main__":

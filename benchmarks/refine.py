@@ -27,6 +27,7 @@ from typing import Any, cast
 import reranking
 import torch
 import yaml
+from pages import fill, signed
 from reranking import Ranking, ranking_metrics
 from safetensors.torch import load_file
 from torch import Tensor
@@ -36,8 +37,9 @@ from bgl._io import write_tensors, write_text
 from bgl.datasets import ImageDataset, load_dataset
 from bgl.metrics import retrieval_metrics
 from bgl.models import create_backbone
+from bgl.pipeline.table import markdown_table
 from bgl.training import embed
-from bgl.training.comparison import METRICS, mean_and_interval, paired_difference, percent
+from bgl.training.comparison import METRICS, paired_difference, percent
 
 Row = dict[str, Any]
 Method = Callable[..., Ranking]
@@ -120,7 +122,8 @@ def embed_all(folders: list[Path], output: Path) -> list[Model]:
         )
         encoder = models.load(folder or folders[0])
         if folder is None:
-            backbone, _ = create_backbone(config["backbone"], config["weights"])
+            words = (config[name] for name in ("backbone", "weights", "image_size"))
+            backbone, _ = create_backbone(*words)
             cast(Any, encoder.model).backbone.load_state_dict(backbone.state_dict())
         tensors: dict[str, Tensor] = {}
         for part in ("val", "test"):
@@ -251,42 +254,35 @@ def table(results: dict[str, Any]) -> str:
     metrics = {name: title for name, title in METRICS.items() if name != "r_precision"}
     header = ["embeddings", "method", *metrics.values(), "Δ R@1", "Δ R@8", "Δ MAP@R"]
     header += [f"{OURS}: MAP@R above it", "seeds", "CPU s", "MB", "chosen"]
-    lines = [header, [":--"] * 2 + ["--:"] * (len(header) - 3) + [":--"]]
+    lines: list[list[str]] = []
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in results["rows"]:
         groups.setdefault((row["kind"], row["method"]), []).append(row)
     for (kind, method), rows in groups.items():
         base, ours = groups[kind, PLAIN], groups[kind, OURS]
         line = [kind, method, *(percent([r["metrics"][name] for r in rows]) for name in metrics)]
-        deltas = ("recall@1", "recall@8", "map@r")
-        line += ["" if method == PLAIN else _points(rows, base, metric) for metric in deltas]
-        line.append("" if method == OURS else _points(ours, rows, "map@r"))
+        gains = [paired_difference(rows, base, m) for m in ("recall@1", "recall@8", "map@r")]
+        line += ["" if method == PLAIN else signed(gain) for gain in gains]
+        line.append("" if method == OURS else signed(paired_difference(ours, rows, "map@r")))
         line.append("" if rows[0]["seed"] is None else str(len(rows)))
         line.append(f"{statistics.fmean(r['seconds'] for r in rows):.1f}")
         line.append(f"{statistics.fmean(r['memory_mb'] for r in rows):.0f}")
         line.append(", ".join(f"{k} {v:g}" for k, v in rows[0]["options"].items()))
         lines.append(line)
-    return f"{_markdown(lines)}\n\n{newcomers_table(results['newcomers'])}"
+    left = (0, 1, len(header) - 1)
+    added = newcomers_table(results["newcomers"])
+    return f"{markdown_table(header, lines, left)}\n\n{added}"
 
 
 def newcomers_table(found: list[Row]) -> str:
     """Queries against a refined gallery, and items added to it."""
     metrics = {name: title for name, title in METRICS.items() if name != "r_precision"}
-    lines = [[f"embeddings: {found[0]['kind']}", *metrics.values()]]
-    lines.append([":--"] + ["--:"] * len(metrics))
+    header = [f"embeddings: {found[0]['kind']}", *metrics.values()]
+    lines = []
     for case in found[0]["metrics"]:
         rows = [row["metrics"][case] for row in found]
         lines.append([case, *(percent([row[name] for row in rows]) for name in metrics)])
-    return _markdown(lines)
-
-
-def _markdown(lines: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _points(rows: list[Row], base: list[Row], metric: str) -> str:
-    mean, half = mean_and_interval([100 * d for d in paired_difference(rows, base, metric)])
-    return f"{mean:+.1f}" + (f" ± {half:.1f}" if half == half else "")
+    return markdown_table(header, lines)
 
 
 def main() -> None:
@@ -306,9 +302,8 @@ def main() -> None:
         results = json.loads((options.output_dir / "results.json").read_text())
     print(table(results))
     for page in options.page:
-        before, start, rest = page.read_text().partition("<!-- refined-table -->\n")
-        _, end, after = rest.partition("<!-- /refined-table -->\n")
-        write_text(page, f"{before}{start}{table(results)}\n{end}{after}")
+        tables = {"refined-table": table(results)}
+        write_text(page, fill(page.read_text(), tables, markers="refined-table"))
 
 
 if __name__ == "__main__":

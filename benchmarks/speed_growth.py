@@ -17,8 +17,8 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
+from pages import save
 
-from bgl._io import atomic_path
 from bgl.layers import AdaptiveGraph, BatchGraphConv, DyBGRBlock
 
 PAPER = {"N": 405, "k": 30, "T": 3, "C": 768}
@@ -132,6 +132,4 @@ def plot_growth(rows: list[dict[str, Any]], path: Path) -> None:
     axes[0][0].set_ylabel("CPU seconds")
     axes[1][0].set_ylabel("peak memory, MiB")
     figure.tight_layout()
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
-    plt.close(figure)
+    save(figure, path)

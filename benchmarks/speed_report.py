@@ -13,13 +13,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pages import fill
 from speed import HEADER, cells
 from speed_growth import plot_growth
 from speed_measure import seconds
 from speed_step import STEP_HEADER, step_cells
-from study_report import fill, markdown
 
 from bgl._io import write_text
+from bgl.pipeline.table import markdown_table
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -36,7 +37,7 @@ def growth_table(rows: list[dict[str, Any]]) -> str:
                 f"{per_edge:.0f}",
             ])  # fmt: skip
     header = ["neighbours chosen from", "samples", "CPU", "MiB", "bytes per sample and neighbour"]
-    return markdown(header, lines)
+    return markdown_table(header, lines)
 
 
 def machines(stored: dict[str, list[dict[str, Any]]]) -> str:
@@ -64,8 +65,10 @@ def main(argv: list[str] | None = None) -> int:
     stored = json.loads(options.results.read_text(encoding="utf-8"))
     tables = {
         "machine": machines(stored),
-        "cases": markdown(HEADER[1:], [cells(row)[1:] for row in stored["cases"]], left=2),
-        "step": markdown(STEP_HEADER, [step_cells(row) for row in stored["step"]]),
+        "cases": markdown_table(
+            HEADER[1:], [cells(row)[1:] for row in stored["cases"]], left=(0, 1)
+        ),
+        "step": markdown_table(STEP_HEADER, [step_cells(row) for row in stored["step"]]),
         "growth": growth_table(stored["growth"]),
     }
     write_text(options.page, fill(options.page.read_text(encoding="utf-8"), tables))

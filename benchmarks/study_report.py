@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import re
 import shlex
 import statistics
 import sys
@@ -19,9 +18,11 @@ from typing import Any
 
 import matplotlib
 from matplotlib import pyplot as plt
-from study import Store, Study, Training, validation
+from pages import fill, save, signed
+from study_plan import Store, Study, Training, validation
 
-from bgl._io import atomic_path, write_text
+from bgl._io import write_text
+from bgl.pipeline.table import markdown_table
 from bgl.training.comparison import mean_and_interval, percent
 
 matplotlib.use("Agg")
@@ -70,17 +71,6 @@ def paired(
     ]
 
 
-def signed(values: list[float]) -> str:
-    """Mean ± interval of differences, in points."""
-    return "" if not values else ("+" if statistics.fmean(values) >= 0 else "") + percent(values)
-
-
-def markdown(header: list[str], lines: list[list[str]], left: int = 1) -> str:
-    """A Markdown table."""
-    rule = [":--"] * left + ["--:"] * (len(header) - left)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, rule, *lines])
-
-
 def arms_table(results: Results, embedding: str) -> str:
     """Every arm with all its seeds: test metrics, and the gain over its baseline."""
     grid = [name for name, values in results.study.grid.items() if len(values) > 1]
@@ -99,7 +89,7 @@ def arms_table(results: Results, embedding: str) -> str:
         lines.append([*line, results.study.baselines.get(arm, "")])
     titles = list(METRICS.values())
     gains = [f"Δ {title}" for title in titles]
-    return markdown(["arm", *grid, "seeds", *titles, *gains, "Δ to"], lines)
+    return markdown_table(["arm", *grid, "seeds", *titles, *gains, "Δ to"], lines)
 
 
 def controls_table(results: Results) -> str:
@@ -112,7 +102,7 @@ def controls_table(results: Results) -> str:
             gains = [signed(paired(*pair, metric)) for metric in METRICS]
             lines.append([arm, other, str(both), *gains])
     header = ["arm", "against", "seeds", *(f"Δ {title}" for title in METRICS.values())]
-    return markdown(header, lines, left=2)
+    return markdown_table(header, lines, left=(0, 1))
 
 
 def grid_table(results: Results) -> str:
@@ -130,7 +120,7 @@ def grid_table(results: Results) -> str:
             cells[name] = f"{mark}{percent(value)}{mark}" if value else ""
             names += [name] if name not in names else []
         lines.append([arm, *(cells.get(name, "") for name in names)])
-    return markdown(["arm", *names], lines)
+    return markdown_table(["arm", *names], lines)
 
 
 def selection_table(results: Results) -> str:
@@ -153,7 +143,7 @@ def selection_table(results: Results) -> str:
         "last epoch",
         "best on test (optimistic)",
     ]
-    return markdown(header, lines, left=2)
+    return markdown_table(header, lines, left=(0, 1))
 
 
 def sweeps_table(results: Results) -> str:
@@ -172,7 +162,7 @@ def sweeps_table(results: Results) -> str:
                 lines.append([name, sweep.arm, str(value), str(len(entries)), *cells, *gains])
     titles = list(METRICS.values())
     header = ["sweep", "arm", "value", "seeds", *titles, *(f"Δ {title}" for title in titles)]
-    return markdown(header, lines, left=2)
+    return markdown_table(header, lines, left=(0, 1))
 
 
 def graph_figures(entries: dict[int, Entry]) -> dict[str, float]:
@@ -204,7 +194,7 @@ def graphs_table(results: Results) -> str:
             losses = [f"{figures[name]:.2f}" for name in ("loss_plain", "loss_graph")]
             lines.append([arm, *shares, *losses, signed(results.gain(arm, "map@r"))])
     header = ["arm", "same-class edges before", "after", "weight on them before", "after"]
-    return markdown([*header, "plain loss", "graph loss", "Δ MAP@R"], lines)
+    return markdown_table([*header, "plain loss", "graph loss", "Δ MAP@R"], lines)
 
 
 def commands_table(results: Results) -> str:
@@ -215,7 +205,7 @@ def commands_table(results: Results) -> str:
             words = Training(arm, options, 0).command[:-2]
             seeds = " ".join(map(str, results.study.seeds))
             lines.append([arm, f"`python {shlex.join(words)} --seed {seeds}`"])
-    return markdown(["arm", "command"], lines, left=2)
+    return markdown_table(["arm", "command"], lines, left=(0, 1))
 
 
 def plot_gains(results: Results, path: Path) -> None:
@@ -231,6 +221,7 @@ def plot_gains(results: Results, path: Path) -> None:
         axis.axvline(0, color="black", linewidth=0.8)
         axis.set_xlabel(f"Δ {title} in points (95 % interval; ticks: seeds)")
     axes[0].set_yticks(range(len(arms)), arms)
+    figure.tight_layout()
     save(figure, path)
 
 
@@ -248,15 +239,8 @@ def plot_purity(results: Results, path: Path) -> None:
     axis.margins(x=0.3)  # room for the names
     axis.set_xlabel("edge weight within classes, last epoch, percent")
     axis.set_ylabel("Δ MAP@R in points")
-    save(figure, path)
-
-
-def save(figure: plt.Figure, path: Path) -> None:
-    """Write a plot."""
     figure.tight_layout()
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
-    plt.close(figure)
+    save(figure, path)
 
 
 def as_csv(results: Results) -> str:
@@ -270,22 +254,6 @@ def as_csv(results: Results) -> str:
             given = [entry["command"], row["method"], row["seed"], row["embedding"], row["epoch"]]
             writer.writerow([*given, validation(entry), *(row["metrics"][m] for m in metrics)])
     return text.getvalue()
-
-
-def fill(page: str, tables: dict[str, str]) -> str:
-    """The page with its tables put in.
-
-    Raises:
-        ValueError: If it asks for a table that there is not.
-    """
-
-    def put(found: re.Match[str]) -> str:
-        name = found[1]
-        if name not in tables:
-            raise ValueError(f"Expected a marker of the page to be one of {list(tables)}: {name}")
-        return f"<!-- {name} -->\n{tables[name]}\n<!-- /{name} -->"
-
-    return re.sub(r"<!-- ([a-z]+) -->\n.*?<!-- /\1 -->", put, page, flags=re.DOTALL)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Collection
 
 from rich import box
 from rich.console import Console
@@ -33,8 +34,13 @@ def print_table(rows: list[Row], title: str) -> None:
 def markdown(rows: list[Row]) -> str:
     """The table in Markdown."""
     header, cells = comparison(rows)
-    lines = [header, [":--"] * 2 + ["--:"] * (len(header) - 2), *cells]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown_table(header, cells, left=(0, 1))
+
+
+def markdown_table(header: list[str], lines: list[list[str]], left: Collection[int] = (0,)) -> str:
+    """Any table in Markdown; some columns to the left, by number, and the others to the right."""
+    rule = [":--" if column in left else "--:" for column in range(len(header))]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, rule, *lines])
 
 
 def as_csv(rows: list[Row]) -> str:

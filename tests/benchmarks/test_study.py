@@ -1,4 +1,4 @@
-"""benchmarks/study.py and study_report.py: what is trained, what is kept, what is shown."""
+"""benchmarks/study*.py: what is trained, what is kept, what is shown."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from scipy.stats import t as student
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import study
+import study_plan
 import study_report
-from study import Store, Study, Training
+import study_run
+from study_plan import Store, Study, Training
 
 STUDY: dict[str, Any] = {
     "base": {"dataset": "emoji"},
@@ -108,7 +110,7 @@ def test_key_of_an_older_configuration_has_the_defaults_of_its_time():
     stored = finish(training, 0.5, 0.5)["config"]
     del stored["deterministic" if "deterministic" in stored else "eval_every"]
     del stored["dybgr"]["norm"]
-    assert study.config_key(stored) == training.key
+    assert study_plan.config_key(stored) == training.key
 
 
 @pytest.mark.parametrize(
@@ -193,7 +195,7 @@ def test_a_study_is_trained_once_and_goes_on(small, tmp_path, monkeypatch, capsy
         raise AssertionError("trained again")
 
     monkeypatch.setattr(
-        study.multiprocessing, "get_context", lambda _: type("C", (), {"Process": never})
+        study_run.multiprocessing, "get_context", lambda _: type("C", (), {"Process": never})
     )
     assert study.main(words) == 0
     assert study.main([*words, "--list"]) == 0

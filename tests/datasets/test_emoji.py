@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 import zipfile
 from collections import defaultdict
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,6 +15,11 @@ from torch.nn.functional import normalize
 
 import bgl.datasets
 from bgl.datasets import Splits, load_dataset, raw_pixels
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import build_emoji
+import emoji_groups
 
 DATA = Path(bgl.datasets.__file__).parent / "data"
 STYLES = {
@@ -40,18 +43,6 @@ def emoji() -> Splits:
 def index() -> dict[str, Any]:
     with zipfile.ZipFile(DATA / "emoji.zip") as archive:
         return json.loads(archive.read("index.json"))
-
-
-@pytest.fixture(scope="module")
-def builder() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks" / "build_emoji.py"
-    spec = importlib.util.spec_from_file_location("build_emoji", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["build_emoji"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_counts(emoji: Splits) -> None:
@@ -84,10 +75,10 @@ def test_no_image_is_blank(emoji: Splits) -> None:
         assert (data.images.float().mean(dim=(1, 2, 3)) < 254.9).all()
 
 
-def test_groups_stay_in_one_part(index: dict[str, Any], builder: ModuleType) -> None:
+def test_groups_stay_in_one_part(index: dict[str, Any]) -> None:
     parts = defaultdict(set)
     for entry in index["classes"]:
-        assert entry["group"] == builder.group_key(entry["name"])
+        assert entry["group"] == emoji_groups.group_key(entry["name"])
         parts[entry["group"]].add(entry["part"])
     assert len(parts) > 700
     assert [group for group, found in parts.items() if len(found) > 1] == []
@@ -123,7 +114,7 @@ def test_no_image_is_in_two_parts(emoji: Splits) -> None:
             assert seen.setdefault(key, part) == part, data.paths[i]
 
 
-def test_group_key(builder: ModuleType) -> None:
+def test_group_key() -> None:
     same = [
         ["man-running", "woman-running", "person-running"],
         ["man", "woman", "boy", "princess"],
@@ -136,36 +127,35 @@ def test_group_key(builder: ModuleType) -> None:
         ["house", "houses", "house-with-garden"],
         ["dog", "dog-face"],
     ]
-    keys = [{builder.group_key(name) for name in names} for names in same]
+    keys = [{emoji_groups.group_key(name) for name in names} for names in same]
     assert [len(key) for key in keys] == [1] * len(same)
     assert len(set.union(*keys)) == len(same)
     apart = ["dog", "cat", "man-running", "man-walking", "apple", "grinning-face", "hammer"]
-    assert len({builder.group_key(name) for name in apart}) == len(apart)
+    assert len({emoji_groups.group_key(name) for name in apart}) == len(apart)
 
 
-def test_split_fills_the_parts_with_whole_groups(builder: ModuleType) -> None:
+def test_split_fills_the_parts_with_whole_groups() -> None:
     classes = {f"name{i}": f"group{i % 431}" for i in range(1000)}
-    parts = builder.split_groups(classes)
+    parts = emoji_groups.split_groups(classes)
     count = {part: list(parts.values()).count(part) for part in ("train", "val", "test")}
     assert count["train"] == 300
     assert 497 < count["test"] <= 500  # groups of 2 and 3: one more may not fit
     assert len({(classes[name], part) for name, part in parts.items()}) == 431
-    assert builder.split_groups(dict(reversed(classes.items()))) == parts
+    assert emoji_groups.split_groups(dict(reversed(classes.items()))) == parts
 
 
-def icon_set(builder: ModuleType, **sets: dict[str, Any]) -> Any:
+def icon_set(**sets: dict[str, Any]) -> Any:
     return {
-        name: builder.IconSet(name, "1", {}, {"icons": {}, **icons}, icons.get("codepoints", {}))
+        name: build_emoji.IconSet(
+            name, "1", {}, {"icons": {}, **icons}, icons.get("codepoints", {})
+        )
         for name, icons in sets.items()
     }
 
 
-def test_join_by_codepoint_name_and_alias(
-    builder: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(builder, "MIN_STYLES", 3)
+def test_join_by_codepoint_name_and_alias(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build_emoji, "MIN_STYLES", 3)
     sets = icon_set(
-        builder,
         noto={
             "icons": {"bear-face": {}, "cricket": {}, "cat": {}, "cat-face": {}, "flag-fr": {}},
             "codepoints": {
@@ -193,7 +183,7 @@ def test_join_by_codepoint_name_and_alias(
         },
         fxemoji={"icons": {"cat": {}, "bearface": {}}},
     )
-    assert builder.join(sets) == {
+    assert build_emoji.join(sets) == {
         "1f43b": {
             "noto": "bear-face",
             "twemoji": "bear",
@@ -204,9 +194,8 @@ def test_join_by_codepoint_name_and_alias(
     }
 
 
-def test_view_box_is_squared_and_flips_are_kept(builder: ModuleType) -> None:
+def test_view_box_is_squared_and_flips_are_kept() -> None:
     sets = icon_set(
-        builder,
         noto={
             "icons": {"left": {"body": "<a/>", "height": 64}},
             "aliases": {"right": {"parent": "left", "hFlip": True}, "west": {"parent": "left"}},
@@ -221,7 +210,7 @@ def test_view_box_is_squared_and_flips_are_kept(builder: ModuleType) -> None:
     assert noto.svg("west") == noto.svg("left")
 
 
-def test_other_versions_and_licences_are_refused(builder: ModuleType, tmp_path: Path) -> None:
+def test_other_versions_and_licences_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "noto"
     folder.mkdir()
 
@@ -237,21 +226,21 @@ def test_other_versions_and_licences_are_refused(builder: ModuleType, tmp_path: 
 
     write("0.0.1", "Apache-2.0")
     with pytest.raises(SystemExit, match=r"0\.0\.1, not 1\.2\.9"):
-        builder.read_set(tmp_path, "noto", False)
-    assert builder.read_set(tmp_path, "noto", True).codepoints == {"red-heart": "2764"}
+        build_emoji.read_set(tmp_path, "noto", False)
+    assert build_emoji.read_set(tmp_path, "noto", True).codepoints == {"red-heart": "2764"}
     write("1.2.9", "CC-BY-SA-4.0")
     with pytest.raises(SystemExit, match="CC-BY-SA"):
-        builder.read_set(tmp_path, "noto", False)
+        build_emoji.read_set(tmp_path, "noto", False)
     with pytest.raises(SystemExit, match="twemoji"):
-        builder.read_set(tmp_path, "twemoji", False)
+        build_emoji.read_set(tmp_path, "twemoji", False)
 
 
-def test_zip_is_written_whole_and_the_same_each_time(builder: ModuleType, tmp_path: Path) -> None:
+def test_zip_is_written_whole_and_the_same_each_time(tmp_path: Path) -> None:
     path = tmp_path / "emoji.zip"
     index = {"size": 64, "classes": [{"name": "x"}, {"name": "y"}]}
-    builder.write_zip(path, index, b"images")
+    build_emoji.write_zip(path, index, b"images")
     first = path.read_bytes()
-    builder.write_zip(path, index, b"images")
+    build_emoji.write_zip(path, index, b"images")
     assert path.read_bytes() == first
     assert list(tmp_path.iterdir()) == [path]
     with zipfile.ZipFile(path) as archive:

@@ -1,0 +1,235 @@
+"""A study as its YAML file tells it: which trainings there are, and what of them is done."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bgl._checks import check_choice
+from bgl._io import write_text
+from bgl.models import BLOCKS
+from bgl.pipeline import parse
+from bgl.training import TrainConfig
+
+Options = dict[str, Any]  # options of run.py without their dashes
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training: an arm, what differs from run.py's defaults, and the seed."""
+
+    arm: str
+    options: Options
+    seed: int
+
+    @property
+    def command(self) -> list[str]:
+        """The words that repeat it alone."""
+        words = [(f"--{name}", _word(value)) for name, value in self.options.items()]
+        return ["benchmarks/run.py", *itertools.chain(*words), "--seed", str(self.seed)]
+
+    @property
+    def config(self) -> TrainConfig:
+        """The resolved configuration."""
+        return resolve(*self.command[1:])
+
+    @property
+    def key(self) -> str:
+        """The same for trainings that differ in nothing that could change their result."""
+        return key_of(*self.command[1:])
+
+    @property
+    def slug(self) -> str:
+        """A name for its folder."""
+        given = "-".join(f"{name}={_word(value)}" for name, value in self.options.items())
+        name = f"{self.arm}-{given}-seed{self.seed}"
+        return "".join(c if c.isalnum() or c in "-=+._" else "_" for c in name)
+
+    def __str__(self) -> str:
+        given = " ".join(f"{name}={_word(value)}" for name, value in self.options.items())
+        return f"{self.arm}, seed {self.seed} ({given})"
+
+
+@cache
+def resolve(*words: str) -> TrainConfig:
+    """The configuration of a training, given the words after ``run.py``."""
+    configs = parse(list(words)).configs
+    if len(configs) != 1:
+        raise ValueError(f"Expected the options of an arm to name one `method`, got {words}")
+    return configs[0]
+
+
+@cache
+def key_of(*words: str) -> str:
+    """:func:`config_key` of the configuration that the words name."""
+    return config_key(dataclasses.asdict(resolve(*words)))
+
+
+def config_key(values: dict[str, Any]) -> str:
+    """All of a configuration that can change a result, as text. What ``values`` lack is newer
+    than them and had its default then."""
+    config = dataclasses.asdict(TrainConfig())
+    for name, default in config.items():
+        given = values.get(name, default)
+        config[name] = {**default, **given} if isinstance(default, dict) else given
+    unused = {"device", "workers", *BLOCKS} - set(config["method"].split("+"))
+    if config["method"] == "none":
+        unused.add("alpha")
+    if config["augmentation"] == "none":
+        unused.add("iaa")
+    return json.dumps({name: value for name, value in config.items() if name not in unused})
+
+
+@dataclass
+class Sweep:
+    """Other values of one option of an arm."""
+
+    arm: str
+    option: str
+    values: list[Any]
+    seeds: list[int]
+
+
+@dataclass
+class Study:
+    """What a study's YAML file says.
+
+    Args:
+        arms: Options of run.py by the arm's name.
+        seeds: Seeds of every arm.
+        baselines: By arm, the arm it is compared with.
+        controls: By arm, further arms it is compared with.
+        base: Options of all arms.
+        grid: Values by option; each arm is trained with every combination.
+        grid_seeds: Seeds the combination is chosen with, by mean validation MAP@R.
+        sweeps: By name, see :class:`Sweep`; they keep what the grid chose for their arm.
+    """
+
+    arms: dict[str, Options]
+    seeds: list[int]
+    baselines: dict[str, str] = field(default_factory=dict)
+    controls: dict[str, list[str]] = field(default_factory=dict)
+    base: Options = field(default_factory=dict)
+    grid: dict[str, list[Any]] = field(default_factory=dict)
+    grid_seeds: list[int] = field(default_factory=list)
+    sweeps: dict[str, Sweep] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: Path) -> Study:
+        """Read a file.
+
+        Raises:
+            ValueError: If a field is unknown or missing, or names no arm or option.
+        """
+        values = yaml.safe_load(path.read_text())
+        if not isinstance(values, dict):
+            raise ValueError(f"Expected {path} to hold the fields of a study, got {values!r}")
+        try:
+            sweeps = {n: Sweep(**v) for n, v in (values.pop("sweeps", None) or {}).items()}
+            study = cls(**values, sweeps=sweeps)
+        except TypeError as error:
+            raise ValueError(f"Expected {path} to hold the fields of a study: {error}") from None
+        named = [*study.baselines.items(), *study.controls.items()]
+        others = [name for _, given in named for name in ([given] if type(given) is str else given)]
+        for arm in (*dict(named), *others, *(s.arm for s in sweeps.values())):
+            check_choice(arm, "arm", tuple(study.arms))
+        for training in study.possible():
+            _ = training.config  # refuses unknown options and values
+        return study
+
+    def combinations(self, arm: str) -> list[Options]:
+        """The options of an arm for every point of the grid."""
+        points = itertools.product(*self.grid.values())
+        # an arm's own options win, so that an arm can be kept off a part of the grid
+        arms = [
+            {**self.base, **dict(zip(self.grid, p, strict=True)), **self.arms[arm]} for p in points
+        ]
+        return [options for i, options in enumerate(arms) if options not in arms[:i]]
+
+    def chosen(self, arm: str, done: dict[str, dict[str, Any]]) -> Options | None:
+        """The point of the grid with the best mean validation MAP@R, None while unknown."""
+        points = self.combinations(arm)
+        if len(points) == 1:
+            return points[0]
+        scores = []
+        for options in points:
+            trained = [done.get(Training(arm, options, seed).key) for seed in self.grid_seeds]
+            if any(entry is None for entry in trained):
+                return None
+            scores.append(statistics.fmean(validation(entry) for entry in trained if entry))
+        return points[scores.index(max(scores))]
+
+    def wanted(self, done: dict[str, dict[str, Any]]) -> Iterator[Training]:
+        """The trainings that are known to be needed, the most telling first."""
+        for seed in self.grid_seeds:
+            for arm in self.arms:
+                points = self.combinations(arm)
+                if len(points) > 1:
+                    yield from (Training(arm, options, seed) for options in points)
+        chosen = {arm: self.chosen(arm, done) for arm in self.arms}
+        for seed in self.seeds:
+            for arm, options in chosen.items():
+                if options is not None:
+                    yield Training(arm, options, seed)
+        for sweep in self.sweeps.values():
+            if (options := chosen[sweep.arm]) is not None:
+                yield from self.swept(sweep, options)
+
+    def swept(self, sweep: Sweep, options: Options) -> list[Training]:
+        """The trainings of a sweep."""
+        values = [{**options, sweep.option: value} for value in sweep.values]
+        return [Training(sweep.arm, v, seed) for seed in sweep.seeds for v in values]
+
+    def possible(self) -> Iterator[Training]:
+        """One training of every combination and swept value."""
+        for arm in self.arms:
+            yield from (Training(arm, options, 0) for options in self.combinations(arm))
+        for sweep in self.sweeps.values():
+            yield from self.swept(sweep, self.combinations(sweep.arm)[0])
+
+
+def _word(value: Any) -> str:
+    """A value as run.py reads it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def validation(entry: dict[str, Any]) -> float:
+    """Validation MAP@R of a finished training, in the epoch it chose."""
+    column = f"val_{entry['config']['select_embedding']}_map@r"
+    return float(entry["history"][entry["epoch"] - 1][column])
+
+
+class Store:
+    """What is finished of a study, in one JSON file: the rows that need no training, and a line
+    for each training."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.untrained: list[dict[str, Any]] = []
+        self.done: dict[str, dict[str, Any]] = {}
+        if path.exists():
+            content = json.loads(path.read_text())
+            self.untrained = content["untrained"]
+            self.done = {config_key(entry["config"]): entry for entry in content["trainings"]}
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Keep a training."""
+        self.done[config_key(entry["config"])] = entry
+        self.write()
+
+    def write(self) -> None:
+        """Write the file anew."""
+        parts = (self.untrained, list(self.done.values()))
+        untrained, trainings = (",\n".join(map(json.dumps, part)) for part in parts)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        text = f'{{"untrained": [\n{untrained}\n],\n"trainings": [\n{trainings}\n]}}\n'
+        write_text(self.path, text)
