@@ -20,11 +20,9 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 import bgl.models
-from bgl.datasets import ImageDataset, Splits, load_emoji, read_image
+from bgl.datasets import IMAGE_SUFFIXES, ImageDataset, Splits, load_emoji, read_image
 from bgl.training import TrainConfig, train
 from bgl.visualization import retrieval_grid
-
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"}
 
 
 def make_folder(root: Path, classes: int) -> Path:
@@ -41,7 +39,7 @@ def list_images(root: Path) -> tuple[list[Path], list[str]]:
     """The images in the folders of ``root``, and the names of the folders."""
     folders = sorted(entry for entry in root.iterdir() if entry.is_dir())
     found = [
-        sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
+        sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
         for folder in folders
     ]
     names = [folder.name for folder, files in zip(folders, found, strict=True) if files]

@@ -16,6 +16,7 @@ from bgl._checks import (
     check_matrix,
     check_real,
     describe,
+    readable,
 )
 from bgl._precision import at_least_float32
 from bgl.layers.pairs import Gram, Graph, Neighbors, Pairs
@@ -351,8 +352,7 @@ def _check(x: Tensor, y: Tensor | None, batch: Tensor | None, candidates: Tensor
             f"Expected argument `candidates` to be an integer tensor of shape [R, M] with at most "
             f"{x.size(0)} rows, but got {describe(candidates)}"
         )
-    known = candidates.device.type == "cpu" and not torch.compiler.is_compiling()
-    if known and candidates.numel():
+    if candidates.numel() and readable(candidates):
         low, high = (int(v) for v in candidates.aminmax())
         if low < -1 or high >= x.size(0):
             raise ValueError(
