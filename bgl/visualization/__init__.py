@@ -8,6 +8,8 @@ Needs ``pip install bgl[plot]``. The plots are matplotlib's and return Axes or a
 from bgl._extras import extra
 
 with extra("plot"):
+    # first, so that the name is the function's whatever is imported later
+    import bgl.visualization.explore  # noqa: F401
     from bgl.visualization.adjacency import adjacency_heatmap, edge_weight_histogram
     from bgl.visualization.batch_graph import draw_batch_graph
     from bgl.visualization.curves import read_history, training_curves

@@ -33,6 +33,7 @@ from bgl.visualization import explore
 from bgl.visualization._encode import script_json, weights64
 from bgl.visualization._frames import make_frame
 from bgl.visualization._sample import sample_nodes
+from bgl.visualization.explore.__main__ import main
 from bgl.visualization.recorder import Recorder, fixed_batch, map_items, read_frames
 
 
@@ -307,10 +308,12 @@ def test_empty_folder(tmp_path):
     assert len(page["notes"]) >= 2
 
 
-def test_page_of_another_name(copy):
-    page = explore(copy, path=copy / "x.html")
-    assert page == copy / "x.html"
-    assert page.stat().st_size < 15e6
+def test_command(copy, capsys):
+    assert main([str(copy), "--page", str(copy / "x.html")]) == 0
+    assert capsys.readouterr().out.strip() == f"look at it: {copy / 'x.html'}"
+    assert (copy / "x.html").stat().st_size < 15e6
+    assert main([str(copy / "nothing")]) == 2
+    assert "no run folder" in capsys.readouterr().err
 
 
 # --- the recorder ---------------------------------------------------------------------------------

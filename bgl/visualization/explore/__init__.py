@@ -1,0 +1,1 @@
+"""The command ``python -m bgl.visualization.explore``; the function is in ``explorer.py``."""
