@@ -136,6 +136,7 @@ def collect(training: Training, folder: Path) -> dict[str, Any]:
     rows = [{n: v for n, v in row.items() if n != "config"} for row in result["rows"]]
     return {
         "command": "python " + shlex.join(training.command),
+        "commit": result.get("commit"),
         "epoch": rows[0]["epoch"],
         "config": result["config"],
         "rows": rows,

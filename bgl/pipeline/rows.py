@@ -107,7 +107,7 @@ def trained_rows(
     if tracked is not None:
         listeners.insert(1, tracked)
     try:
-        result = train(config, splits, folder, Several(*listeners))
+        trained = train(config, splits, folder, Several(*listeners))
     finally:
         if tracked is not None:
             tracked.finish()
@@ -121,23 +121,24 @@ def trained_rows(
             "protocol": config.protocol,
             "loss": config.loss,
             "augmentation": config.augmentation,
-            "epoch": result.chosen_epoch,
+            "epoch": trained.chosen_epoch,
             "epochs": config.epochs,
             "graph_at_test_time": False,
             "distance": config.distance if embedding == "head" else "cosine",
-            "dimension": result.dimensions[embedding],
-            "backbone": dataclasses.asdict(result.backbone),
-            "parameters": result.num_parameters,
-            "seconds": result.seconds,
-            "peak_memory_mb": result.peak_memory_mb,
-            "skipped_steps": sum(row.get("skipped_steps", 0) for row in result.history),
-            **other_epochs(result.history, embedding),
+            "dimension": trained.dimensions[embedding],
+            "backbone": dataclasses.asdict(trained.backbone),
+            "parameters": trained.num_parameters,
+            "seconds": trained.seconds,
+            "peak_memory_mb": trained.peak_memory_mb,
+            "skipped_steps": sum(row.get("skipped_steps", 0) for row in trained.history),
+            **other_epochs(trained.history, embedding),
             "published": published_beside(config, embedding, metrics),
             "config": resolved,
         }
-        for embedding, metrics in result.metrics.items()
+        for embedding, metrics in trained.metrics.items()
     ]
-    write_text(finished, json.dumps({"config": resolved, "rows": rows}, indent=1))
+    result = {"config": resolved, "commit": commit(), "rows": rows}
+    write_text(finished, json.dumps(result, indent=1))
     (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
     return rows
 
@@ -173,11 +174,6 @@ def check_folder(config: TrainConfig, folder: Path) -> None:
 
 def describe(config: TrainConfig, splits: Splits) -> dict[str, Any]:
     """What a reader needs to know to trust the numbers."""
-    commit = ""
-    if (CONFIGS.parents[1] / ".git").exists():  # else an installed copy in somebody's repository
-        words = ["git", "rev-parse", "HEAD"]
-        done = subprocess.run(words, cwd=CONFIGS, capture_output=True, text=True, check=False)
-        commit = done.stdout.strip()
     parts = {
         name: {"classes": part.num_classes, "images": len(part)}
         for name in ("train", "val", "test", "gallery")
@@ -202,8 +198,17 @@ def describe(config: TrainConfig, splits: Splits) -> dict[str, Any]:
             "torch_geometric": torch_geometric.__version__,
             "timm": timm.__version__,
         },
-        "commit": commit or None,
+        "commit": commit(),
     }
+
+
+def commit() -> str | None:
+    """The commit of the code, if it runs in a clone."""
+    if not (CONFIGS.parents[1] / ".git").exists():  # an installed copy in somebody's repository
+        return None
+    words = ["git", "rev-parse", "HEAD"]
+    done = subprocess.run(words, cwd=CONFIGS, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None
 
 
 def selection(config: TrainConfig, splits: Splits) -> dict[str, Any]:

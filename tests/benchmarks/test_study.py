@@ -187,6 +187,7 @@ def test_a_study_is_trained_once_and_goes_on(small, tmp_path, monkeypatch, capsy
     entries = {e["rows"][0]["method"]: e for e in results.values()}
     assert entries.keys() == {"none", "dybgr"}
     assert entries["none"]["before"] == {}
+    assert "commit" in entries["none"]
     assert 0 <= entries["dybgr"]["before"]["same_class_edges"] <= 1
     assert [row["epoch"] for row in entries["dybgr"]["history"]] == [1]
 
