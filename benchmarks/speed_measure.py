@@ -100,16 +100,19 @@ def compare_times(comparison: Comparison, repeats: int) -> tuple[Seconds, Second
     works: list[Callable[[], object]] = [comparison.ours, comparison.peer]
     if comparison.shared is not None:
         works.append(comparison.shared)
-    calls = []
+    calls, first = [], []
     for work in works:
-        found, _ = timed(work, 1)
-        if found < SHORTEST:  # warm now
-            found, _ = timed(work, 1)
-        calls.append(math.ceil(min(1000, max(1, SHORTEST / max(1e-9, found)))))
+        warming = timed(work, 1)
+        if warming[0] < SHORTEST:
+            warming = timed(work, 1)
+        count = math.ceil(min(1000, max(1, SHORTEST / max(1e-9, warming[0]))))
+        calls.append(count)
+        # a long call to warm up is a repetition like the others
+        first.append(warming if count == 1 else timed(work, count))
+    rounds, rates = [first], []
     gc.collect()
     gc.disable()
-    rounds, rates = [], []
-    for repeat in range(repeats):
+    for repeat in range(1, repeats):
         order = range(len(works))
         times = {i: timed(works[i], calls[i]) for i in (reversed(order) if repeat % 2 else order)}
         rounds.append([times[i] for i in order])
@@ -134,7 +137,7 @@ def _detail(comparison: Comparison, rounds: list[list[float]], rates: list[float
         return f"overhead {overhead / statistics.median(r[1] + r[2] for r in rounds):.1%}"
     if comparison.products == 0:
         return ""
-    alone = comparison.products / statistics.median(rates)
+    alone = comparison.products / statistics.median(rates or [product_rate()])
     limit = statistics.median(sides[1] for sides in rounds) / alone
     return f"matrix products alone {seconds(alone)}: at most {limit:.1f}×"
 
