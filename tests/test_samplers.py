@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from bgl.samplers import ClassBalancedSampler
+from bgl.samplers import ClassBalancedSampler, _GroupedDeck
 
 CASES = {
     "even": ([c for c in range(12) for _ in range(8)], 16, 4),
@@ -73,6 +73,88 @@ def test_order_inside_a_class_varies_even_if_all_of_it_is_drawn() -> None:
     orders = {tuple(i for i in batch if i < 3) for batch in sampler}
     assert len(orders) == 6
     assert len({batch[0] < 3 for batch in sampler}) == 2
+
+
+@pytest.fixture(params=[1, 3, 7], ids=lambda n: f"{n} neighbors")
+def grouped(
+    case: tuple[list[int], int, int], request: pytest.FixtureRequest
+) -> ClassBalancedSampler:
+    labels, batch_size, per_class = case
+    sampler = ClassBalancedSampler(labels, batch_size, per_class, neighbors=request.param)
+    sampler.set_positions(torch.randn(len(set(labels)), 5))
+    return sampler
+
+
+def test_groups_keep_the_balance(
+    case: tuple[list[int], int, int], grouped: ClassBalancedSampler
+) -> None:
+    labels, batch_size, per_class = case
+    visits: Counter[int] = Counter()
+    for batch in grouped:
+        assert len(set(batch)) == batch_size
+        assert set(Counter(labels[i] for i in batch).values()) == {per_class}
+        visits.update(labels[i] for i in batch)
+    assert visits.keys() == set(labels)
+    assert max(visits.values()) - min(visits.values()) <= per_class
+
+
+@pytest.mark.parametrize("neighbors", [1, 2, 5])
+def test_a_pass_consists_of_nearest_classes_that_are_left(neighbors: int) -> None:
+    """Groups found in any order: each is its first class and, of all classes in no earlier group,
+    those of the largest cosine around the mean."""
+    classes, positions = 24, torch.randn(24, 4)
+    centred = positions - positions.mean(dim=0)
+    cosine = torch.cosine_similarity(centred[:, None], centred[None], dim=2)
+    rng = np.random.default_rng(1)
+    (deck := _GroupedDeck(positions, neighbors, rng)).one_pass()
+    dealt = deck.one_pass()
+    assert sorted(dealt) == list(range(classes))
+    size = neighbors + 1
+    groups = [dealt[i : i + size] for i in range(0, classes, size)]
+    left, open_groups = set(range(classes)), list(groups)
+    while open_groups:
+        for group in open_groups:
+            others = sorted(left - {group[0]}, key=lambda c: -float(cosine[group[0], c]))
+            if group[0] in left and others[:neighbors] == group[1:]:
+                break
+        else:
+            raise AssertionError(f"no group is the nearest of what is left: {open_groups}")
+        left -= set(group)
+        open_groups.remove(group)
+
+
+def test_look_alikes_meet() -> None:
+    """Four clusters of four classes: each batch of four classes is a cluster."""
+    labels = torch.arange(16).repeat_interleave(4)
+    centres = 10 * torch.eye(4).repeat(4, 1)  # cluster c % 4
+    sampler = ClassBalancedSampler(labels, 16, 4, neighbors=3)
+    sampler.set_positions(centres + 0.1 * torch.randn(16, 4))
+    for batch in list(sampler)[:4]:
+        assert len({int(labels[i]) % 4 for i in batch}) == 1
+    # ... without positions, or neighbours, they lie at random
+    for plain in (ClassBalancedSampler(labels, 16, 4, neighbors=3), sampler):
+        plain.neighbors *= plain is not sampler
+        assert any(len({int(labels[i]) % 4 for i in batch}) > 1 for batch in plain)
+
+
+def test_positions_are_part_of_the_state() -> None:
+    labels = torch.arange(12).repeat_interleave(4)
+    one, other, plain = (ClassBalancedSampler(labels, 16, 4, neighbors=3) for _ in range(3))
+    one.set_positions(torch.randn(12, 3))
+    assert list(one) != list(plain)
+    other.load_state_dict(one.state_dict())
+    assert list(other) == list(one)
+    other.load_state_dict(plain.state_dict())
+    assert list(other) == list(plain)
+
+
+@pytest.mark.parametrize(
+    "positions", [torch.zeros(3, 2), torch.zeros(4), torch.full((4, 2), torch.nan)], ids=str
+)
+def test_bad_positions_are_named(positions: torch.Tensor) -> None:
+    sampler = ClassBalancedSampler([0, 0, 1, 1, 2, 2, 3, 3], 4, 2, neighbors=1)
+    with pytest.raises(ValueError, match="`positions`"):
+        sampler.set_positions(positions)
 
 
 def test_default_length() -> None:
@@ -152,6 +234,7 @@ def test_no_warning_without_small_classes() -> None:
         ([0.0, 0.0, 1.0, 1.0], {}, "labels"),
         (torch.zeros(2, 2).long(), {}, "labels"),
         ([0, 0, 1, 1], {"seed": -1}, "seed"),
+        ([0, 0, 1, 1], {"neighbors": -1}, "neighbors"),
         ([0, 0, 1, 1, 2, 2, 3, 3, 4, 4], {"batches_per_epoch": 2}, "batches_per_epoch"),
         ([0, 0, 1, 1], {"batches_per_epoch": 0}, "batches_per_epoch"),
     ],

@@ -172,6 +172,8 @@ class TrainConfig:
         batch_size: Images in a batch.
         per_class: Images of each class in a batch.
         batches_per_epoch: Length of an epoch; by default as many batches as the images fill.
+        class_neighbors: Similar classes that follow each class into a batch (by the mean features
+            so far, from the second epoch on); 0: classes at random.
         optimizer: "adamw", or "adam" (weight decay as a part of the gradient).
         lr: Learning rate of the encoder.
         lr_head: Learning rate of the head, relative to lr.
@@ -234,6 +236,7 @@ class TrainConfig:
     batch_size: int = 128
     per_class: int = 4
     batches_per_epoch: int | None = None
+    class_neighbors: int = 0
     optimizer: str = "adamw"
     lr: float = 4e-4
     lr_head: float = 3.0
@@ -274,6 +277,7 @@ class TrainConfig:
             check_int(self.resize, "resize", self.image_size)
         if self.batches_per_epoch is not None:
             check_int(self.batches_per_epoch, "batches_per_epoch", 1)
+        check_int(self.class_neighbors, "class_neighbors", 0)
         for epoch in self.lr_decay_epochs:
             check_int(epoch, "lr_decay_epochs", 1)
         check_int(self.seed, "seed", 0)

@@ -15,6 +15,7 @@ import torch
 from accelerate.utils import set_seed
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bgl import models
@@ -133,12 +134,20 @@ def _train(
         train_transform(config.image_size, info.mean, info.std, (config.crop_scale, 1.0))
     )
     sampler = ClassBalancedSampler(
-        data.labels, config.batch_size, config.per_class, config.seed, config.batches_per_epoch
+        data.labels,
+        config.batch_size,
+        config.per_class,
+        config.seed,
+        config.batches_per_epoch,
+        config.class_neighbors,
     )
     optimizer = make_optimizer(config, model.to(device), criterion.to(device))
     schedule = make_schedule(config, optimizer, steps=config.epochs * len(sampler))
 
     parts = {"model": model, "criterion": criterion, "optimizer": optimizer, "schedule": schedule}
+    if config.class_neighbors:
+        classes = ClassStatistics(splits.train.num_classes, info.num_features).to(device)
+        parts |= {"sampler": sampler, "classes": classes}
     if augmentation is not None:
         parts["augmentation"] = augmentation.to(device)
         augmented = AugmentedLoss(criterion.loss, augmentation, criterion.miner)
@@ -172,6 +181,8 @@ def _train(
             model.train()
             if not config.train_batch_norm:
                 freeze_batch_norm(model.backbone)
+            if config.class_neighbors and position.step == 0 and epoch > 0:
+                sampler.set_positions(classes.mean)
             batches = deal(sampler, epoch)
             own = shares(config.batch_size, accelerator.num_processes)
             mine = own[accelerator.process_index]
@@ -217,6 +228,9 @@ def _train(
                 values = dict(zip(losses, found, strict=True))
                 if math.isfinite(values["loss"]) and math.isfinite(norm):
                     optimizer.step()
+                    if config.class_neighbors:
+                        seen = normalize(at_least_float32(output.features.detach()), dim=1)
+                        classes.update(*(t[mine.start : mine.stop] for t in (seen, labels)))
                     for name, value in values.items():
                         position.sums[name] = position.sums.get(name, 0.0) + value
                 else:

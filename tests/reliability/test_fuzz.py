@@ -412,9 +412,10 @@ FUZZ: dict[str, Entry] = {
         chunk_size=count,
     ),
     "samplers.ClassBalancedSampler": entry(
-        lambda epoch, **options: (
+        lambda epoch, positions, **options: (
             made := samplers.ClassBalancedSampler(**options),
             made.set_epoch(epoch),
+            positions is None or made.set_positions(positions),
             list(made),
         ),
         labels=labels(),
@@ -422,6 +423,8 @@ FUZZ: dict[str, Entry] = {
         per_class=mostly(st.sampled_from([1, 2]), st.integers(-2, 9)),
         seed=mostly(st.integers(0, 3), st.integers(-3, -1)),
         batches_per_epoch=optional(count),
+        neighbors=mostly(st.integers(0, 3), st.integers(-3, -1)),
+        positions=optional(matrix(3)),
         epoch=mostly(st.integers(0, 3), st.integers(-3, -1)),
     ),
     "published.published_rows": entry(

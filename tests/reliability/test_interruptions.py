@@ -29,8 +29,11 @@ FORK = multiprocessing.get_context("fork")  # the tests' imports take longer tha
 
 
 def config() -> TrainConfig:
-    """Statistics are estimated before epochs 1 and 3; two steps each; graph, IAA and proxies."""
-    return tiny(method="dybgr", augmentation="iaa", loss="proxy-anchor", epochs=3)
+    """Statistics are estimated before epochs 1 and 3; two steps each; graph, IAA and proxies;
+    batches that depend on the features so far."""
+    return tiny(
+        method="dybgr", augmentation="iaa", loss="proxy-anchor", epochs=3, class_neighbors=1
+    )
 
 
 @pytest.fixture(scope="module")

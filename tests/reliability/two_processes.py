@@ -39,6 +39,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "hyperbolic": {"method": "dybgr", "distance": "hyperbolic"},
     "checkpointed activations": {"method": "dybgr", "checkpoint_activations": True},
+    "look-alikes": {"method": "dybgr", "class_neighbors": 1},
     "frozen parts": {"method": "dybgr", "freeze": ["conv1", "layer1"]},
     **{f"loss {name}": {"loss": name, "method": "dybgr"} for name in LOSS_NAMES},
 }
