@@ -57,7 +57,9 @@ def evaluate(argv: Sequence[str]) -> int:
     from bgl.training import evaluate_encoder
 
     encoder = load(options.run, options.device)
-    metrics = evaluate_encoder(encoder, _load(options), options.batch_size)
+    splits = _load(options)
+    print(f"{splits.name}, {splits.test.num_classes} test classes")
+    metrics = evaluate_encoder(encoder, splits, options.batch_size)
     for embedding, values in metrics.items():
         cells = [f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items()]
         print(f"{embedding}: {', '.join(cells)}")

@@ -99,7 +99,7 @@ def main() -> None:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            total += float(loss)
+            total += float(loss.detach())
         if epoch >= 2:  # --- added: how the classes spread now
             statistics.estimate(model(train_images).detach(), train_labels)
         print(f"epoch {epoch}: loss {total / len(loader):.3f}, R@1 {recall():.1f}")

@@ -6,7 +6,8 @@ The training is the usual one of pytorch-metric-learning: an encoder, a sampler 
 several images of each class, a miner, a loss, a tester. The lines marked "DyBGR 1" to "DyBGR 5"
 let the encoder learn through the graph of its batch as well. At test time nothing changes: every
 image is embedded alone. Data: scikit-learn's 1,797 digits of 8 × 8 pixels, no download; a tenth
-of them is trained on, so that the others are not too easy. Needs ``pip install bgl[train]``.
+of them is trained on, so that the others are not too easy. Needs ``pip install bgl[search]``
+(pytorch-metric-learning's tester searches with faiss).
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def main() -> None:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            total += float(loss)
+            total += float(loss.detach())
         recall = test(backbone, head, train_data, test_data)
         print(f"epoch {epoch}: loss {total / len(loader):.3f}, R@1 {recall:.1f}")
 

@@ -111,7 +111,7 @@ def main() -> None:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            total += float(loss)
+            total += float(loss.detach())
         test = accuracy(model, test_loader)
         print(f"epoch {epoch}: loss {total / len(train_loader):.3f}, accuracy {test:.1f}")
 

@@ -42,8 +42,10 @@ def run(tmp_path: Path) -> Path:
 
 def test_eval(run: Path, folder: Path, capsys) -> None:
     assert main(["eval", str(run), "--dataset", "folder", "--data-root", str(folder)]) == 0
-    lines = dict(line.split(": ") for line in capsys.readouterr().out.splitlines())
+    title, *lines_of_embeddings = capsys.readouterr().out.splitlines()
+    lines = dict(line.split(": ") for line in lines_of_embeddings)
     encoder, test = load(run), load_folder(folder).test
+    assert title == f"folder, {test.num_classes} test classes"
     for output, distance in (("backbone", "cosine"), ("head", encoder.distance)):
         x = encoder.embed([folder / "test" / path for path in _paths(folder)], output=output)
         expected = retrieval_metrics(x, test.labels, distance=distance)

@@ -23,11 +23,12 @@ def export(folder: str | Path, path: str | Path, format: str = "onnx") -> Path:
     """Write the encoder of a saved model as one file that runs without this library.
 
     The file takes ``images`` [N, 3, S, S] (float32, any N ≥ 1) as ``Encoder.transform`` gives
-    them: the centre of the image, S pixels wide, in [0, 1], minus ``mean``, divided by ``std``.
+    them: the shorter side resized (bicubic, antialiased; see :func:`bgl.images.eval_transform`),
+    the centre S × S, in [0, 1], minus ``mean``, divided by ``std``. It does none of that itself.
     It gives ``embeddings`` [N, D] (the head's) and ``features`` [N, C] (the backbone's), equal to
-    those of :meth:`bgl.models.Encoder.embed`. The model's description, with S, ``mean`` and
-    ``std``, is inside under ``model.json``: in an ONNX file's metadata, or in the extra files of
-    ``torch.export.load``.
+    those of :meth:`bgl.models.Encoder.embed`. The model's description, with S, ``resize``,
+    ``mean`` and ``std``, is inside under ``model.json``: in an ONNX file's metadata, or in the
+    extra files of ``torch.export.load``.
 
     Args:
         folder: The model, as :func:`bgl.models.load` takes it.

@@ -124,7 +124,8 @@ def benchmark(argv: list[str], console: Console, program: str) -> int:
             if main_process:
                 pretrained.finish()
             for place, config in runs.items():
-                console.print(f"[bold]{place.name}[/]")
+                known = ": finished before, taken as it is" * (place / "result.json").exists()
+                console.print(f"[bold]{place.name}[/]{known}")
                 trained = trained_rows(config, splits, place, progress, command.trackers)
                 save(trained)
                 if command.refine and main_process:

@@ -133,7 +133,7 @@ def test_finished_trainings_are_taken_as_they_are(images, finished, monkeypatch,
     assert again(images, finished, "--method", "none", "dybgr") == 0
     after = results(finished)
     assert after["rows"] == before["rows"]
-    assert "dybgr" in capsys.readouterr().out
+    assert "dybgr-seed0: finished before, taken as it is" in capsys.readouterr().out
 
 
 @pytest.fixture
