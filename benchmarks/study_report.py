@@ -159,9 +159,15 @@ def sweeps_table(results: Results) -> str:
             if entries:
                 cells = [percent([metric_of(e, m) for e in entries.values()]) for m in METRICS]
                 gains = [signed(paired(entries, own, metric)) for metric in METRICS]
-                lines.append([name, sweep.arm, str(value), str(len(entries)), *cells, *gains])
+                chosen_by = [
+                    percent([validation(e) for e in found])
+                    for found in (entries.values(), [own[s] for s in entries if s in own])
+                ]
+                count = str(len(entries))
+                lines.append([name, sweep.arm, str(value), count, *chosen_by, *cells, *gains])
     titles = list(METRICS.values())
-    header = ["sweep", "arm", "value", "seeds", *titles, *(f"Δ {title}" for title in titles)]
+    header = ["sweep", "arm", "value", "seeds", "validation MAP@R", "of the arm", *titles]
+    header += [f"Δ {title}" for title in titles]
     return markdown_table(header, lines, left=(0, 1))
 
 
