@@ -39,6 +39,7 @@ from bgl.training import (
     Several,
     make_accelerator,
 )
+from bgl.training.loop import check_classes
 from bgl.visualization import explore_run
 from bgl.visualization.recorder import Recorder
 from bgl.visualization.tracking import check_trackers
@@ -99,6 +100,8 @@ def benchmark(argv: list[str], console: Console, program: str) -> int:
         for place, config in runs.items():
             check_folder(config, place)
         splits = load_splits(first)
+        for config in command.configs:
+            check_classes(config, splits)
         results = {"started": f"{datetime.now():%Y-%m-%d %H:%M:%S}", **describe(first, splits)}
         if main_process:
             folder.mkdir(parents=True, exist_ok=True)

@@ -282,6 +282,16 @@ def test_broken_image_is_named(images, tmp_path, capsys):
     assert len(results(tmp_path / "run2")["dataset"]["skipped"]) == 8
 
 
+def test_too_few_classes_for_a_batch(images, tmp_path, capsys):
+    """... is said in the words of the user, before anything is written."""
+    assert again(images, tmp_path / "run", "--batch-size", "14") == 2
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("error:")]
+    assert "--batch-size" in line
+    assert "6 training classes (2 of 8 held out for validation) allow up to 12" in line
+    assert line.endswith("`per_class` 2, got 14")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [
