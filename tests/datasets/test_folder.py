@@ -155,6 +155,14 @@ def test_bad_fraction(root: Path, fraction: float) -> None:
         load_folder(root, val_fraction=fraction)
 
 
+def test_too_few_classes_to_hold_any_out(root: Path) -> None:
+    for c in range(2, 8):
+        shutil.rmtree(root / "train" / f"train{c}")
+    with pytest.raises(ValueError, match=r"2 classes are too few to hold any out; 0 \(--val-frac"):
+        load_folder(root)
+    assert load_folder(root, val_fraction=0).train.num_classes == 2
+
+
 def test_load_dataset_passes_everything_on(root: Path) -> None:
     cut(root / "test" / "test1" / "2.PNG")
     with pytest.warns(UserWarning, match="Left out"):
