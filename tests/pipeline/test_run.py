@@ -275,6 +275,7 @@ def test_broken_image_is_named(images, tmp_path, capsys):
     captured = capsys.readouterr()
     (line,) = [line for line in captured.out.splitlines() if line.startswith("error:")]
     assert re.search(r"but got \S+/train\d/1\.png: \w+Error: ", line)
+    assert line.endswith("`skip_broken` (--skip-broken) leaves it out")
     assert "Traceback" not in captured.out + captured.err
     # the rest of every class is enough
     with pytest.warns(UserWarning, match="Left out 8 images"):
