@@ -121,9 +121,9 @@ def test_lonely_classes_are_listed_once(root: Path) -> None:
 @pytest.mark.parametrize(
     ("gone", "error", "message"),
     [
-        ("", FileNotFoundError, "`root` to be a folder, but got .*missing"),
-        ("train", FileNotFoundError, "`train`.*missing"),
-        ("test", FileNotFoundError, "`test`.*missing"),
+        ("", FileNotFoundError, r"`root` \(--data-root\) to be a folder, but .*missing"),
+        ("train", FileNotFoundError, r"`root` .*train/CLASS/\*\.jpg .*train is missing"),
+        ("test", FileNotFoundError, r"`root` .*test/CLASS/\*\.jpg, but .*test is missing"),
     ],
 )
 def test_missing_folders(root: Path, gone: str, error: type[Exception], message: str) -> None:
