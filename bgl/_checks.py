@@ -108,6 +108,16 @@ def check_choice(value: str, name: str, choices: tuple[str, ...]) -> str:
     return value
 
 
+def check_callable(value: Any, name: str) -> None:
+    """Raise unless ``value`` can be called and is no class, which a call would make one of."""
+    if isinstance(value, type):
+        raise ValueError(
+            f"Expected argument `{name}` to be an instance, not a class, got {value.__name__}"
+        )
+    if not callable(value):
+        raise ValueError(f"Expected argument `{name}` to be callable, got {describe(value)}")
+
+
 def check_finite(x: Tensor, name: str) -> None:
     """Raise if ``x`` holds NaN or infinite values, naming the first bad row. Waits for the device.
 
