@@ -35,8 +35,8 @@ def to_batch_graph(
         of the learner to ``x``.
 
     Raises:
-        ValueError: If ``x`` or ``y`` has the wrong type, rank or length, or ``learner`` cannot be called or
-            is a class.
+        ValueError: If ``x`` or ``y`` has the wrong type, rank or length, or ``learner`` cannot be
+            called or is a class.
 
     Example:
         >>> import torch

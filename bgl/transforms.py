@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 
-from bgl._checks import check_callable
+from bgl._checks import check_callable, describe
 from bgl.graph import to_batch_graph
 from bgl.layers.adaptive_graph import AdaptiveGraph
 from bgl.layers.pairs import Graph
@@ -48,7 +48,8 @@ class LearnBatchGraph(BaseTransform):
     def forward(self, data: Data) -> Data:
         if not isinstance(data, Data) or data.x is None:
             raise ValueError(
-                f"Expected argument `data` to be a PyG Data with features `x`, but got {data!r}"
+                "Expected argument `data` to be a PyG Data with features `x`, "
+                f"but got {describe(data)}"
             )
         if self.use_labels and data.y is None:
             raise ValueError("Expected argument `data` to have labels `y`, but got none")
