@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,8 @@ def describe(value: Any) -> str:
     """A short description of an offending value for an error message."""
     if isinstance(value, Tensor):
         return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {list(value.shape)}"
+    if isinstance(value, np.ndarray):
+        return f"a {value.dtype} numpy array of shape {list(value.shape)}"
     return repr(value)
 
 
@@ -77,7 +80,9 @@ def check_edge_index(edge_index: Tensor, n: int) -> None:
 def check_int(value: int, name: str, minimum: int) -> int:
     """Raise unless ``value`` is an integer ≥ ``minimum``; return it."""
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ValueError(f"Expected argument `{name}` to be an integer ≥ {minimum}, got {value!r}")
+        raise ValueError(
+            f"Expected argument `{name}` to be an integer ≥ {minimum}, got {describe(value)}"
+        )
     return value
 
 
@@ -96,16 +101,28 @@ def check_real(
     if not ok or value < minimum or value > maximum or (exclusive and value == minimum):
         bounds = f"{'(' if exclusive else '['}{minimum}, {maximum}]"
         raise ValueError(
-            f"Expected argument `{name}` to be a finite number in {bounds}, got {value!r}"
+            f"Expected argument `{name}` to be a finite number in {bounds}, got {describe(value)}"
         )
     return float(value)
 
 
 def check_choice(value: str, name: str, choices: tuple[str, ...]) -> str:
     """Raise unless ``value`` is one of ``choices``; return it."""
-    if value not in choices:
-        raise ValueError(f"Expected argument `{name}` to be one of {choices}, got {value!r}")
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(
+            f"Expected argument `{name}` to be one of {choices}, got {describe(value)}"
+        )
     return value
+
+
+def check_callable(value: Any, name: str) -> None:
+    """Raise unless ``value`` can be called and is no class, which a call would make one of."""
+    if isinstance(value, type):
+        raise ValueError(
+            f"Expected argument `{name}` to be an instance, not a class, got {value.__name__}"
+        )
+    if not callable(value):
+        raise ValueError(f"Expected argument `{name}` to be callable, got {describe(value)}")
 
 
 def check_finite(x: Tensor, name: str) -> None:

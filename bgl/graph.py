@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch_geometric.data import Data
 
-from bgl._checks import check_index_vector, check_matrix
+from bgl._checks import check_callable, check_index_vector, check_matrix
 from bgl.layers.adaptive_graph import AdaptiveGraph
 from bgl.layers.pairs import Graph
 
@@ -35,7 +35,8 @@ def to_batch_graph(
         of the learner to ``x``.
 
     Raises:
-        ValueError: If ``x`` or ``y`` has the wrong type, rank or length.
+        ValueError: If ``x`` or ``y`` has the wrong type, rank or length, or ``learner`` cannot be
+            called or is a class.
 
     Example:
         >>> import torch
@@ -46,6 +47,7 @@ def to_batch_graph(
     if y is not None:
         check_index_vector(y, x.size(0), "y")
     learner = AdaptiveGraph() if learner is None else learner
+    check_callable(learner, "learner")
     given: dict[str, Any] = {"x": x, "y": y}
     if attributes.get("batch") is not None:
         given["batch"] = attributes["batch"]

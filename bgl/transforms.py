@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 
+from bgl._checks import check_callable, describe
 from bgl.graph import to_batch_graph
 from bgl.layers.adaptive_graph import AdaptiveGraph
 from bgl.layers.pairs import Graph
@@ -27,8 +28,8 @@ class LearnBatchGraph(BaseTransform):
             within a class, so leave it off wherever these labels are to be predicted.
 
     Raises:
-        ValueError: If the data has no matrix ``x`` of features, or ``use_labels`` is on and
-            ``y`` does not hold a label for each node.
+        ValueError: If the learner cannot be called or is a class, the data has no matrix ``x`` of
+            features, or ``use_labels`` is on and ``y`` does not hold a label for each node.
 
     Example:
         >>> import torch
@@ -41,12 +42,14 @@ class LearnBatchGraph(BaseTransform):
         self, learner: Callable[..., Graph] | None = None, use_labels: bool = False
     ) -> None:
         self.learner = AdaptiveGraph() if learner is None else learner
+        check_callable(self.learner, "learner")
         self.use_labels = use_labels
 
     def forward(self, data: Data) -> Data:
         if not isinstance(data, Data) or data.x is None:
             raise ValueError(
-                f"Expected argument `data` to be a PyG Data with features `x`, but got {data!r}"
+                "Expected argument `data` to be a PyG Data with features `x`, "
+                f"but got {describe(data)}"
             )
         if self.use_labels and data.y is None:
             raise ValueError("Expected argument `data` to have labels `y`, but got none")

@@ -7,6 +7,7 @@ import torch
 
 from bgl import to_batch_graph
 from bgl.layers import AdaptiveGraph, LabelGraph, RandomGraph
+from bgl.transforms import LearnBatchGraph
 
 
 def test_features_become_a_data_object():
@@ -61,3 +62,14 @@ def test_any_callable_is_a_learner():
 
     for batch in (None, torch.zeros(5).long()):
         assert to_batch_graph(torch.randn(5, 2), learner=ring, batch=batch).edge_index.size(1) == 5
+
+
+def test_bad_learners():
+    for make in (
+        lambda learner: to_batch_graph(torch.randn(5, 2), learner=learner),
+        LearnBatchGraph,
+    ):
+        with pytest.raises(ValueError, match=r"`learner` to be callable, got 10"):
+            make(10)
+        with pytest.raises(ValueError, match=r"`learner` .* not a class, got AdaptiveGraph"):
+            make(AdaptiveGraph)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bgl._checks import check_index_vector, check_int, check_matrix, check_real, describe
+from bgl._checks import check_int, check_real, describe
 from bgl.augment.correction import NeighborCorrection
 from bgl.augment.statistics import ClassStatistics
 
@@ -63,6 +63,9 @@ class IntraClassAugmentation(nn.Module):
             to 0.48. Schedules start at progress 0; :meth:`set_epoch` moves them on.
         num_samples: number M of copies.
 
+    Raises:
+        ValueError: ``statistics`` is something else, or a value is out of range.
+
     Example:
         >>> statistics = ClassStatistics(num_classes=2, channels=2)
         >>> statistics.estimate(torch.tensor([[0.0, 0.0], [2.0, 0.0]]), torch.tensor([1, 1]))
@@ -79,6 +82,11 @@ class IntraClassAugmentation(nn.Module):
         num_samples: int = 3,
     ) -> None:
         super().__init__()
+        if not isinstance(statistics, ClassStatistics):
+            raise ValueError(
+                "Expected argument `statistics` to be a ClassStatistics, "
+                f"got {describe(statistics)}"
+            )
         self.statistics = statistics
         self.correction = correction
         self.num_samples = check_int(num_samples, "num_samples", 1)
@@ -120,8 +128,7 @@ class IntraClassAugmentation(nn.Module):
         Raises:
             ValueError: wrong shapes or dtypes, or a label unknown to the statistics.
         """
-        check_matrix(z, "z", "[N, D]")
-        check_index_vector(y, z.size(0), "y")
+        self.statistics.check(z, y)
         shape = (self.num_samples, *z.shape)
         if noise is None:
             noise = torch.randn(shape, dtype=z.dtype, device=z.device)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from pytorch_metric_learning.distances import BaseDistance
 from pytorch_metric_learning.losses import AngularLoss, MarginLoss, TripletMarginLoss
+from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricLossFunction
 from pytorch_metric_learning.losses.generic_pair_loss import GenericPairLoss
 from pytorch_metric_learning.miners import BaseMiner, BatchEasyHardMiner
 from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
@@ -17,7 +18,9 @@ from pytorch_metric_learning.utils.distributed import (
 )
 from torch import Tensor, nn
 
-from bgl._checks import check_index_vector, check_matrix
+from bgl._checks import check_callable, check_index_vector, check_matrix
+from bgl.augment.intra_class import IntraClassAugmentation
+from bgl.augment.statistics import ClassStatistics
 
 Indices = tuple[Tensor, ...]
 
@@ -56,7 +59,8 @@ class AugmentedLoss(nn.Module):
             one given keeps its distance. It looks at the batch of its own process.
 
     Raises:
-        ValueError: If ``miner`` is a ``DistributedMinerWrapper``.
+        ValueError: If ``miner`` is a ``DistributedMinerWrapper``, ``loss`` or ``augmentation`` is
+            a class or cannot be called, or they are swapped.
 
     Example:
         >>> from pytorch_metric_learning.losses import ContrastiveLoss
@@ -81,6 +85,18 @@ class AugmentedLoss(nn.Module):
             raise ValueError(
                 "Expected argument `miner` to be the miner itself, which looks at the batch of its "
                 "own process, but got a DistributedMinerWrapper"
+            )
+        check_callable(loss, "loss")
+        if isinstance(loss, IntraClassAugmentation | ClassStatistics):
+            raise ValueError(
+                "Expected argument `loss` to be a loss of embeddings and labels, "
+                f"got {type(loss).__name__}"
+            )
+        check_callable(augmentation, "augmentation")
+        if isinstance(augmentation, ClassStatistics | BaseMetricLossFunction):
+            raise ValueError(
+                "Expected argument `augmentation` to be what makes the copies, as "
+                f"IntraClassAugmentation(statistics) does, got {type(augmentation).__name__}"
             )
         self.loss = loss
         self.augmentation = augmentation

@@ -151,6 +151,15 @@ class ClassStatistics(nn.Module):
         """
         self.estimated_size.copy_(self._absorb(z, y, smallest=2))
 
+    def check(self, z: Tensor, y: Tensor) -> None:
+        """Raise a ValueError unless z [N, D] and y [N] have the right shapes and dtypes."""
+        check_matrix(z, "z", "[N, D]")
+        if z.size(1) != self.channels:
+            raise ValueError(
+                f"Expected argument `z` to have {self.channels} channels, but got {z.size(1)}"
+            )
+        check_index_vector(y, z.size(0), "y")
+
     def rows(self, y: Tensor) -> Tensor:
         """The row of the buffers that belongs to each label [N].
 
@@ -171,12 +180,7 @@ class ClassStatistics(nn.Module):
     @torch.no_grad()
     def _absorb(self, z: Tensor, y: Tensor, smallest: int) -> Tensor:
         """Blend in classes of at least ``smallest`` samples; return the samples per class [K]."""
-        check_matrix(z, "z", "[N, D]")
-        if z.size(1) != self.channels:
-            raise ValueError(
-                f"Expected argument `z` to have {self.channels} channels, but got {z.size(1)}"
-            )
-        check_index_vector(y, z.size(0), "y")
+        self.check(z, y)
         rows, z = self.rows(y), z.to(self.mean.dtype)
 
         n = torch.zeros_like(self.count).index_add_(0, rows, torch.ones_like(rows))

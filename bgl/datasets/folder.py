@@ -36,7 +36,9 @@ def load_folder(
     """
     root = Path(root)
     if not root.is_dir():
-        raise FileNotFoundError(f"Expected argument `root` to be a folder, but got {root}")
+        raise FileNotFoundError(
+            f"Expected argument `root` (--data-root) to be a folder, but got {root}"
+        )
     parts = {part: _scan(root, part) for part in ("train", "test")}
     sources = {part: root / part for part in parts}
     return build_splits("folder", root, parts, sources, val_fraction, seed, skip_broken)
@@ -47,7 +49,8 @@ def _scan(root: Path, part: str) -> Classes:
     folder = root / part
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"Expected argument `root` to be a folder with `{part}` in it, but {folder} is missing"
+            f"Expected argument `root` (--data-root) to be a folder with train/CLASS/*.jpg and "
+            f"test/CLASS/*.jpg, but {folder} is missing"
         )
     classes: Classes = {}
     for entry in sorted(folder.iterdir()):

@@ -188,9 +188,12 @@ def _draw_validation(names: list[str], fraction: float, seed: int) -> list[str]:
         return []
     count = max(2, round(fraction * len(names)))
     if len(names) - count < 2:
+        few = (
+            "are too few to hold any out" if len(names) < 4 else f"without {count} are fewer than 2"
+        )
         raise ValueError(
-            f"Expected argument `val_fraction` to leave 2 of {len(names)} train classes or more "
-            f"after {count} for validation, got {fraction}; 0 goes without validation"
+            f"Expected argument `val_fraction` to leave 2 train classes or more, got {fraction}: "
+            f"{len(names)} classes {few}; 0 (--val-fraction 0) goes without validation"
         )
     return sorted(random.Random(seed).sample(names, count))
 

@@ -29,6 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bars
 
 from bgl._io import write_text
+from bgl.images import BrokenImageError
 from bgl.pipeline.options import parse, write_command
 from bgl.pipeline.refined import refined_rows
 from bgl.pipeline.rows import Row, baseline_rows, check_folder, describe, load_splits, trained_rows
@@ -39,6 +40,7 @@ from bgl.training import (
     Several,
     make_accelerator,
 )
+from bgl.training.loop import check_classes
 from bgl.visualization import explore_run
 from bgl.visualization.recorder import Recorder
 from bgl.visualization.tracking import check_trackers
@@ -86,6 +88,8 @@ def benchmark(argv: list[str], console: Console, program: str) -> int:
 
     def complain(error: Exception) -> None:
         line = escape(" ".join(str(error).split()))
+        if isinstance(error, BrokenImageError):
+            line += "; `skip_broken` (--skip-broken) leaves it out"
         Console().print(f"[bold red]error:[/] {line}", highlight=False, soft_wrap=True)
 
     try:
@@ -99,6 +103,8 @@ def benchmark(argv: list[str], console: Console, program: str) -> int:
         for place, config in runs.items():
             check_folder(config, place)
         splits = load_splits(first)
+        for config in command.configs:
+            check_classes(config, splits)
         results = {"started": f"{datetime.now():%Y-%m-%d %H:%M:%S}", **describe(first, splits)}
         if main_process:
             folder.mkdir(parents=True, exist_ok=True)

@@ -123,6 +123,7 @@ def _train(
     accelerator = make_accelerator(config.device)
     device = accelerator.device
     check_processes(config, accelerator.num_processes)
+    check_classes(config, splits)
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
@@ -309,6 +310,20 @@ def freeze_batch_norm(module: nn.Module) -> None:
     for child in module.modules():
         if isinstance(child, _BatchNorm):
             child.eval()
+
+
+def check_classes(config: TrainConfig, splits: Splits) -> None:
+    """Raise unless the training classes are enough for a batch."""
+    classes = splits.train.num_classes
+    most = classes * config.per_class
+    if config.batch_size <= most:
+        return
+    held = 0 if splits.val is None else splits.val.num_classes
+    of = f" ({held} of {classes + held} held out for validation)" if held else ""
+    raise ValueError(
+        f"Expected argument `batch_size` (--batch-size) to fit the data: {classes} training classes"
+        f"{of} allow up to {most} with `per_class` {config.per_class}, got {config.batch_size}"
+    )
 
 
 def check_processes(config: TrainConfig, processes: int) -> None:

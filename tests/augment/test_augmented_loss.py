@@ -338,3 +338,23 @@ def test_calls_name_the_bad_argument() -> None:
         criterion(torch.randn(12), y)
     with pytest.raises(ValueError, match="`labels`"):
         criterion(torch.randn(12, 6), y[:3])
+
+
+def test_constructor_names_the_bad_argument() -> None:
+    loss, statistics = losses.ContrastiveLoss(), ClassStatistics(2, 2)
+    augmentation = IntraClassAugmentation(statistics)
+    for bad_loss, says in (
+        (losses.ContrastiveLoss, "an instance, not a class, got ContrastiveLoss"),
+        (6, "callable, got 6"),
+        (augmentation, "a loss .* got IntraClassAugmentation"),
+    ):
+        with pytest.raises(ValueError, match=f"`loss` to be {says}"):
+            AugmentedLoss(bad_loss, loss)  # type: ignore[arg-type]
+    for bad, says in (
+        (IntraClassAugmentation, "an instance, not a class"),
+        (6, "callable, got 6"),
+        (statistics, "what makes the copies.* got ClassStatistics"),
+        (loss, "what makes the copies.* got ContrastiveLoss"),
+    ):
+        with pytest.raises(ValueError, match=f"`augmentation` to be {says}"):
+            AugmentedLoss(loss, bad)  # type: ignore[arg-type]

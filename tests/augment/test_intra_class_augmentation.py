@@ -218,6 +218,9 @@ def test_constructor_names_the_bad_argument(kwargs: dict[str, object], name: str
     with pytest.raises(ValueError, match=f"`{name}`"):
         IntraClassAugmentation(ClassStatistics(2, 2), **kwargs)  # type: ignore[arg-type]
 
+    with pytest.raises(ValueError, match="`statistics` to be a ClassStatistics, got 6"):
+        IntraClassAugmentation(6)  # type: ignore[arg-type]
+
 
 def test_calls_name_the_bad_argument() -> None:
     augmentation = IntraClassAugmentation(ClassStatistics(2, 2), num_samples=3)
@@ -226,6 +229,8 @@ def test_calls_name_the_bad_argument() -> None:
         augmentation(z, y, torch.randn(2, 4, 2))
     with pytest.raises(ValueError, match="`z`"):
         augmentation(z[0], y)
+    with pytest.raises(ValueError, match="`z` to have 2 channels, but got 5"):
+        augmentation(torch.randn(4, 5), y)
     with pytest.raises(ValueError, match="`y`"):
         augmentation(z, y[:3])
     with pytest.raises(ValueError, match="labels known"):

@@ -121,9 +121,9 @@ def test_lonely_classes_are_listed_once(root: Path) -> None:
 @pytest.mark.parametrize(
     ("gone", "error", "message"),
     [
-        ("", FileNotFoundError, "`root` to be a folder, but got .*missing"),
-        ("train", FileNotFoundError, "`train`.*missing"),
-        ("test", FileNotFoundError, "`test`.*missing"),
+        ("", FileNotFoundError, r"`root` \(--data-root\) to be a folder, but .*missing"),
+        ("train", FileNotFoundError, r"`root` .*train/CLASS/\*\.jpg .*train is missing"),
+        ("test", FileNotFoundError, r"`root` .*test/CLASS/\*\.jpg, but .*test is missing"),
     ],
 )
 def test_missing_folders(root: Path, gone: str, error: type[Exception], message: str) -> None:
@@ -153,6 +153,14 @@ def test_class_in_both_parts(root: Path) -> None:
 def test_bad_fraction(root: Path, fraction: float) -> None:
     with pytest.raises(ValueError, match="`val_fraction`"):
         load_folder(root, val_fraction=fraction)
+
+
+def test_too_few_classes_to_hold_any_out(root: Path) -> None:
+    for c in range(2, 8):
+        shutil.rmtree(root / "train" / f"train{c}")
+    with pytest.raises(ValueError, match=r"2 classes are too few to hold any out; 0 \(--val-frac"):
+        load_folder(root)
+    assert load_folder(root, val_fraction=0).train.num_classes == 2
 
 
 def test_load_dataset_passes_everything_on(root: Path) -> None:

@@ -275,11 +275,22 @@ def test_broken_image_is_named(images, tmp_path, capsys):
     captured = capsys.readouterr()
     (line,) = [line for line in captured.out.splitlines() if line.startswith("error:")]
     assert re.search(r"but got \S+/train\d/1\.png: \w+Error: ", line)
+    assert line.endswith("`skip_broken` (--skip-broken) leaves it out")
     assert "Traceback" not in captured.out + captured.err
     # the rest of every class is enough
     with pytest.warns(UserWarning, match="Left out 8 images"):
         assert again(root, tmp_path / "run2", "--method", "none", "--skip-broken") == 0
     assert len(results(tmp_path / "run2")["dataset"]["skipped"]) == 8
+
+
+def test_too_few_classes_for_a_batch(images, tmp_path, capsys):
+    """... is said in the words of the user, before anything is written."""
+    assert again(images, tmp_path / "run", "--batch-size", "14") == 2
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("error:")]
+    assert "--batch-size" in line
+    assert "6 training classes (2 of 8 held out for validation) allow up to 12" in line
+    assert line.endswith("`per_class` 2, got 14")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
