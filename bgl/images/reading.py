@@ -57,6 +57,8 @@ def read_image(path: Path) -> Tensor:
     try:
         with Image.open(path) as image:
             return to_rgb(image)
+    except FileNotFoundError as error:
+        raise BrokenImageError(path, "it does not exist") from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ...
         raise BrokenImageError(path, f"{type(error).__name__}: {error}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -180,9 +181,11 @@ def batch_graphs(
         if features is None:
             features = view.embed(data.subset(batch), alone=True)["backbone"]
         model.blocks.eval()
-        graphs: list[Data] = model.contextualize(
-            features.to(view.accelerator.device), labels, return_graph=True
-        )[1]
+        with warnings.catch_warnings():  # this batch may be smaller than those of the training
+            warnings.filterwarnings("ignore", "k=.* needs at least")
+            graphs: list[Data] = model.contextualize(
+                features.to(view.accelerator.device), labels, return_graph=True
+            )[1]
         model.blocks.train(was_training)
     return graphs
 

@@ -76,8 +76,8 @@ def test_broken_file_is_named(tmp_path: Path, suffix: str) -> None:
 
 def test_missing_and_empty_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty.jpg").touch()
-    for name in ("empty.jpg", "missing.jpg"):
-        with pytest.raises(BrokenImageError, match=name):
+    for name, reason in (("empty.jpg", "Unidentified"), ("missing.jpg", "it does not exist")):
+        with pytest.raises(BrokenImageError, match=f"{name}: {reason}"):
             read_image(tmp_path / name)
 
 

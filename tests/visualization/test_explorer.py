@@ -26,7 +26,15 @@ from torch_geometric.data import Data
 
 from bgl import to_batch_graph
 from bgl.layers import AdaptiveGraph
-from bgl.training import Several, TrainConfig, train
+from bgl.training import (
+    Progress,
+    Several,
+    TrainConfig,
+    View,
+    build_model,
+    make_accelerator,
+    train,
+)
 from bgl.training.comparison import comparison
 from bgl.training.config import DyBGROptions
 from bgl.visualization import explore
@@ -34,7 +42,13 @@ from bgl.visualization._encode import script_json, weights64
 from bgl.visualization._frames import make_frame
 from bgl.visualization._sample import sample_nodes
 from bgl.visualization.explore.__main__ import main
-from bgl.visualization.recorder import Recorder, fixed_batch, map_items, read_frames
+from bgl.visualization.recorder import (
+    Recorder,
+    batch_graphs,
+    fixed_batch,
+    map_items,
+    read_frames,
+)
 
 
 def payload(path: Path) -> dict[str, Any]:
@@ -360,6 +374,16 @@ def small(**options: Any) -> TrainConfig:
             **options,
         }
     )
+
+
+def test_small_batch_of_the_page_brings_no_warning(recwarn):
+    """Its size is not the user's choice."""
+    config = small(dybgr=DyBGROptions(k=30))
+    model, info = build_model(config)
+    view = View(model, config, info, make_accelerator("cpu"), Progress())
+    graphs = batch_graphs(view, make_splits().test, list(range(8)))
+    assert graphs[0].num_edges == 8 * 6
+    assert not [w for w in recwarn if "needs at least" in str(w.message)]
 
 
 def test_recorder_goes_on_after_an_interruption(tmp_path):
