@@ -24,6 +24,7 @@ from study_plan import Store, Study, Training, resolve
 from bgl._io import write_text
 from bgl.datasets import Splits
 from bgl.pipeline import check_folder, load_splits, trained_rows
+from bgl.pipeline.rows import RESULT_FILE
 from bgl.samplers import ClassBalancedSampler
 from bgl.training import Progress as Silent
 from bgl.training import TrainConfig, View, build_model, make_accelerator
@@ -128,7 +129,7 @@ def untrained_graphs(config: TrainConfig, splits: Splits, batches: int = 4) -> d
 
 def collect(training: Training, folder: Path) -> dict[str, Any]:
     """What is kept of a finished training."""
-    result = json.loads((folder / "result.json").read_text())
+    result = json.loads((folder / RESULT_FILE).read_text())
     with (folder / "metrics.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     history = [{n: round(float(v), 6) for n, v in line.items() if v != ""} for line in lines]

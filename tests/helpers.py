@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from bgl.training.comparison import METRICS
@@ -14,6 +16,22 @@ def assert_close(actual: Tensor, expected: Tensor, tol: float = 1e-8) -> None:
     """Equal to ``tol`` relative to the largest expected magnitude (1e-8: the golden tolerance)."""
     scale = max(1.0, float(expected.detach().abs().max())) if expected.numel() else 1.0
     torch.testing.assert_close(actual, expected, rtol=0, atol=tol * scale)
+
+
+def write_noisy_classes(
+    root: Path, classes: dict[str, int], per_class: int, name: str = "{part}{number}"
+) -> Path:
+    """A folder dataset: classes of one colour each, under noise; how many of them by part."""
+    generator = torch.Generator().manual_seed(0)
+    for part, count in classes.items():
+        for number in range(count):
+            folder = root / part / name.format(part=part, number=number)
+            folder.mkdir(parents=True)
+            colour = torch.randint(40, 216, (1, 1, 3), generator=generator)
+            for i in range(per_class):
+                noise = torch.randint(-40, 41, (40, 36, 3), generator=generator)
+                Image.fromarray((colour + noise).to(torch.uint8).numpy()).save(folder / f"{i}.png")
+    return root
 
 
 def result_row(method: str, seed: int | None, value: float, **more: Any) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from bgl.visualization.recorder import Recorder
 from bgl.visualization.tracking import Trackers
 
 Row = dict[str, Any]
+RESULT_FILE = "result.json"  # in the folder of a finished training
 
 
 def load_splits(config: TrainConfig) -> Splits:
@@ -93,7 +94,7 @@ def trained_rows(
 ) -> list[Row]:
     """Train one configuration (or take its finished result) and describe each embedding."""
     resolved = dataclasses.asdict(config)
-    finished = folder / "result.json"
+    finished = folder / RESULT_FILE
     if finished.exists():
         return list(json.loads(finished.read_text())["rows"])
     if not make_accelerator(config.device).is_main_process:
@@ -163,8 +164,8 @@ def check_folder(config: TrainConfig, folder: Path) -> None:
     Raises:
         ValueError: If there is one; the message names the fields that differ.
     """
-    if (folder / "result.json").exists():
-        stored = json.loads((folder / "result.json").read_text())["config"]
+    if (folder / RESULT_FILE).exists():
+        stored = json.loads((folder / RESULT_FILE).read_text())["config"]
     elif (folder / CHECKPOINT_FILE).exists():
         stored = yaml.safe_load((folder / "config.yaml").read_text())
     else:

@@ -32,7 +32,15 @@ from bgl._io import write_text
 from bgl.images import BrokenImageError
 from bgl.pipeline.options import parse, write_command
 from bgl.pipeline.refined import refined_rows
-from bgl.pipeline.rows import Row, baseline_rows, check_folder, describe, load_splits, trained_rows
+from bgl.pipeline.rows import (
+    RESULT_FILE,
+    Row,
+    baseline_rows,
+    check_folder,
+    describe,
+    load_splits,
+    trained_rows,
+)
 from bgl.pipeline.table import print_table
 from bgl.training import (
     Interrupted,
@@ -130,7 +138,7 @@ def benchmark(argv: list[str], console: Console, program: str) -> int:
             if main_process:
                 pretrained.finish()
             for place, config in runs.items():
-                known = ": finished before, taken as it is" * (place / "result.json").exists()
+                known = ": finished before, taken as it is" * (place / RESULT_FILE).exists()
                 console.print(f"[bold]{place.name}[/]{known}")
                 trained = trained_rows(config, splits, place, progress, command.trackers)
                 save(trained)

@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from helpers import result_row
-from PIL import Image
+from helpers import result_row, write_noisy_classes
 from safetensors.torch import load_file
 
 from bgl.pipeline import as_csv, markdown, options, rows, run
@@ -34,18 +33,7 @@ SMALL = [
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder dataset: 6 + 2 train classes and 3 test classes of 3 noisy images each."""
-    root = tmp_path_factory.mktemp("images")
-    generator = torch.Generator().manual_seed(0)
-    for part, number in (("train", 8), ("test", 3)):
-        for c in range(number):
-            folder = root / part / f"{part}{c}"
-            folder.mkdir(parents=True)
-            colour = torch.randint(40, 216, (1, 1, 3), generator=generator)
-            for i in range(3):
-                noise = torch.randint(-40, 41, (40, 36, 3), generator=generator)
-                pixels = (colour + noise).to(torch.uint8).numpy()
-                Image.fromarray(pixels).save(folder / f"{i}.png")
-    return root
+    return write_noisy_classes(tmp_path_factory.mktemp("images"), {"train": 8, "test": 3}, 3)
 
 
 @pytest.fixture(scope="module")

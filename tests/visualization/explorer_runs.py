@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from PIL import Image
+from helpers import write_noisy_classes
 
 from bgl.datasets import Splits, load_dataset
 from bgl.training import TrainConfig, View, build_model, make_accelerator, train
@@ -20,17 +20,8 @@ from bgl.visualization.recorder import Recorder
 
 def make_images(root: Path) -> Path:
     """A folder dataset: 8 train classes, 4 of them for validation, and 6 test classes."""
-    generator = torch.Generator().manual_seed(0)
-    for part, number in (("train", 8), ("test", 6)):
-        for c in range(number):
-            # names as people give them
-            folder = root / part / f"{part} <b>{c} & co"
-            folder.mkdir(parents=True)
-            colour = torch.randint(40, 216, (1, 1, 3), generator=generator)
-            for i in range(4):
-                noise = torch.randint(-40, 41, (40, 36, 3), generator=generator)
-                Image.fromarray((colour + noise).to(torch.uint8).numpy()).save(folder / f"{i}.png")
-    return root
+    name = "{part} <b>{number} & co"  # as people give them
+    return write_noisy_classes(root, {"train": 8, "test": 6}, 4, name)
 
 
 def make_splits() -> Splits:
