@@ -1,8 +1,9 @@
 """Tables and plots of a study: ``python benchmarks/study_report.py STUDY RESULTS PAGE [PAGE ...]``
 
-The pages hold the text; between ``<!-- NAME -->`` and ``<!-- /NAME -->`` stand the tables (arms,
-heads, controls, grid, selection, sweeps, graphs, commands), made anew from the stored results.
-Plots go beside the first page. With ``--csv FILE`` every training is written as a line as well.
+The pages hold the text; between ``<!-- STUDY-NAME -->`` and ``<!-- /STUDY-NAME -->``, with the
+name of the study's file, stand its tables (arms, heads, controls, grid, selection, sweeps, graphs,
+commands), made anew from the stored results. A page may hold tables of several studies. Plots go
+beside the first page. With ``--csv FILE`` every training is written as a line as well.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import re
 import shlex
 import statistics
 import sys
@@ -284,15 +286,18 @@ def main(argv: list[str] | None = None) -> int:
             "graphs": graphs_table(results),
             "commands": commands_table(results),
         }
-        filled = {page: fill(page.read_text(), tables) for page in options.pages}
+        name = options.study.stem
+        tables = {f"{name}-{table}": text for table, text in tables.items()}
+        markers = f"{re.escape(name)}-[a-z]+"
+        filled = {page: fill(page.read_text(), tables, markers) for page in options.pages}
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for page, text in filled.items():
         write_text(page, text)
     first = options.pages[0]
-    plot_gains(results, first.with_name(f"{first.stem}_{options.study.stem}_gains.png"))
-    plot_purity(results, first.with_name(f"{first.stem}_{options.study.stem}_graphs.png"))
+    plot_gains(results, first.with_name(f"{first.stem}_{name}_gains.png"))
+    plot_purity(results, first.with_name(f"{first.stem}_{name}_graphs.png"))
     if options.csv:
         write_text(options.csv, as_csv(results))
     return 0

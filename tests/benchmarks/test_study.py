@@ -244,14 +244,17 @@ def cells(text: str, *start: str) -> list[str]:
 def test_tables_and_plots(results):
     page = results / "results.md"
     tables = ["arms", "heads", "controls", "grid", "selection", "sweeps", "graphs", "commands"]
-    page.write_text("# Text\n" + "".join(f"<!-- {t} -->\nold\n<!-- /{t} -->\n" for t in tables))
+    page.write_text("# Text\n" + "".join(f"<!-- study-{t} -->\nold\n<!-- /study-{t} -->\n" for t in tables))
+    other = "<!-- another-arms -->\nkept\n<!-- /another-arms -->\n"
+    page.write_text(page.read_text() + other)
     words = [
         str(results / name) for name in ("study.yaml", "results.json", "results.md", "all.csv")
     ]
     assert study_report.main([*words[:3], "--csv", words[3]]) == 0
     text = page.read_text()
     assert "old" not in text
-    assert text.startswith("# Text\n<!-- arms -->\n| arm |")
+    assert text.startswith("# Text\n<!-- study-arms -->\n| arm |")
+    assert text.endswith(other)
 
     gains = [10.0, 20.0, 30.0]
     half = student.ppf(0.975, 2) * statistics.stdev(gains) / 3**0.5
@@ -281,8 +284,8 @@ def test_tables_and_plots(results):
 
 def test_unknown_marker(results, capsys):
     page = results / "results.md"
-    page.write_text("<!-- armz -->\n<!-- /armz -->\n")
+    page.write_text("<!-- study-armz -->\n<!-- /study-armz -->\n")
     words = [str(results / name) for name in ("study.yaml", "results.json", "results.md")]
     assert study_report.main(words) == 2
     assert "armz" in capsys.readouterr().err
-    assert page.read_text() == "<!-- armz -->\n<!-- /armz -->\n"
+    assert page.read_text() == "<!-- study-armz -->\n<!-- /study-armz -->\n"
