@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import itertools
 import json
 import multiprocessing
@@ -98,9 +99,10 @@ def _end_with_parent() -> None:
 
 
 def work(command: list[str], folder: Path) -> None:
-    """Train in a process of its own."""
+    """Train in a process of its own, which reads its images itself: other cores have their own
+    trainings, and a process that ends with its parent may start none."""
     torch.set_num_threads(1)
-    config = resolve(*command)
+    config = dataclasses.replace(resolve(*command), workers=0)
     check_folder(config, folder)
     splits = load_splits(config)
     before = untrained_graphs(config, splits)

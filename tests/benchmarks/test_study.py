@@ -172,7 +172,7 @@ def small(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = {
         **{"dataset": "folder", "data-root": str(images), "backbone": "test_resnet"},
         **{"weights": "none", "image-size": 32, "epochs": 1, "batch-size": 8, "per-class": 2},
-        **{"head-dim": 8, "device": "cpu", "workers": 0, "dybgr.k": 3},
+        **{"head-dim": 8, "device": "cpu", "dybgr.k": 3},
     }
     path = tmp_path_factory.mktemp("study") / "small.yaml"
     changes = {"base": base, "seeds": [0], "grid": {}, "grid_seeds": [], "sweeps": {}}
@@ -244,7 +244,9 @@ def cells(text: str, *start: str) -> list[str]:
 def test_tables_and_plots(results):
     page = results / "results.md"
     tables = ["arms", "heads", "controls", "grid", "selection", "sweeps", "graphs", "commands"]
-    page.write_text("# Text\n" + "".join(f"<!-- study-{t} -->\nold\n<!-- /study-{t} -->\n" for t in tables))
+    page.write_text(
+        "# Text\n" + "".join(f"<!-- study-{t} -->\nold\n<!-- /study-{t} -->\n" for t in tables)
+    )
     other = "<!-- another-arms -->\nkept\n<!-- /another-arms -->\n"
     page.write_text(page.read_text() + other)
     words = [
