@@ -2,8 +2,9 @@
 
 The pages hold the text; between ``<!-- STUDY-NAME -->`` and ``<!-- /STUDY-NAME -->``, with the
 name of the study's file, stand its tables (arms, heads, controls, grid, selection, sweeps, graphs,
-commands), made anew from the stored results. A page may hold tables of several studies. Plots go
-beside the first page. With ``--csv FILE`` every training is written as a line as well.
+commands), made anew from the stored results. A page may hold tables of several studies. The plots
+that the first page shows (``PAGE_STUDY_gains.png``, ``PAGE_STUDY_graphs.png``) are drawn beside it.
+With ``--csv FILE`` every training is written as a line as well.
 """
 
 from __future__ import annotations
@@ -296,8 +297,10 @@ def main(argv: list[str] | None = None) -> int:
     for page, text in filled.items():
         write_text(page, text)
     first = options.pages[0]
-    plot_gains(results, first.with_name(f"{first.stem}_{name}_gains.png"))
-    plot_purity(results, first.with_name(f"{first.stem}_{name}_graphs.png"))
+    for kind, draw in {"gains": plot_gains, "graphs": plot_purity}.items():
+        picture = first.with_name(f"{first.stem}_{name}_{kind}.png")
+        if picture.name in filled[first]:
+            draw(results, picture)
     if options.csv:
         write_text(options.csv, as_csv(results))
     return 0

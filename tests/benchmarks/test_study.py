@@ -244,11 +244,9 @@ def cells(text: str, *start: str) -> list[str]:
 def test_tables_and_plots(results):
     page = results / "results.md"
     tables = ["arms", "heads", "controls", "grid", "selection", "sweeps", "graphs", "commands"]
-    page.write_text(
-        "# Text\n" + "".join(f"<!-- study-{t} -->\nold\n<!-- /study-{t} -->\n" for t in tables)
-    )
+    places = "".join(f"<!-- study-{t} -->\nold\n<!-- /study-{t} -->\n" for t in tables)
     other = "<!-- another-arms -->\nkept\n<!-- /another-arms -->\n"
-    page.write_text(page.read_text() + other)
+    page.write_text(f"# Text\n{places}![gains](results_study_gains.png)\n{other}")
     words = [
         str(results / name) for name in ("study.yaml", "results.json", "results.md", "all.csv")
     ]
@@ -272,8 +270,9 @@ def test_tables_and_plots(results):
     assert cells(text, "graph", "10", "20")[3:7] == ["", "", "0.50", "0.40"]
     command = "`python benchmarks/run.py --dataset emoji --lr 0.1 --method dybgr --seed 0 1 2`"
     assert cells(text, "graph", command)
-    for name in ("gains", "graphs"):
-        assert (results / f"results_study_{name}.png").read_bytes()[:4] == b"\x89PNG"
+    # the plot that the page shows, and no other
+    assert [path.name for path in results.glob("*.png")] == ["results_study_gains.png"]
+    assert (results / "results_study_gains.png").read_bytes()[:4] == b"\x89PNG"
     with (results / "all.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == 2 * 9
@@ -282,6 +281,10 @@ def test_tables_and_plots(results):
     # made again, the page is the same
     assert study_report.main(words[:3]) == 0
     assert page.read_text() == text
+
+    page.write_text("![graphs](results_study_graphs.png)\n")
+    assert study_report.main(words[:3]) == 0
+    assert (results / "results_study_graphs.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_unknown_marker(results, capsys):
