@@ -32,7 +32,7 @@ class DyBGROptions:
     lam: float = 0.3
     beta: float = 0.5
     epsilon: float = 0.5
-    ffn_ratio: float = 4.0
+    ffn_ratio: float = 1.0
     norm: str = "layer"
     formulation: str = "released"
 
@@ -86,7 +86,7 @@ class RandomOptions:
 
     k: int = 15
     epsilon: float = 0.5
-    ffn_ratio: float = 4.0
+    ffn_ratio: float = 1.0
     norm: str = "layer"
 
 
@@ -236,7 +236,7 @@ class TrainConfig:
     batch_size: int = 128
     per_class: int = 4
     batches_per_epoch: int | None = None
-    class_neighbors: int = 0
+    class_neighbors: int = 7
     optimizer: str = "adamw"
     lr: float = 4e-4
     lr_head: float = 3.0
