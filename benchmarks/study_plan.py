@@ -34,7 +34,7 @@ class Training:
     @property
     def command(self) -> list[str]:
         """The words that repeat it alone."""
-        words = [(f"--{name}", _word(value)) for name, value in self.options.items()]
+        words = [_words(name, value) for name, value in self.options.items()]
         return ["benchmarks/run.py", *itertools.chain(*words), "--seed", str(self.seed)]
 
     @property
@@ -195,6 +195,13 @@ class Study:
             yield from (Training(arm, options, 0) for options in self.combinations(arm))
         for sweep in self.sweeps.values():
             yield from self.swept(sweep, self.combinations(sweep.arm)[0])
+
+
+def _words(name: str, value: Any) -> list[str]:
+    """An option as run.py reads it."""
+    if isinstance(value, bool) and "." not in name:  # a flag
+        return [f"--{name}" if value else f"--no-{name}"]
+    return [f"--{name}", _word(value)]
 
 
 def _word(value: Any) -> str:

@@ -96,6 +96,13 @@ def test_without_a_grid_every_arm_is_trained_as_it_stands(tmp_path):
     assert [(t.arm, t.seed) for t in wanted.wanted({})] == [("none", 4), ("graph", 4)]
 
 
+@pytest.mark.parametrize("value", [True, False])
+def test_options_that_are_on_or_off(value):
+    options = {"method": "none", "deterministic": value, "iaa.schedule": value}
+    config = Training("a", {**options, "augmentation": "iaa"}, 0).config
+    assert (config.deterministic, config.iaa.schedule) == (value, value)
+
+
 def test_key_ignores_what_cannot_change_the_result():
     one = Training("none", {"method": "none"}, 0)
     same = Training("other", {"method": "none", "dybgr.k": 3, "alpha": 0.9, "workers": 2}, 0)
