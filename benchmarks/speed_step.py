@@ -60,6 +60,7 @@ class Step:
 
 _PAPER = (
     "--method=dybgr+dybgr",
+    "--dybgr.ffn_ratio=4",
     "--weights=none",
     "--batch_size=405",
     "--per_class=9",

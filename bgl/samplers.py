@@ -15,7 +15,7 @@ from bgl._checks import check_finite, check_index_vector, check_int, check_matri
 
 
 class ClassBalancedSampler(Sampler[list[int]]):
-    """Batches of ``batch_size / per_class`` distinct classes with ``per_class`` samples each.
+    r"""Batches of ``batch_size / per_class`` distinct classes with ``per_class`` samples each.
 
     A batch sampler: hand it to ``DataLoader(batch_sampler=...)`` and call :meth:`set_epoch`
     before every epoch, as with PyTorch's ``DistributedSampler``. An epoch depends on
@@ -28,10 +28,15 @@ class ClassBalancedSampler(Sampler[list[int]]):
     ``per_class``. Such a class is drawn with repeats, each of its samples as often as the others
     (to within one), and a ``UserWarning`` at construction counts these classes.
 
-    With ``neighbors`` the deck lies in groups of look-alikes: a class drawn at random, then the
-    ``neighbors`` classes not yet dealt whose :meth:`set_positions` are most similar to its own
-    (cosine, around the mean of all). What is hard to tell apart meets in a batch, and a batch
-    graph finds its hard neighbours there. The rest holds as above.
+    With ``neighbors`` the deck lies in groups of *look-alikes*: a class c drawn at random, then
+    the ``neighbors`` classes d not yet dealt that are most similar to it,
+
+    .. math::
+        s(c, d) = \cos(\mu_c - \bar\mu,\ \mu_d - \bar\mu), \qquad
+        \bar\mu = \tfrac1K \textstyle\sum_c \mu_c ,
+
+    by their :meth:`set_positions` :math:`\mu`. What is hard to tell apart meets in a batch, and a
+    batch graph finds its hard neighbours there. The rest holds as above.
 
     Source: nearest classes in a batch, Liao and Shao, *Graph Sampling Based Deep Metric Learning
     for Generalizable Person Re-Identification*, CVPR 2022.

@@ -172,8 +172,8 @@ class TrainConfig:
         batch_size: Images in a batch.
         per_class: Images of each class in a batch.
         batches_per_epoch: Length of an epoch; by default as many batches as the images fill.
-        class_neighbors: Similar classes that follow each class into a batch (by the mean features
-            so far, from the second epoch on); 0: classes at random.
+        class_neighbors: Similar classes that follow each class into a batch (by the mean of their
+            unit features so far, from the second epoch on); 0: classes at random.
         optimizer: "adamw", or "adam" (weight decay as a part of the gradient).
         lr: Learning rate of the encoder.
         lr_head: Learning rate of the head, relative to lr.
