@@ -37,8 +37,7 @@ def write_image(pixels: np.ndarray, path: Path) -> None:
 
 def write_random_split(root: Path, seed: int = 0) -> None:
     """The emoji with their classes dealt out at random."""
-    splits = load_emoji()
-    parts = [part for part in (splits.train, splits.val, splits.test) if part is not None]
+    parts = load_emoji().parts().values()
     names = sorted(name for part in parts for name in part.class_names)
     random.Random(seed).shuffle(names)
     train = set(names[:TRAIN_CLASSES])

