@@ -70,7 +70,7 @@ def test_train(folder: Path, tmp_path: Path) -> None:
     words += " --method none --backbone test_resnet --weights none --image-size 16"
     assert main(["train", *words.split(), "--batch-size", "4", "--per-class", "2"]) == 0
     rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
-    assert {row["method"] for row in rows} == {"pixels", "pretrained", "none"}
+    assert {row["method"] for row in rows} == {"pixels", "untrained", "none"}
     assert len(load(tmp_path / "out" / "none-seed0").embed(list(folder.rglob("*.png")))) == 21
 
 

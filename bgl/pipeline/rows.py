@@ -58,7 +58,7 @@ def load_splits(config: TrainConfig) -> Splits:
 
 
 def baseline_rows(config: TrainConfig, splits: Splits, progress: Progress) -> list[Row]:
-    """What no training is needed for: raw pixels, and the pretrained encoder as it is."""
+    """What no training is needed for: raw pixels, and the encoder as training starts from it."""
     gallery = splits.gallery
     model, info = build_model(dataclasses.replace(config, method="none"))
     accelerator = make_accelerator(config.device)
@@ -76,7 +76,7 @@ def baseline_rows(config: TrainConfig, splits: Splits, progress: Progress) -> li
     return [
         {"method": "pixels", "seed": None, "embedding": "pixels", "metrics": pixels},
         {
-            "method": "pretrained",
+            "method": "untrained" if config.weights == "none" else "pretrained",
             "seed": None,
             "embedding": "backbone",
             "metrics": measured["backbone"],
