@@ -140,11 +140,11 @@ def build_augmentation(config: TrainConfig, num_classes: int) -> IntraClassAugme
 def make_optimizer(
     config: TrainConfig, model: BatchGraphModel, criterion: nn.Module
 ) -> torch.optim.Optimizer:
-    """AdamW or Adam with a rate each for the encoder, the head, the loss and the blocks."""
+    """AdamW or Adam with a rate for the encoder, one for head and loss, one for the blocks."""
+    head_rate = config.lr * config.lr_head
     groups = [
         {"params": list(model.backbone.parameters()), "lr": config.lr},
-        {"params": list(model.head.parameters()), "lr": config.lr * config.lr_head},
-        {"params": list(criterion.parameters()), "lr": config.lr * config.lr_loss},
+        {"params": [*model.head.parameters(), *criterion.parameters()], "lr": head_rate},
         {"params": list(model.blocks.parameters()), "lr": config.lr_blocks},
     ]
     make = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam

@@ -177,7 +177,6 @@ class TrainConfig:
         optimizer: "adamw", or "adam" (weight decay as a part of the gradient).
         lr: Learning rate of the encoder.
         lr_head: Learning rate of the head, relative to lr.
-        lr_loss: Learning rate of what the loss learns, its proxies or centers, relative to lr.
         lr_blocks: Learning rate of the blocks (absolute).
         weight_decay: The optimiser's weight decay.
         schedule: What the learning rate does after the warm-up: "linear" (falls to 0),
@@ -241,7 +240,6 @@ class TrainConfig:
     optimizer: str = "adamw"
     lr: float = 4e-4
     lr_head: float = 3.0
-    lr_loss: float = 100.0
     lr_blocks: float = 1e-3
     weight_decay: float = 1e-2
     schedule: str = "linear"
@@ -284,8 +282,7 @@ class TrainConfig:
             check_int(epoch, "lr_decay_epochs", 1)
         check_int(self.seed, "seed", 0)
         check_int(self.workers, "workers", -1)
-        rates = ("lr", "lr_head", "lr_loss", "lr_blocks")
-        for name in ("curvature", "clip_radius", *rates, "grad_clip"):
+        for name in ("curvature", "clip_radius", "lr", "lr_head", "lr_blocks", "grad_clip"):
             check_real(getattr(self, name), name, 0.0, exclusive=True)
         check_real(self.weight_decay, "weight_decay", 0.0)
         check_real(self.crop_scale, "crop_scale", 0.0, 1.0, exclusive=True)

@@ -456,8 +456,7 @@ def test_loss_and_miner_go_by_the_distance_of_the_head():
 
 
 def test_optimizer_has_a_rate_for_each_part():
-    given = {"lr": 1e-3, "lr_head": 5.0, "lr_loss": 40.0, "lr_blocks": 0.2}
-    config = tiny(method="dybgr", loss="proxy-anchor", **given)
+    config = tiny(method="dybgr", loss="proxy-anchor", lr=1e-3, lr_head=5.0, lr_blocks=0.2)
     model, _ = build_model(config)
     criterion = loop.build_criterion(config, 8)
     rates = {
@@ -469,7 +468,7 @@ def test_optimizer_has_a_rate_for_each_part():
     for rate, module in parts.items():
         of_part = {rates.pop(id(p)) for p in module.parameters()}
         assert list(of_part) == [pytest.approx(rate)]
-    assert list(rates.values()) == [pytest.approx(4e-2)]  # the proxies of the loss
+    assert list(rates.values()) == [pytest.approx(5e-3)]  # the proxies of the loss
 
 
 def test_graph_statistics_of_a_hand_example():
@@ -515,7 +514,6 @@ def test_graph_statistics_of_a_hand_example():
         ("lr", 0.0),
         ("lr", math.nan),
         ("lr_head", -1.0),
-        ("lr_loss", 0.0),
         ("lr_blocks", "fast"),
         ("grad_clip", 0.0),
         ("weight_decay", -1e-3),
