@@ -176,7 +176,7 @@ class TrainConfig:
             unit features so far, from the second epoch on); 0: classes at random.
         optimizer: "adamw", or "adam" (weight decay as a part of the gradient).
         lr: Learning rate of the encoder.
-        lr_head: Learning rate of the head, relative to lr.
+        lr_head: Learning rate of the head, and of the proxies of a loss, relative to lr.
         lr_blocks: Learning rate of the blocks (absolute).
         weight_decay: The optimiser's weight decay.
         schedule: What the learning rate does after the warm-up: "linear" (falls to 0),
