@@ -96,15 +96,16 @@ def arms_table(results: Results, embedding: str) -> str:
 
 
 def controls_table(results: Results) -> str:
-    """Paired differences between an arm and its controls."""
+    """Paired differences between an arm and its controls, by the encoder's output and the head."""
     lines = []
     for arm, others in results.study.controls.items():
         for other in others:
             pair = results.arms.get(arm, {}), results.arms.get(other, {})
             both = len(pair[0].keys() & pair[1].keys())
-            gains = [signed(paired(*pair, metric)) for metric in METRICS]
+            gains = [signed(paired(*pair, m, e)) for e in ("backbone", "head") for m in METRICS]
             lines.append([arm, other, str(both), *gains])
-    header = ["arm", "against", "seeds", *(f"Δ {title}" for title in METRICS.values())]
+    gains = [f"Δ {title}" for title in METRICS.values()]
+    header = ["arm", "against", "seeds", *gains, *(f"head: {gain}" for gain in gains)]
     return markdown_table(header, lines, left=(0, 1))
 
 

@@ -42,18 +42,18 @@ def load(tmp_path: Path, **changes: Any) -> Study:
 
 
 def finish(training: Training, val: float, test: float) -> dict[str, Any]:
-    """A finished training with made-up figures."""
+    """A finished training with made-up figures; the head has a tenth of the backbone's."""
     config = training.config
-    metrics = dict.fromkeys(["recall@1", "recall@2", "recall@4", "recall@8", "r_precision"], test)
+    recalls = ["recall@1", "recall@2", "recall@4", "recall@8", "r_precision"]
     rows = [
         {
             "method": config.method,
             "seed": config.seed,
             "embedding": embedding,
             "epoch": 2,
-            "metrics": {**metrics, "map@r": test / 2},
+            "metrics": {**dict.fromkeys(recalls, value), "map@r": value / 2},
         }
-        for embedding in ("backbone", "head")
+        for embedding, value in (("backbone", test), ("head", test / 10))
     ]
     last = {"val_backbone_map@r": val, "test_backbone_recall@1": 0.4, "test_backbone_map@r": 0.3}
     if config.method != "none":
@@ -267,7 +267,8 @@ def test_tables_and_plots(results):
     half = student.ppf(0.975, 2) * statistics.stdev(gains) / 3**0.5
     arm = cells(text, "graph", "0.1", "3")
     assert arm[3:] == ["70.0 ± 24.8", "35.0 ± 12.4", f"+20.0 ± {half:.1f}", "+10.0 ± 12.4", "none"]
-    assert cells(text, "graph", "none", "3")[3:] == [f"+20.0 ± {half:.1f}", "+10.0 ± 12.4"]
+    by_backbone, by_head = [f"+20.0 ± {half:.1f}", "+10.0 ± 12.4"], ["+2.0 ± 2.5", "+1.0 ± 1.2"]
+    assert cells(text, "graph", "none", "3")[3:] == [*by_backbone, *by_head]
     assert cells(text, "none", "0.2", "3")[5:] == ["", "", ""]
     assert cells(text, "graph", "**60.0**") == ["graph", "**60.0**", "10.0"]
     chosen = cells(text, "graph", "R@1")  # test curves: 0.7 in epoch 1, 0.4 in the chosen epoch 2

@@ -55,7 +55,7 @@ def test_run_writes_results(finished: Path) -> None:
     rows = content["rows"]
     assert [(row["method"], row["seed"], row["embedding"]) for row in rows] == [
         ("pixels", None, "pixels"),
-        ("pretrained", None, "backbone"),
+        ("untrained", None, "backbone"),
         ("none", 0, "backbone"),
         ("none", 0, "head"),
         ("dybgr", 0, "backbone"),
@@ -139,7 +139,7 @@ def interrupted(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_ctrl_c_leaves_a_readable_state_to_go_on_from(images, interrupted, capsys):
-    assert [row["method"] for row in results(interrupted)["rows"]] == ["pixels", "pretrained"]
+    assert [row["method"] for row in results(interrupted)["rows"]] == ["pixels", "untrained"]
     folder = interrupted / "none-seed0"
     assert len((folder / "metrics.csv").read_text().splitlines()) == 2
     assert load_file(folder / "model.safetensors")
