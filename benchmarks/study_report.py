@@ -237,22 +237,22 @@ def plot_gains(results: Results, path: Path) -> None:
 
 def plot_purity(results: Results, path: Path) -> None:
     """The gain against the share of edge weight within classes."""
-    shares = {
-        arm: share
+    points = [
+        (arm, share, gains)
         for arm, entries in results.arms.items()
         if (share := graph_figures(entries).get("same_class_weight after")) is not None
-        and results.gain(arm, "map@r")
-    }
+        and (gains := results.gain(arm, "map@r"))
+    ]
     figure, axis = plt.subplots(figsize=(8, 4))
-    for number, (arm, share) in enumerate(shares.items(), start=1):
-        mean, half = mean_and_interval([100 * g for g in results.gain(arm, "map@r")])
+    for number, (arm, share, gains) in enumerate(points, start=1):
+        mean, half = mean_and_interval([100 * g for g in gains])
         at, label = (100 * share, mean), f"{number}  {arm}"
         axis.errorbar(*at, yerr=half, fmt="o", color="#D55E00", capsize=3, label=label)
         axis.annotate(str(number), at, (5, 4), textcoords="offset points")
     axis.axhline(0, color="black", linewidth=0.8)
     axis.set_xlabel("edge weight within classes, last epoch, percent")
     axis.set_ylabel("Δ MAP@R in points")
-    if shares:
+    if points:
         axis.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, handlelength=0)
     figure.tight_layout()
     save(figure, path)
