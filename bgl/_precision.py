@@ -14,3 +14,14 @@ def at_least_float32(x: Tensor) -> Tensor:
         torch.float32
     """
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def exact_matmul(a: Tensor, b: Tensor) -> Tensor:
+    """Multiply two matrices, or batches of them, in their own precision, float32 or float64.
+
+    Example:
+        >>> exact_matmul(torch.ones(1, 2), torch.ones(2, 1))
+        tensor([[2.]])
+    """
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b
