@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,12 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from bgl.augment import (
-    ClassStatistics,
-    IntraClassAugmentation,
-    NeighborCorrection,
-    StrengthSchedule,
-)
+from bgl.augment import AUGMENTATIONS, AugmentationPlan
 from bgl.hyperbolic import HyperbolicDistance
 from bgl.losses import MinedLoss, create_loss, create_miner
 from bgl.models import (
@@ -100,10 +94,7 @@ def describe_model(config: TrainConfig, info: BackboneInfo) -> ModelConfig:
         mean=info.mean,
         std=info.std,
         head_dim=config.head_dim,
-        blocks=tuple(
-            BlockConfig(name, dataclasses.asdict(getattr(config, name)))
-            for name in config.block_names
-        ),
+        blocks=tuple(BlockConfig(name, config.options[name]) for name in config.block_names),
         curvature=config.curvature if config.distance == "hyperbolic" else None,
         clip_radius=config.clip_radius,
     )
@@ -122,19 +113,12 @@ def head_distance(config: TrainConfig) -> Any:
     return HyperbolicDistance(config.curvature) if config.distance == "hyperbolic" else "cosine"
 
 
-def build_augmentation(config: TrainConfig, num_classes: int) -> IntraClassAugmentation | None:
+def build_augmentation(config: TrainConfig, num_classes: int) -> AugmentationPlan | None:
     """The augmentation a configuration describes, or None."""
     if config.augmentation == "none":
         return None
-    iaa = config.iaa
-    statistics = ClassStatistics(num_classes, config.head_dim, iaa.momentum, iaa.covariance)
-    correction = None
-    if iaa.correction:
-        correction = NeighborCorrection(
-            iaa.num_neighbors, iaa.beta, iaa.gamma, iaa.max_count, iaa.sigma_mean, iaa.sigma_var
-        )
-    strength = StrengthSchedule(iaa.strength) if iaa.schedule else iaa.strength
-    return IntraClassAugmentation(statistics, correction, strength, iaa.num_samples)
+    name = config.augmentation
+    return AUGMENTATIONS[name](num_classes, config.head_dim, **config.options[name])
 
 
 def make_optimizer(

@@ -8,123 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from bgl._checks import check_choice, check_int, check_real
+from bgl._registry import resolve_options
+from bgl.augment import AUGMENTATIONS
 from bgl.losses import LOSS_NAMES, MINER_NAMES
 from bgl.models import BLOCKS
-
-
-@dataclass
-class DyBGROptions:
-    """Options of a :class:`bgl.layers.DyBGRBlock`.
-
-    Args:
-        k: Number of neighbours in the batch graph.
-        num_iterations: How often graph and features are refined in turn.
-        lam: Weight λ of the contextual similarity.
-        beta: Weight β of the label correlation.
-        epsilon: Share ε of the neighbours in the mix.
-        ffn_ratio: Hidden width of the feed-forward network relative to the features.
-        norm: "layer" or "graph".
-        formulation: "released" or "paper".
-    """
-
-    k: int = 15
-    num_iterations: int = 3
-    lam: float = 0.3
-    beta: float = 0.5
-    epsilon: float = 0.5
-    ffn_ratio: float = 1.0
-    norm: str = "layer"
-    formulation: str = "released"
-
-
-@dataclass
-class BGFormerOptions:
-    """Options of a :class:`bgl.layers.BGFormerBlock`.
-
-    Args:
-        heads: Number of attention heads.
-        k: Neighbours per sample and head in the visual graph.
-        lam: Weight λ of the visual branch.
-        ffn_ratio: Hidden width of the feed-forward network relative to the features.
-        norm: "layer" or "graph".
-        semantic: "graph" or "attention".
-    """
-
-    heads: int = 8
-    k: int = 15
-    lam: float = 0.5
-    ffn_ratio: float = 4.0
-    norm: str = "layer"
-    semantic: str = "graph"
-
-
-@dataclass
-class BatchFormerOptions:
-    """Options of a :class:`bgl.layers.BatchFormerBlock`.
-
-    Args:
-        heads: Number of attention heads.
-        ffn_ratio: Hidden width of the feed-forward network relative to the features.
-        norm: "layer" or "graph".
-    """
-
-    heads: int = 8
-    ffn_ratio: float = 4.0
-    norm: str = "layer"
-
-
-@dataclass
-class RandomOptions:
-    """Options of a :class:`bgl.layers.RandomGraphBlock`, the control of the learned graphs.
-
-    Args:
-        k: Number of neighbours.
-        epsilon: Share ε of the neighbours in the mix.
-        ffn_ratio: Hidden width of the feed-forward network relative to the features.
-        norm: "layer" or "graph".
-    """
-
-    k: int = 15
-    epsilon: float = 0.5
-    ffn_ratio: float = 1.0
-    norm: str = "layer"
-
-
-@dataclass
-class IAAOptions:
-    """Options of the intra-class adaptive augmentation, see :mod:`bgl.augment`.
-
-    Args:
-        start: Share of the epochs before the first synthetic embeddings.
-        update_every: Epochs from one estimate over the training set to the next.
-        strength: λ, the share of the class's variance; constant unless ``schedule``.
-        schedule: Let the strength fall over the epochs as in the released code.
-        num_samples: Synthetic copies per embedding.
-        momentum: Largest share of an older estimate that survives the next.
-        covariance: "diagonal" or "full".
-        correction: Correct the variance of small classes by their neighbours'.
-        num_neighbors: Neighbours of a class.
-        beta: How fast the correction fades with class size.
-        gamma: Share of the variance of all classes in the correction.
-        max_count: Largest class that is corrected.
-        sigma_mean: Scale of the distance between class means.
-        sigma_var: Scale of the distance between class variances.
-    """
-
-    start: float = 0.3
-    update_every: int = 2
-    strength: float = 0.8
-    schedule: bool = False
-    num_samples: int = 3
-    momentum: float = 0.2
-    covariance: str = "diagonal"
-    correction: bool = True
-    num_neighbors: int = 25
-    beta: float = 0.1
-    gamma: float = 0.1
-    max_count: int = 40
-    sigma_mean: float = 1.0
-    sigma_var: float = 1.0
 
 
 @dataclass
@@ -198,11 +85,8 @@ class TrainConfig:
         seed: Seed of everything random.
         device: "auto", "cpu" or "cuda".
         workers: Processes that load images; -1: none for data in memory, else one per core.
-        dybgr: Options of the DyBGR blocks.
-        bgformer: Options of the BGFormer blocks.
-        batchformer: Options of the BatchFormer blocks.
-        random: Options of the blocks with a random graph.
-        iaa: Options of the augmentation "iaa".
+        options: Options of the blocks and of the augmentation, by name: ``{"dybgr": {"k": 20}}``.
+            What is missing has the default of the block's constructor.
     """
 
     dataset: str = "emoji"
@@ -255,11 +139,7 @@ class TrainConfig:
     seed: int = 0
     device: str = "auto"
     workers: int = -1
-    dybgr: DyBGROptions = field(default_factory=DyBGROptions)
-    bgformer: BGFormerOptions = field(default_factory=BGFormerOptions)
-    batchformer: BatchFormerOptions = field(default_factory=BatchFormerOptions)
-    random: RandomOptions = field(default_factory=RandomOptions)
-    iaa: IAAOptions = field(default_factory=IAAOptions)
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
@@ -312,12 +192,8 @@ class TrainConfig:
                     f"Expected argument `{name}` to leave {', '.join(taken)} to the options "
                     "`distance`, `loss`, `miner` and `head_dim`, and to the data"
                 )
-        check_choice(self.augmentation, "augmentation", ("none", "iaa"))
-        check_real(self.iaa.start, "iaa.start", 0.0, 1.0)
-        check_int(self.iaa.update_every, "iaa.update_every", 1)
+        self.options = self._resolve_options()
         check_choice(self.device, "device", ("auto", "cpu", "cuda"))
-        for name in self.block_names:
-            check_choice(name, "method", ("none", *BLOCKS))
         if self.checkpoint_activations and self.train_batch_norm:
             raise ValueError(
                 "Expected argument `checkpoint_activations` to be off with `train_batch_norm`: "
@@ -329,12 +205,40 @@ class TrainConfig:
                 f"({self.per_class}), got {self.batch_size}"
             )
 
+    def _resolve_options(self) -> dict[str, dict[str, Any]]:
+        """The options of every part that is used, complete. Those of others are only checked."""
+        used = dict.fromkeys(self.block_names)
+        for name in used:
+            _ = BLOCKS[name]
+        if self.augmentation != "none":
+            _ = AUGMENTATIONS[self.augmentation]
+            used[self.augmentation] = None
+        complete = {
+            name: part_options(name, self.options.get(name, {})) for name in {**self.options, **used}
+        }
+        return {name: complete[name] for name in used}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as config.yaml holds them; the options of a part under its name."""
+        values = dataclasses.asdict(self)
+        return {**values, **values.pop("options")}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
+        """The configuration that :meth:`to_dict` described; what is missing has its default.
+
+        Raises:
+            ValueError: If a name is neither a field nor a block or augmentation that is known.
+        """
+        names = {field.name for field in dataclasses.fields(cls)} - {"options"}
+        own = {name: value for name, value in values.items() if name in names}
+        return cls(**own, options={n: v for n, v in values.items() if n not in names})
+
     def changed(self, stored: dict[str, Any]) -> list[str]:
         """The fields that have another value in ``stored``, an earlier configuration as plain
         values; what it lacks is newer than it and had its default there."""
-        now = dataclasses.asdict(self)
-        then = {**dataclasses.asdict(TrainConfig()), **stored}
-        return sorted(name for name in now if then[name] != now[name])
+        now, then = self.to_dict(), TrainConfig.from_dict(stored).to_dict()
+        return sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
 
     def check_stored(self, stored: dict[str, Any], place: Path) -> None:
         """Refuse what was stored at ``place`` under another configuration.
@@ -352,3 +256,14 @@ class TrainConfig:
     def block_names(self) -> list[str]:
         """The blocks in their order, empty for "none"."""
         return [] if self.method == "none" else self.method.split("+")
+
+
+def part_options(name: str, given: dict[str, Any]) -> dict[str, Any]:
+    """All options of a block or an augmentation.
+
+    Raises:
+        ValueError: If there is no part of that name, or it has no such option.
+    """
+    if name in AUGMENTATIONS:
+        return resolve_options(AUGMENTATIONS[name], given, skip=2)
+    return resolve_options(BLOCKS[name], given, skip=1)
