@@ -71,7 +71,7 @@ def block(n: int, k: int, t: int, channels: int) -> Callable[[], object]:
 
     def work() -> None:
         x.grad = None
-        mixer(x, y).square().sum().backward()
+        mixer(x, y=y).square().sum().backward()
 
     return work
 
