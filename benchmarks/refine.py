@@ -37,9 +37,9 @@ from bgl._io import write_tensors, write_text
 from bgl.datasets import ImageDataset, load_dataset
 from bgl.metrics import retrieval_metrics
 from bgl.models import create_backbone
+from bgl.pipeline.comparison import METRICS, paired_difference, percent
 from bgl.pipeline.table import markdown_table
 from bgl.training import embed
-from bgl.training.comparison import METRICS, paired_difference, percent
 
 Row = dict[str, Any]
 Method = Callable[..., Ranking]

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from bgl.pipeline import as_csv, markdown, print_table
-from bgl.training.comparison import Row, label
+from bgl.pipeline.comparison import Row, label
 
 
 def load_rows(runs: list[Path]) -> list[Row]:

@@ -31,9 +31,9 @@ from torch import OutOfMemoryError
 from bgl._io import write_text
 from bgl.datasets import Splits
 from bgl.pipeline import TerminalProgress, check_folder, load_splits, trained_rows
+from bgl.pipeline.comparison import percent
 from bgl.pipeline.recipes import TABLES, Recipe, recipes
 from bgl.training import TrainConfig
-from bgl.training.comparison import percent
 
 PROTOCOLS = ("paper", "honest")
 Row = dict[str, Any]

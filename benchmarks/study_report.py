@@ -25,8 +25,8 @@ from pages import fill, save, signed
 from study_plan import Store, Study, Training, validation
 
 from bgl._io import write_text
+from bgl.pipeline.comparison import mean_and_interval, percent
 from bgl.pipeline.table import markdown_table
-from bgl.training.comparison import mean_and_interval, percent
 
 matplotlib.use("Agg")
 Entry = dict[str, Any]

@@ -67,10 +67,15 @@ def evaluate(argv: Sequence[str]) -> int:
 
 
 def explore(argv: Sequence[str]) -> int:
-    """``bgl explore``: the same as ``python -m bgl.visualization.explore``."""
-    from bgl.visualization.explore.__main__ import main as run
+    """Write one HTML page to look at a run of bgl train in a browser."""
+    parser = argparse.ArgumentParser(prog="bgl explore", description=explore.__doc__)
+    parser.add_argument("run", help="Folder of the run.")
+    parser.add_argument("--page", help="HTML file to write (explorer.html in the run).")
+    options = parser.parse_args(argv)
+    from bgl.pipeline import explore_run
 
-    return run(argv, "bgl explore")
+    print(f"look at it: {explore_run(options.run, options.page)}")
+    return 0
 
 
 def search(argv: Sequence[str]) -> int:

@@ -97,11 +97,10 @@ def test_no_module_hides_a_public_name() -> None:
 
 # from the bottom up: a part may use those in the lines above its own, and no others
 ORDER = [
-    ["_checks", "_extras", "_io", "_precision", "_neighbors", "published"],
-    ["layers", "metrics", "augment", "samplers", "images", "hyperbolic"],
+    ["_checks", "_extras", "_io", "_precision", "_neighbors"],
+    ["layers", "metrics", "augment", "samplers", "images", "hyperbolic", "visualization"],
     ["losses", "graph", "refinement", "datasets", "models"],
     ["transforms", "training", "search"],
-    ["visualization"],
     ["pipeline"],
     ["cli"],
 ]

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from bgl import models
 from bgl._io import atomic_path, write_text
+from bgl._neighbors import nearest
 from bgl.datasets import Splits
 from bgl.metrics import retrieval_metrics
+from bgl.pipeline.comparison import OTHER_EPOCHS
 from bgl.refinement import refine
 from bgl.training import embed, recall_at
-from bgl.training.comparison import OTHER_EPOCHS
-from bgl.visualization.retrieval import nearest
 
 Row = dict[str, Any]
 K = 7  # refine's default, lowered for tiny test sets

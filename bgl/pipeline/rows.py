@@ -22,6 +22,8 @@ from bgl.datasets import Splits, download, load_dataset, raw_pixels
 from bgl.metrics import retrieval_metrics
 from bgl.pipeline.options import CONFIGS
 from bgl.pipeline.recipes import published_beside
+from bgl.pipeline.recorder import Recorder
+from bgl.pipeline.tracking import Trackers
 from bgl.training import (
     Progress,
     Several,
@@ -33,8 +35,6 @@ from bgl.training import (
     train,
 )
 from bgl.training.checkpoint import CHECKPOINT_FILE
-from bgl.visualization.recorder import Recorder
-from bgl.visualization.tracking import Trackers
 
 Row = dict[str, Any]
 RESULT_FILE = "result.json"  # in the folder of a finished training

@@ -30,7 +30,9 @@ from rich.progress import Progress as Bars
 
 from bgl._io import write_text
 from bgl.images import BrokenImageError
+from bgl.pipeline.explorer import explore_run
 from bgl.pipeline.options import parse, write_command
+from bgl.pipeline.recorder import Recorder
 from bgl.pipeline.refined import refined_rows
 from bgl.pipeline.rows import (
     RESULT_FILE,
@@ -42,6 +44,7 @@ from bgl.pipeline.rows import (
     trained_rows,
 )
 from bgl.pipeline.table import print_table
+from bgl.pipeline.tracking import check_trackers
 from bgl.training import (
     Interrupted,
     Progress,
@@ -49,9 +52,6 @@ from bgl.training import (
     make_accelerator,
 )
 from bgl.training.loop import check_classes
-from bgl.visualization import explore_run
-from bgl.visualization.recorder import Recorder
-from bgl.visualization.tracking import check_trackers
 
 
 class TerminalProgress(Progress):

@@ -18,8 +18,8 @@ from recipes import dry_run
 
 from bgl.datasets import write_standin
 from bgl.pipeline import parse
+from bgl.pipeline.published import published, published_rows
 from bgl.pipeline.recipes import TABLES, Recipe, published_beside, recipes
-from bgl.published import published, published_rows
 from bgl.training import TrainConfig
 
 ALL = [recipe for table in TABLES for recipe in recipes(table)]

@@ -32,7 +32,7 @@ from bgl import (
     losses,
     metrics,
     models,
-    published,
+    pipeline,
     samplers,
     search,
     training,
@@ -427,8 +427,8 @@ FUZZ: dict[str, Entry] = {
         positions=optional(matrix(3)),
         epoch=mostly(st.integers(0, 3), st.integers(-3, -1)),
     ),
-    "published.published_rows": entry(
-        published.published_rows, system=optional(name("DyBGR")), dataset=optional(name("cub"))
+    "pipeline.published_rows": entry(
+        pipeline.published_rows, system=optional(name("DyBGR")), dataset=optional(name("cub"))
     ),
     # datasets
     "datasets.ImageDataset": entry(
@@ -728,14 +728,14 @@ FUZZ: dict[str, Entry] = {
     "visualization.read_history": entry(visualization.read_history, path=path("/no/such.csv")),
     "visualization.explore": entry(
         visualization.explore,
-        data=st.one_of(st.builds(graph), path()),
+        data=st.builds(graph),
         images=optional(pictures),
         path=st.just("/dev/null/x.html"),
         short=8,
         long=200,
     ),
-    "visualization.explore_run": entry(
-        visualization.explore_run, folder=path(), path=st.just("/dev/null/x.html"), short=8
+    "pipeline.explore_run": entry(
+        pipeline.explore_run, folder=path(), path=st.just("/dev/null/x.html"), short=8
     ),
 }
 
@@ -745,7 +745,7 @@ RECORDS = {
     *("datasets.Figures", "datasets.Transform", "losses.LOSS_NAMES", "losses.MINER_NAMES"),
     *("models.BLOCKS", "models.BackboneInfo", "models.BatchGraphOutput", "training.RECALL_AT"),
     *("training.Interrupted", "training.Interruption", "training.Progress", "training.Several"),
-    *("training.TrainResult", "training.View", "published.PublishedRow", "published.published"),
+    *("training.TrainResult", "training.View"),
     "search.Hit",
     # command lines and what they are made of
     *("cli.main", "pipeline.CONFIGS", "pipeline.TerminalProgress", "pipeline.as_csv"),

@@ -27,9 +27,9 @@ from bgl.augment.correlation import main as correlation
 from bgl.datasets import load_dataset, write_standin
 from bgl.datasets.unpack import unpack
 from bgl.models import create_backbone, load, load_released_checkpoint
-from bgl.pipeline import options
+from bgl.pipeline import explore_run, options
 from bgl.training import train
-from bgl.visualization import explore_run, read_history
+from bgl.visualization import read_history
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from bgl._io import atomic_path
+from bgl._neighbors import nearest
 from bgl.datasets import ImageDataset, Splits
+from bgl.pipeline.files import FILE
 from bgl.training import Progress, View
 from bgl.visualization._frames import Frame, make_frame, unpack_frames
-from bgl.visualization._run_files import FILE
 from bgl.visualization.projection import reduce
-from bgl.visualization.retrieval import nearest
 
 MOMENTS = 12  # epochs whose graphs are kept, the state before training among them
 MOST_NODES = 405

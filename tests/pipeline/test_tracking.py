@@ -8,13 +8,12 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
-from explorer_runs import make_splits
-from test_explorer import small
+from explorer_runs import make_splits, small
 
+from bgl.pipeline import tracking
+from bgl.pipeline.recorder import Recorder
+from bgl.pipeline.tracking import Trackers, check_trackers, log_picture
 from bgl.training import Several, train
-from bgl.visualization import tracking
-from bgl.visualization.recorder import Recorder
-from bgl.visualization.tracking import Trackers, check_trackers, log_picture
 
 
 def test_tensorboard(tmp_path: Path) -> None:

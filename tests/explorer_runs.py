@@ -1,11 +1,14 @@
-"""A small run folder as benchmarks/run.py leaves it, for the tests of the explorer page."""
+"""A small run folder as bgl train leaves it, for the tests of the explorer page."""
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
+import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +16,9 @@ import yaml
 from helpers import write_noisy_classes
 
 from bgl.datasets import Splits, load_dataset
+from bgl.pipeline.recorder import Recorder
 from bgl.training import TrainConfig, View, build_model, make_accelerator, train
 from bgl.training.config import DyBGROptions
-from bgl.visualization.recorder import Recorder
 
 
 def make_images(root: Path) -> Path:
@@ -69,6 +72,38 @@ def make_run(root: Path) -> Path:
     recorder.finish()
     (run / "results.json").write_text(json.dumps({"started": "today", "rows": rows}))
     return run
+
+
+def payload(path: Path) -> dict[str, Any]:
+    text = path.read_text(encoding="utf-8")
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)
+    assert found is not None
+    content: dict[str, Any] = json.loads(found[1])
+    return content
+
+
+def numbers(text: str, kind: str) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), "<" + kind)
+
+
+def small(**options: Any) -> TrainConfig:
+    return TrainConfig(
+        **{
+            "dataset": "folder",
+            "method": "dybgr",
+            "backbone": "test_resnet",
+            "weights": "none",
+            "image_size": 32,
+            "head_dim": 8,
+            "epochs": 2,
+            "batch_size": 8,
+            "per_class": 2,
+            "device": "cpu",
+            "workers": 0,
+            "dybgr": DyBGROptions(k=3, num_iterations=2),
+            **options,
+        }
+    )
 
 
 def change_recorded(file: Path, **changed: np.ndarray) -> None:

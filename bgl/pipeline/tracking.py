@@ -18,9 +18,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch_geometric.data import Data
 
+from bgl.pipeline.recorder import Recorder
 from bgl.training import Progress, View
 from bgl.visualization.batch_graph import draw_batch_graph
-from bgl.visualization.recorder import Recorder
 
 
 def check_trackers(names: Sequence[str]) -> None:

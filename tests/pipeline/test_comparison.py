@@ -10,7 +10,7 @@ import torch
 from helpers import result_row as row
 from scipy.stats import t as student
 
-from bgl.training.comparison import comparison, label, mean_and_interval, paired_difference, percent
+from bgl.pipeline.comparison import comparison, label, mean_and_interval, paired_difference, percent
 
 
 @pytest.mark.parametrize("n", [2, 3, 10])

@@ -1,4 +1,4 @@
-"""A run folder as the payload of the explorer page: what is there, and what is missing."""
+"""The explorer page of a run folder: what is there, and what is missing."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 
 from bgl.datasets import Splits, load_dataset
-from bgl.training.comparison import comparison
-from bgl.visualization._encode import atlas, text64
-from bgl.visualization._frames import graph_payload, unpack_frames
-from bgl.visualization._run_files import (
+from bgl.pipeline.comparison import comparison
+from bgl.pipeline.files import (
     FILE,
     Arrays,
     Training,
@@ -25,8 +23,11 @@ from bgl.visualization._run_files import (
     read_results,
     read_training,
 )
+from bgl.visualization._encode import atlas, text64
+from bgl.visualization._frames import graph_payload, unpack_frames
 from bgl.visualization.curves import STYLES
 from bgl.visualization.embedding import scattered
+from bgl.visualization.explorer import write_page
 from bgl.visualization.projection import project
 
 CURVES = {
@@ -45,6 +46,19 @@ class Pictures:
     """The images of the run's dataset, if they can be had."""
 
     read: dict[str, Callable[[int], Tensor]] = field(default_factory=dict)  # by part
+
+
+def explore_run(
+    folder: str | Path, path: str | Path | None = None, splits: Splits | None = None
+) -> Path:
+    """Write the explorer page of a run folder; what the folder lacks the page says.
+
+    Args:
+        folder: Of a run of ``bgl train``.
+        path: File to write; default: ``explorer.html`` in the folder.
+        splits: The run's data, for the pictures; loaded as the run's configuration says if None.
+    """
+    return write_page(run_payload(Path(folder), splits), path or Path(folder) / "explorer.html")
 
 
 def run_payload(folder: Path, splits: Splits | None = None) -> dict[str, Any]:
