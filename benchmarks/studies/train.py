@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from study_plan import Store, Study, Training, resolve
 
+from benchmarks.studies.plan import Store, Study, Training, resolve
 from bgl._io import write_text
 from bgl.datasets import Splits
 from bgl.pipeline import check_folder, load_splits, trained_rows
@@ -29,7 +29,7 @@ from bgl.pipeline.rows import RESULT_FILE
 from bgl.samplers import ClassBalancedSampler
 from bgl.training import Progress as Silent
 from bgl.training import TrainConfig, View, build_model, make_accelerator
-from bgl.training.loop import graph_statistics
+from bgl.training.history import graph_statistics
 
 
 def run(study: Study, store: Store, folder: Path, jobs: int, console: Console) -> list[str]:

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-import peers
 import torch
-from speed_base import Case, Comparison, Scale, Values, class_data, flop, train_step
-from speed_retrieval import (
+from torch import Tensor, nn
+
+from benchmarks.speed import peers
+from benchmarks.speed.case import Case, Comparison, Scale, Values, class_data, flop, train_step
+from benchmarks.speed.retrieval import (
     recall_faiss,
     recall_hyperbolic,
     recall_library,
     recall_oml,
     recall_rows,
 )
-from torch import Tensor, nn
-
 from bgl.augment import AugmentedLoss, ClassStatistics, NeighborCorrection
 from bgl.hyperbolic import ToPoincareBall
 from bgl.layers import BatchGraphConv, BGFormerBlock, DyBGRBlock

@@ -1,4 +1,4 @@
-"""Label-free refinement against its peers: ``python benchmarks/refine.py RUN [RUN ...]``
+"""Label-free refinement against its peers: ``python -m benchmarks.refinement RUN [RUN ...]``
 
 RUN is a run folder of ``run.py``, or the folder of one training. The models embed the validation
 and the test classes, and every image is looked up among all others. Each method has eight settings;
@@ -24,14 +24,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
-import reranking
 import torch
 import yaml
-from pages import fill, signed
-from reranking import Ranking, ranking_metrics
 from safetensors.torch import load_file
 from torch import Tensor
 
+from benchmarks.pages import fill, signed
+from benchmarks.refinement import peers
+from benchmarks.refinement.peers import Ranking, ranking_metrics
 from bgl import RefinedGallery, models
 from bgl._io import write_tensors, write_text
 from bgl.datasets import ImageDataset, load_dataset
@@ -56,24 +56,24 @@ def grid(**values: list[Any]) -> list[dict[str, Any]]:
 # Eight settings each; the published ones of k-reciprocal are among them.
 SETS = [(6, 2), (8, 3), (12, 4), (20, 6)]
 METHODS: dict[str, tuple[Method, list[dict[str, Any]]]] = {
-    PLAIN: (reranking.plain, [{}]),
-    "AQE": (reranking.query_expansion, grid(k=[1, 2, 3, 4, 5, 7, 10, 20])),
-    "αQE": (reranking.query_expansion, grid(k=[1, 2, 3, 5], alpha=[3.0, 8.0])),
-    "DBA": (reranking.database_augmentation, grid(k=[1, 2, 3, 5], alpha=[3.0, 8.0])),
+    PLAIN: (peers.plain, [{}]),
+    "AQE": (peers.query_expansion, grid(k=[1, 2, 3, 4, 5, 7, 10, 20])),
+    "αQE": (peers.query_expansion, grid(k=[1, 2, 3, 5], alpha=[3.0, 8.0])),
+    "DBA": (peers.database_augmentation, grid(k=[1, 2, 3, 5], alpha=[3.0, 8.0])),
     "k-reciprocal": (
-        reranking.k_reciprocal,
+        peers.k_reciprocal,
         [{"k1": a, "k2": b, "lam": lam} for (a, b), lam in product(SETS, [0.3, 0.5])],
     ),
     "whitening + k-reciprocal": (
-        reranking.whitened_k_reciprocal,
+        peers.whitened_k_reciprocal,
         [{"k1": a, "k2": b, "shrinkage": s} for (a, b), s in product(SETS, [0.1, 0.3])],
     ),
     "refined, metric alone": (
-        reranking.refined,
+        peers.refined,
         grid(k=[5, 7], epsilon=[0.0], shrinkage=[0.03, 0.1, 0.3, 1.0]),
     ),
-    "refined, cosine": (reranking.refined, grid(k=[5, 7], epsilon=[0.2, 0.35, 0.5, 0.65])),
-    OURS: (reranking.refined, grid(k=[5, 7], epsilon=[0.35, 0.5], shrinkage=[0.1, 0.3])),
+    "refined, cosine": (peers.refined, grid(k=[5, 7], epsilon=[0.2, 0.35, 0.5, 0.65])),
+    OURS: (peers.refined, grid(k=[5, 7], epsilon=[0.35, 0.5], shrinkage=[0.1, 0.3])),
 }
 CHOOSING = 2  # models of a kind that choose
 
