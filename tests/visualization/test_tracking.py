@@ -11,7 +11,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from explorer_runs import make_splits
 from test_explorer import small
 
-from bgl.training import Several, train
+from bgl.training import ProgressList, train
 from bgl.visualization import tracking
 from bgl.visualization.recorder import Recorder
 from bgl.visualization.tracking import Trackers, check_trackers, log_picture
@@ -24,7 +24,7 @@ def test_tensorboard(tmp_path: Path) -> None:
     splits = make_splits()
     recorder = Recorder(tmp_path, splits)
     trackers = Trackers(["tensorboard"], tmp_path / "logs", recorder)
-    result = train(small(), splits, tmp_path, Several(recorder, trackers))
+    result = train(small(), splits, tmp_path, ProgressList(recorder, trackers))
     trackers.finish()
     events = EventAccumulator(str(tmp_path / "logs" / "training"))
     events.Reload()
@@ -84,7 +84,7 @@ def test_any_registered_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     splits = make_splits()
     recorder = Recorder(tmp_path, splits)
     trackers = Trackers(["notebook"], tmp_path / "logs", recorder)
-    result = train(small(), splits, tmp_path, Several(recorder, trackers))
+    result = train(small(), splits, tmp_path, ProgressList(recorder, trackers))
     trackers.finish()
     (book,) = Notebook.opened
     assert (book.project, book.closed) == ("training", True)
