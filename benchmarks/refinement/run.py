@@ -22,7 +22,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import yaml
@@ -39,7 +39,6 @@ from bgl.metrics import retrieval_metrics
 from bgl.models import create_backbone
 from bgl.pipeline.comparison import METRICS, paired_difference, percent
 from bgl.pipeline.table import markdown_table
-from bgl.training import embed
 
 Row = dict[str, Any]
 Method = Callable[..., Ranking]
@@ -124,12 +123,12 @@ def embed_all(folders: list[Path], output: Path) -> list[Model]:
         if folder is None:
             words = (config[name] for name in ("backbone", "weights", "image_size"))
             backbone, _ = create_backbone(*words)
-            cast(Any, encoder.model).backbone.load_state_dict(backbone.state_dict())
+            encoder.model.backbone.load_state_dict(backbone.state_dict())
         tensors: dict[str, Tensor] = {}
         for part in ("val", "test"):
-            data: ImageDataset = getattr(splits, part).with_transform(encoder.transform)
-            vectors = embed(encoder.model, data, encoder.device, batch_size=128)
-            tensors |= {f"{part}_embeddings": vectors["backbone"], f"{part}_labels": data.labels}
+            data: ImageDataset = getattr(splits, part)
+            vectors = encoder.embed(data, batch_size=128, output="backbone")
+            tensors |= {f"{part}_embeddings": vectors, f"{part}_labels": data.labels}
         write_tensors(path, tensors)
         print(f"embedded {name}", flush=True)
     return found
