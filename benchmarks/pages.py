@@ -10,7 +10,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from bgl._io import atomic_path
-from bgl.training.comparison import percent
+from bgl.pipeline.comparison import percent
 
 
 def signed(values: list[float]) -> str:

@@ -1,4 +1,4 @@
-"""The comparison table of one or more runs: ``python benchmarks/report.py RUN [RUN ...]``."""
+"""The comparison table of one or more runs: ``python -m benchmarks.report RUN [RUN ...]``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from bgl.pipeline import as_csv, markdown, print_table
-from bgl.training.comparison import Row, label
+from bgl.pipeline.comparison import Row, label
 
 
 def load_rows(runs: list[Path]) -> list[Row]:

@@ -76,3 +76,18 @@ def without_self(found: Tensor, first: int = 0) -> Tensor:
     own = found == torch.arange(first, first + len(found), device=found.device)[:, None]
     own[:, -1] |= ~own.any(1)
     return found[~own].view(len(found), -1)
+
+
+@torch.no_grad()
+def nearest(x: Tensor, queries: Tensor, k: int, gallery: Tensor | None = None) -> Tensor:
+    """The ``k`` nearest rows of ``gallery`` by cosine [Q, k] of the rows ``queries`` of ``x``;
+    without a gallery the nearest other rows of ``x``."""
+    unit = torch.nn.functional.normalize(x.float())
+    other = unit if gallery is None else torch.nn.functional.normalize(gallery.float())
+    parts = []
+    for chunk in queries.split(512):
+        score = unit[chunk] @ other.T
+        if gallery is None:
+            score[torch.arange(len(chunk)), chunk] = -torch.inf
+        parts.append(score.topk(k, dim=1).indices)
+    return torch.cat(parts) if parts else torch.empty(0, k, dtype=torch.long)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import bgl
+from bgl._memory import out_of_memory
 
 if TYPE_CHECKING:
     from bgl.datasets import Splits
@@ -32,8 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("command", choices=COMMANDS, metavar="command", help=", ".join(COMMANDS))
     options = parser.parse_args(words[:1])
     try:
-        return COMMANDS[options.command](words[1:])
-    except (ImportError, ValueError, OSError) as error:
+        with out_of_memory("use a smaller --batch-size"):
+            return COMMANDS[options.command](words[1:])
+    except (ImportError, ValueError, OSError, MemoryError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 
@@ -51,7 +53,12 @@ def evaluate(argv: Sequence[str]) -> int:
     parser.add_argument("run", help="Folder with model.json, or hf-hub:USER/NAME.")
     _add_dataset(parser)
     parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--device", default="cpu", help='"cpu", "cuda", … (cpu).')
+    parser.add_argument(
+        "--device", default="auto", help='"cpu", "cuda", … (a GPU if there is one).'
+    )
+    parser.add_argument(
+        "--workers", type=int, default=-1, help="Processes that load images (one per core)."
+    )
     options = parser.parse_args(argv)
     from bgl.models import load
     from bgl.training import evaluate_encoder
@@ -59,7 +66,7 @@ def evaluate(argv: Sequence[str]) -> int:
     encoder = load(options.run, options.device)
     splits = _load(options)
     print(f"{splits.name}, {splits.test.num_classes} test classes")
-    metrics = evaluate_encoder(encoder, splits, options.batch_size)
+    metrics = evaluate_encoder(encoder, splits, options.batch_size, options.workers)
     for embedding, values in metrics.items():
         cells = [f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items()]
         print(f"{embedding}: {', '.join(cells)}")
@@ -67,10 +74,15 @@ def evaluate(argv: Sequence[str]) -> int:
 
 
 def explore(argv: Sequence[str]) -> int:
-    """``bgl explore``: the same as ``python -m bgl.visualization.explore``."""
-    from bgl.visualization.explore.__main__ import main as run
+    """Write one HTML page to look at a run of bgl train in a browser."""
+    parser = argparse.ArgumentParser(prog="bgl explore", description=explore.__doc__)
+    parser.add_argument("run", help="Folder of the run.")
+    parser.add_argument("--page", help="HTML file to write (explorer.html in the run).")
+    options = parser.parse_args(argv)
+    from bgl.pipeline import explore_run
 
-    return run(argv, "bgl explore")
+    print(f"look at it: {explore_run(options.run, options.page)}")
+    return 0
 
 
 def search(argv: Sequence[str]) -> int:

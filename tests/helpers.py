@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bgl.training.comparison import METRICS
+from bgl.pipeline.comparison import METRICS
 
 
 def assert_close(actual: Tensor, expected: Tensor, tol: float = 1e-8) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
 from bgl._checks import check_int, check_real
 from bgl._registry import Registry
@@ -16,12 +16,14 @@ from bgl.augment.statistics import ClassStatistics
 
 @dataclass
 class AugmentationPlan:
-    """An augmentation of embeddings, and the epochs it is used in.
+    """An augmentation of embeddings, and the epochs of a run it is used in.
 
     Args:
-        augmentation: Called as ``augmentation(z, y)``, see :class:`bgl.augment.AugmentedLoss`.
-            A ``set_epoch(epoch, num_epochs)`` of its own is called before every epoch.
-        statistics: Class statistics to estimate over the training set, or None.
+        augmentation: Called as ``augmentation(z, y)``, see :class:`bgl.augment.AugmentedLoss`. Its
+            ``state_dict`` goes into checkpoints. If it has ``set_epoch(epoch, num_epochs)``, that
+            is called before every epoch, counted from 1.
+        statistics: Class statistics to estimate over the training set, a part of
+            ``augmentation``; None if it needs none.
         start: Share of the epochs before the first synthetic embeddings.
         update_every: Epochs from one estimate of the statistics to the next.
 
@@ -29,7 +31,7 @@ class AugmentationPlan:
         ValueError: If ``start`` is not in [0, 1] or ``update_every`` below 1.
     """
 
-    augmentation: nn.Module | Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    augmentation: nn.Module
     statistics: ClassStatistics | None = None
     start: float = 0.0
     update_every: int = 1
@@ -42,10 +44,15 @@ class AugmentationPlan:
         """Whether it is used in an epoch, counted from 0."""
         return epoch >= round(self.start * num_epochs)
 
-    def due(self, epoch: int, num_epochs: int) -> bool:
-        """Whether the statistics are estimated before an epoch, counted from 0."""
+    def statistics_due(self, epoch: int, num_epochs: int) -> ClassStatistics | None:
+        """The statistics, if they are to be estimated before an epoch, counted from 0."""
         since = epoch - round(self.start * num_epochs)
-        return self.statistics is not None and since >= 0 and since % self.update_every == 0
+        return self.statistics if since >= 0 and since % self.update_every == 0 else None
+
+    def set_epoch(self, epoch: int, num_epochs: int) -> None:
+        """Move a schedule of the augmentation to an epoch, counted from 1."""
+        if callable(move := getattr(self.augmentation, "set_epoch", None)):
+            move(epoch, num_epochs)
 
 
 def iaa(

@@ -3,7 +3,9 @@
 from bgl._extras import extra
 
 with extra("train"):
+    from bgl.pipeline.explorer import explore_run
     from bgl.pipeline.options import CONFIGS, parse
+    from bgl.pipeline.published import published_rows
     from bgl.pipeline.rows import baseline_rows, check_folder, load_splits, trained_rows
     from bgl.pipeline.run import TerminalProgress, main
     from bgl.pipeline.table import as_csv, markdown, print_table
@@ -14,10 +16,12 @@ __all__ = [
     "as_csv",
     "baseline_rows",
     "check_folder",
+    "explore_run",
     "load_splits",
     "main",
     "markdown",
     "parse",
     "print_table",
+    "published_rows",
     "trained_rows",
 ]

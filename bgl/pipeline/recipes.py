@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bgl.pipeline.options import CONFIGS, parse
-from bgl.published import PublishedRow, published_rows
+from bgl.pipeline.published import PublishedRow, published_rows
 from bgl.training import TrainConfig
 
 # table -> file in configs/DATASET/ -> (system, a part of its backbone or embedding)

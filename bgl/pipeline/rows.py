@@ -22,19 +22,19 @@ from bgl.datasets import Splits, download, load_dataset, raw_pixels
 from bgl.metrics import retrieval_metrics
 from bgl.pipeline.options import CONFIGS
 from bgl.pipeline.recipes import published_beside
+from bgl.pipeline.recorder import Recorder
+from bgl.pipeline.tracking import Trackers
 from bgl.training import (
+    Evaluator,
     Progress,
-    Several,
+    ProgressList,
     TrainConfig,
-    View,
-    build_model,
+    build_encoder,
     make_accelerator,
     recall_at,
     train,
 )
 from bgl.training.checkpoint import CHECKPOINT_FILE
-from bgl.visualization.recorder import Recorder
-from bgl.visualization.tracking import Trackers
 
 Row = dict[str, Any]
 RESULT_FILE = "result.json"  # in the folder of a finished training
@@ -60,10 +60,11 @@ def load_splits(config: TrainConfig) -> Splits:
 def baseline_rows(config: TrainConfig, splits: Splits, progress: Progress) -> list[Row]:
     """What no training is needed for: raw pixels, and the encoder as training starts from it."""
     gallery = splits.gallery
-    model, info = build_model(dataclasses.replace(config, method="none"))
     accelerator = make_accelerator(config.device)
-    view = View(model.to(accelerator.device), config, info, accelerator, progress)
-    measured = view.measure(splits.test, gallery)
+    encoder, info = build_encoder(dataclasses.replace(config, method="none"), accelerator.device)
+    k = recall_at(config.dataset)
+    evaluator = Evaluator(encoder, k, config.workers, progress=progress)
+    measured = evaluator.measure(splits.test, gallery)
     if not accelerator.is_main_process:
         return []
     pixels = retrieval_metrics(
@@ -71,7 +72,7 @@ def baseline_rows(config: TrainConfig, splits: Splits, progress: Progress) -> li
         splits.test.labels,
         None if gallery is None else raw_pixels(gallery),
         None if gallery is None else gallery.labels,
-        k=recall_at(config.dataset),
+        k=k,
     )
     return [
         {"method": "pixels", "seed": None, "embedding": "pixels", "metrics": pixels},
@@ -108,7 +109,7 @@ def trained_rows(
     if tracked is not None:
         listeners.insert(1, tracked)
     try:
-        trained = train(config, splits, folder, Several(*listeners))
+        trained = train(config, splits, folder, ProgressList(*listeners))
     finally:
         if tracked is not None:
             tracked.finish()
@@ -131,6 +132,7 @@ def trained_rows(
             "parameters": trained.num_parameters,
             "seconds": trained.seconds,
             "peak_memory_mb": trained.peak_memory_mb,
+            "peak_gpu_memory_mb": trained.peak_gpu_memory_mb,
             "skipped_steps": sum(row.get("skipped_steps", 0) for row in trained.history),
             **other_epochs(trained.history, embedding),
             "published": published_beside(config, embedding, metrics),
@@ -189,17 +191,31 @@ def describe(config: TrainConfig, splits: Splits) -> dict[str, Any]:
         },
         **selection(config, splits),
         "image_size": config.image_size,
-        "device": str(make_accelerator(config.device).device),
+        **hardware(config),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, "
         f"{torch.get_num_threads()} threads",
         "versions": {
             "bgl": bgl.__version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
+            "cuda": torch.version.cuda,
             "torch_geometric": torch_geometric.__version__,
             "timm": timm.__version__,
         },
         "commit": commit(),
+    }
+
+
+def hardware(config: TrainConfig) -> dict[str, Any]:
+    """Describe where a run computes, and in which precision."""
+    accelerator = make_accelerator(config.device)
+    cuda = accelerator.device.type == "cuda"
+    training = "float32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
+    return {
+        "device": str(accelerator.device),
+        "gpu": torch.cuda.get_device_name(accelerator.device) if cuda else None,
+        "processes": accelerator.num_processes,
+        "precision": {"training": training, "evaluation": "float32"},
     }
 
 

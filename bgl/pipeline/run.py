@@ -30,7 +30,9 @@ from rich.progress import Progress as Bars
 
 from bgl._io import write_text
 from bgl.images import BrokenImageError
+from bgl.pipeline.explorer import explore_run
 from bgl.pipeline.options import parse, write_command
+from bgl.pipeline.recorder import Recorder
 from bgl.pipeline.refined import refined_rows
 from bgl.pipeline.rows import (
     RESULT_FILE,
@@ -42,16 +44,14 @@ from bgl.pipeline.rows import (
     trained_rows,
 )
 from bgl.pipeline.table import print_table
+from bgl.pipeline.tracking import check_trackers
 from bgl.training import (
     Interrupted,
     Progress,
-    Several,
+    ProgressList,
     make_accelerator,
 )
 from bgl.training.loop import check_classes
-from bgl.visualization import explore_run
-from bgl.visualization.recorder import Recorder
-from bgl.visualization.tracking import check_trackers
 
 
 class TerminalProgress(Progress):
@@ -134,7 +134,7 @@ def benchmark(argv: list[str], console: Console, program: str) -> int:
     try:
         with progress.bars:
             pretrained = Recorder(folder, splits)
-            save(baseline_rows(first, splits, Several(pretrained, progress)))
+            save(baseline_rows(first, splits, ProgressList(pretrained, progress)))
             if main_process:
                 pretrained.finish()
             for place, config in runs.items():
@@ -142,13 +142,13 @@ def benchmark(argv: list[str], console: Console, program: str) -> int:
                 console.print(f"[bold]{place.name}[/]{known}")
                 trained = trained_rows(config, splits, place, progress, command.trackers)
                 save(trained)
-                if command.refine and main_process:
-                    save(refined_rows(trained, place, splits))
+                if command.refine:
+                    save(refined_rows(trained, config, place, splits, progress))
     except KeyboardInterrupt:
         words = f"{program} {shlex.join(['--resume', str(folder)])}"
         console.print(f"\nto go on: {words}", markup=False, highlight=False, soft_wrap=True)
         raise
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         complain(error)
         return 1
     if not main_process:

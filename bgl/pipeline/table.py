@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bgl.training.comparison import TRANSDUCTIVE, Row, comparison
+from bgl.pipeline.comparison import TRANSDUCTIVE, Row, comparison
 
 
 def print_table(rows: list[Row], title: str) -> None:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from plotly.offline import get_plotlyjs
 from torch import Tensor
@@ -26,27 +26,24 @@ from bgl.visualization._frames import graph_payload, make_frame
 from bgl.visualization._sample import induced, sample_nodes
 from bgl.visualization._style import check_images, check_nodes
 
-if TYPE_CHECKING:
-    from bgl.datasets import Splits
-
 SCRIPTS = ("common", "graph", "heatmap", "map", "retrieval", "results", "main")
 
 
 def explore(
-    data: Data | Sequence[Data] | str | Path,
+    data: Data | Sequence[Data],
     images: Tensor | None = None,
     path: str | Path | None = None,
     classes: Sequence[str] | None = None,
     nodes: Sequence[str] | None = None,
     title: str = "Batch graph",
 ) -> Path:
-    """Write the explorer page of a graph, or of a run folder of ``benchmarks/run.py``.
+    """Write the explorer page of a graph; :func:`bgl.pipeline.explore_run` writes that of a run.
 
     Args:
-        data: A PyG graph with ``edge_index`` and, optionally, ``edge_weight`` and ``y``; several
-            graphs over the same nodes (steps of a slider); or the folder of a run.
+        data: A PyG graph with ``edge_index`` and, optionally, ``edge_weight`` and ``y``; or
+            several graphs over the same nodes (steps of a slider).
         images: Thumbnails of the nodes, a uint8 tensor [N, 3, H, W].
-        path: File to write; default: ``explorer.html``, in the run folder for a run.
+        path: File to write; default: ``explorer.html``.
         classes: Names of the classes, by label from 0; default: the labels themselves.
         nodes: A text for each node; default: its number.
         title: Heading of the page.
@@ -56,7 +53,6 @@ def explore(
 
     Raises:
         ValueError: If an argument does not fit the graph.
-        FileNotFoundError: If the run folder does not exist.
 
     Example:
         >>> import tempfile, torch
@@ -65,29 +61,12 @@ def explore(
         >>> explore(graph, path=tempfile.mkdtemp() + "/graph.html").name
         'graph.html'
     """
-    if isinstance(data, (str, Path)):
-        return explore_run(data, path)
     graphs = [data] if isinstance(data, Data) else list(data)
     if not graphs:
         raise ValueError("Expected argument `data` to have at least one graph, but got none")
     payload = {"title": title, "kind": "graph", "notes": [], "atlases": {}}
     payload |= _graphs(graphs, images, classes, nodes, payload["atlases"], payload["notes"])
     return write_page(payload, path or "explorer.html")
-
-
-def explore_run(
-    folder: str | Path, path: str | Path | None = None, splits: Splits | None = None
-) -> Path:
-    """Write the explorer page of a run folder; what the folder lacks the page says.
-
-    Args:
-        folder: Of a run of ``benchmarks/run.py``.
-        path: File to write; default: ``explorer.html`` in the folder.
-        splits: The run's data, for the pictures; loaded as the run's configuration says if None.
-    """
-    from bgl.visualization._run import run_payload  # needs the packages of bgl[train]
-
-    return write_page(run_payload(Path(folder), splits), path or Path(folder) / "explorer.html")
 
 
 def _graphs(

@@ -11,6 +11,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from bgl._checks import check_index_vector, check_int, check_matrix
+from bgl._neighbors import nearest
 from bgl.visualization._style import OTHER_CLASS, SAME_CLASS, bare, check_images
 
 
@@ -83,18 +84,3 @@ def _name(label: int, names: Sequence[str] | None) -> str:
     if label < 0:
         return "?"
     return (str(label) if names is None else names[label]).replace("$", r"\$")[:20]
-
-
-@torch.no_grad()
-def nearest(x: Tensor, queries: Tensor, k: int, gallery: Tensor | None = None) -> Tensor:
-    """The ``k`` nearest rows of ``gallery`` by cosine [Q, k] of the rows ``queries`` of ``x``;
-    without a gallery the nearest other rows of ``x``."""
-    unit = torch.nn.functional.normalize(x.float())
-    other = unit if gallery is None else torch.nn.functional.normalize(gallery.float())
-    parts = []
-    for chunk in queries.split(512):
-        score = unit[chunk] @ other.T
-        if gallery is None:
-            score[torch.arange(len(chunk)), chunk] = -torch.inf
-        parts.append(score.topk(k, dim=1).indices)
-    return torch.cat(parts) if parts else torch.empty(0, k, dtype=torch.long)

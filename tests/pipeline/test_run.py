@@ -19,7 +19,7 @@ from helpers import result_row, write_noisy_classes
 from safetensors.torch import load_file
 
 from bgl.pipeline import as_csv, markdown, options, rows, run
-from bgl.training.comparison import comparison
+from bgl.pipeline.comparison import comparison
 from bgl.training.loop import Progress
 
 METRICS = ["recall@1", "recall@2", "recall@4", "recall@8", "map@r", "r_precision"]

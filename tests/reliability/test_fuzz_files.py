@@ -7,7 +7,6 @@ import json
 import os
 import pickle
 import re
-import sys
 import tarfile
 import warnings
 import zipfile
@@ -23,17 +22,15 @@ from profiles import searched
 from safetensors.torch import save_file
 from tiny_training import make_splits, tiny
 
-from bgl.augment.correlation import main as correlation
+from benchmarks import report
 from bgl.datasets import load_dataset, write_standin
 from bgl.datasets.unpack import unpack
 from bgl.models import create_backbone, load, load_released_checkpoint
-from bgl.pipeline import options
+from bgl.pipeline import explore_run, options
 from bgl.training import train
-from bgl.visualization import explore_run, read_history
+from bgl.visualization import read_history
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-import report  # noqa: E402
 
 DOCUMENTED = (ValueError, OSError)
 
@@ -271,10 +268,6 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
         "config.yaml",
         lambda folder: explore_run(folder.parent, folder.parent / "page.html"),
     ),
-    "embeddings.safetensors": (
-        "embeddings.safetensors",
-        lambda folder: correlation([str(folder / "embeddings.safetensors")]),
-    ),
 }
 
 
@@ -356,16 +349,6 @@ def test_code_in_yaml_is_not_run(tmp_path, capsys):
     assert not (tmp_path / "ran").exists()
 
 
-def test_code_in_arrays_is_not_run(tmp_path):
-    import numpy as np
-
-    file, ran = tmp_path / "vectors.npz", tmp_path / "ran"
-    np.savez(file, embeddings=np.array([Evil(ran)], dtype=object), labels=np.zeros(1))
-    with pytest.raises(ValueError, match="allow_pickle"):
-        correlation([str(file)])
-    assert not ran.exists()
-
-
 UNSAFE = (
     r"torch\.load\((?![^)]*weights_only=True)",
     r"\bpickle\b(?!d)|\bdill\b|\bjoblib\b|\bshelve\b|\bmarshal\b",
@@ -378,7 +361,7 @@ UNSAFE = (
 
 
 def test_sources_use_safe_loaders_only():
-    files = [*(ROOT / "bgl").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
+    files = [f for room in ("bgl", "benchmarks", "tools") for f in (ROOT / room).rglob("*.py")]
     assert len(files) > 60
     found = [
         f"{file.relative_to(ROOT)}:{number}: {line.strip()}"

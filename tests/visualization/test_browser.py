@@ -16,6 +16,7 @@ from torch_geometric.data import Data
 from bgl import to_batch_graph
 from bgl.datasets import load_emoji
 from bgl.layers import AdaptiveGraph
+from bgl.pipeline import explore_run
 from bgl.visualization import explore
 
 NODES, MARKED = 9, 8  # traces of the graph: nodes, edges of the marked node
@@ -49,9 +50,9 @@ def pages(chromium: Page, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     faulty = {}
     for change in (without_images, without_edges, without_files):
         copy = Path(shutil.copytree(run, folder / change.__name__))
-        faulty[change.__name__.replace("_", " ")] = explore(change(copy))
+        faulty[change.__name__.replace("_", " ")] = explore_run(change(copy))
     return {
-        "run": explore(run),
+        "run": explore_run(run),
         **{f"run {name}": page for name, page in faulty.items()},
         "large": explore(
             large, emoji.images[rows], folder / "large.html", classes=emoji.class_names
@@ -63,7 +64,7 @@ def pages(chromium: Page, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
         "no edges": explore(empty, path=folder / "empty.html"),
         "one class": explore(whole, path=folder / "whole.html"),
         "huge": explore(huge, path=folder / "huge.html"),
-        "no run": explore(tmp_path_factory.mktemp("nothing"), path=folder / "nothing.html"),
+        "no run": explore_run(tmp_path_factory.mktemp("nothing"), path=folder / "nothing.html"),
     }
 
 

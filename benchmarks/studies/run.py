@@ -1,0 +1,72 @@
+"""Compare methods over seeds: ``python -m benchmarks.studies configs/studies/emoji.yaml``
+
+The YAML file names the arms of the study by their options of run.py, the seeds, a grid that every
+arm is tuned on (by validation MAP@R, with few seeds) and sweeps over single options. Trainings run
+side by side, one thread each. What is finished is kept in the results file: repeat the command
+after an interruption, or to go on with a study somebody else began (``--results``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from benchmarks.studies.plan import Store, Study
+from benchmarks.studies.train import run
+from bgl.pipeline import baseline_rows, load_splits
+from bgl.training import Progress
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a study; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.studies",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("study", type=Path, help="YAML file of the study")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="trainings at a time")
+    parser.add_argument("--output-dir", type=Path, help="run folders (runs/studies/NAME)")
+    parser.add_argument(
+        "--results", type=Path, help="file to go on from and add to (results.json in the folder)"
+    )
+    parser.add_argument("--list", action="store_true", help="show what is open, train nothing")
+    options = parser.parse_args(argv)
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that are started
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
+    folder = options.output_dir or Path("runs/studies") / options.study.stem
+    try:
+        study = Study.load(options.study)
+        store = Store(options.results or folder / "results.json")
+        if options.list:
+            wanted = {training.key: training for training in study.wanted(store.done)}
+            for key, training in wanted.items():
+                state = "done" if key in store.done else "open"
+                console.print(f"{state}  {training}", markup=False, highlight=False)
+            return 0
+        if not store.untrained:
+            torch.set_num_threads(1)
+            first = next(study.possible()).config
+            store.untrained = baseline_rows(first, load_splits(first), Progress())
+            store.write()
+        failed = run(study, store, folder, options.jobs, console)
+    except (ValueError, OSError) as error:
+        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        console.print("\nstopped; to go on, repeat the command")
+        return 130
+    for line in failed:
+        console.print(f"failed: {line}", style="red", markup=False, soft_wrap=True)
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

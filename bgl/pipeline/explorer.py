@@ -1,0 +1,307 @@
+"""The explorer page of a run folder: what is there, and what is missing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bgl.datasets import Splits, load_dataset
+from bgl.pipeline.comparison import comparison
+from bgl.pipeline.files import (
+    FILE,
+    Arrays,
+    Training,
+    is_training,
+    read_arrays,
+    read_results,
+    read_training,
+)
+from bgl.visualization._encode import atlas, text64
+from bgl.visualization._frames import graph_payload, unpack_frames
+from bgl.visualization.curves import STYLES
+from bgl.visualization.embedding import scattered
+from bgl.visualization.explorer import write_page
+from bgl.visualization.projection import project
+
+CURVES = {
+    "Loss": ("loss", "loss_plain", "loss_graph"),
+    **{
+        f"{title} on {part} classes": (f"{short}_backbone_{metric}", f"{short}_head_{metric}")
+        for short, part in (("val", "validation"), ("test", "test"))
+        for metric, title in (("recall@1", "Recall@1"), ("map@r", "MAP@R"))
+    },
+    "Share of the graph within a class": ("same_class_edges", "same_class_weight"),
+}
+
+
+@dataclass
+class Pictures:
+    """The images of the run's dataset, if they can be had."""
+
+    read: dict[str, Callable[[int], Tensor]] = field(default_factory=dict)  # by part
+
+
+def explore_run(
+    folder: str | Path, path: str | Path | None = None, splits: Splits | None = None
+) -> Path:
+    """Write the explorer page of a run folder; what the folder lacks the page says.
+
+    Args:
+        folder: Of a run of ``bgl train``.
+        path: File to write; default: ``explorer.html`` in the folder.
+        splits: The run's data, for the pictures; loaded as the run's configuration says if None.
+    """
+    return write_page(run_payload(Path(folder), splits), path or Path(folder) / "explorer.html")
+
+
+def run_payload(folder: Path, splits: Splits | None = None) -> dict[str, Any]:
+    """Everything the page shows of a run; for what is missing there is a note.
+
+    Raises:
+        FileNotFoundError: If the folder does not exist.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no run folder {folder}")
+    notes: list[str] = []
+    results = read_results(folder, notes)
+    trainings = [
+        read_training(path, notes) for path in sorted(folder.iterdir()) if is_training(path)
+    ]
+    if not trainings:
+        notes.append("This folder holds no training (a folder with config.yaml).")
+    order = list(dict.fromkeys(f"{r.get('method')}-seed{r.get('seed')}" for r in results["rows"]))
+    trainings.sort(
+        key=lambda t: (order.index(t.name) if t.name in order else len(order), t.has_graph)
+    )
+    pretrained = read_arrays(folder / FILE, notes)
+    # one training of each kind in detail: the page stays small
+    detailed = list({t.arm: t for t in reversed(trainings)}.values())[::-1]
+    recorded = [t for t in detailed if t.recorded]
+    notes += [
+        f"{training.name} has no {FILE}: its graphs and answers are not shown."
+        for training in detailed
+        if not training.recorded
+    ]
+    pictures = _pictures(trainings, recorded, splits, notes) if recorded else Pictures()
+
+    atlases: dict[str, Any] = {}
+    payload: dict[str, Any] = {
+        "title": f"Run {folder.resolve().name}",
+        "kind": "run",
+        "notes": notes,
+        "atlases": atlases,
+        "graphs": _graphs(recorded, pictures, atlases, notes),
+        "table": _table(results["rows"]),
+        "selection": results.get("selection"),
+        "curves": _curves(trainings),
+        "config": [{"name": t.name, "text": t.text} for t in trainings if t.text],
+    }
+    if results.get("about"):
+        payload["config"].insert(0, {"name": "About this run", "text": results["about"]})
+    tested = [t for t in recorded if "nearest" in t.recorded]
+    payload |= _retrieval(pretrained, tested, pictures, atlases, notes)
+    return payload
+
+
+def _pictures(
+    trainings: list[Training],
+    recorded: list[Training],
+    splits: Splits | None,
+    notes: list[str],
+) -> Pictures:
+    """The images of the dataset that the run was trained on; it is loaded if need be."""
+    config = next((t.config for t in trainings if t.config), {})
+    paper = config.get("protocol") == "paper"  # no validation classes then
+    options = ("val_fraction", "skip_broken", "allow_partial", "table")
+    chosen = {name: config[name] for name in options if name in config}
+    try:
+        if splits is None:
+            chosen |= {"val_fraction": 0.0} if paper else {}
+            splits = load_dataset(config["dataset"], config.get("data_root"), **chosen)
+            splits = dataclasses.replace(splits, val=None) if paper else splits
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = " ".join(str(error).split())
+        notes.append(f"The images of the dataset cannot be had, so nothing has a picture: {why}")
+        return Pictures()
+    if any(str(t.recorded.get("digest")) != splits.digest for t in recorded):
+        notes.append("The dataset is no longer the one of this run, so nothing has a picture.")
+        return Pictures()
+    return Pictures({part: dataset.read for part, dataset in splits.parts().items()})
+
+
+def _atlas(pictures: Pictures, wanted: list[tuple[str, int]], notes: list[str]) -> Any:
+    """The pictures of (part, row), or None if they cannot be had."""
+    if not wanted or any(part not in pictures.read for part, _ in wanted):
+        return None
+    try:
+        return atlas((pictures.read[part](row) for part, row in wanted), len(wanted))
+    except (OSError, ValueError) as error:
+        notes.append(f"An image cannot be read, so some pictures are missing: {error}")
+        return None
+
+
+def _graphs(
+    recorded: list[Training], pictures: Pictures, atlases: dict[str, Any], notes: list[str]
+) -> list[dict[str, Any]]:
+    graphs = []
+    for training in recorded:
+        arrays = training.recorded
+        frames = unpack_frames(arrays)
+        if not frames:
+            continue
+        part = str(arrays["part"])
+        about = (
+            []
+            if part == "val"
+            else ["there are no validation classes, so this is a training batch"]
+        )
+        batch = arrays["batch"].tolist()
+        name = "batch-" + "-".join(map(str, [part, len(batch), sum(batch)]))
+        if name not in atlases and (made := _atlas(pictures, [(part, i) for i in batch], notes)):
+            atlases[name] = made
+        sheet = name if name in atlases else None
+        present, labels = np.unique(arrays["batch_labels"], return_inverse=True)
+        classes = arrays["batch_classes"][present].tolist()
+        nodes = arrays["batch_names"].tolist()
+        graphs.append(
+            graph_payload(training.name, frames, labels.tolist(), classes, nodes, sheet, about)
+        )
+    if recorded and not graphs:
+        notes.append("No training of this run learned a graph.")
+    return graphs
+
+
+def _retrieval(
+    pretrained: Arrays,
+    tested: list[Training],
+    pictures: Pictures,
+    atlases: dict[str, Any],
+    notes: list[str],
+) -> dict[str, Any]:
+    """Answers to the queries under every model, and the maps."""
+    models = [("pretrained", pretrained)] if "nearest" in pretrained else []
+    models += [(t.name, t.recorded) for t in tested]
+    models = [m for m in models if np.array_equal(m[1]["queries"], models[0][1]["queries"])]
+    if not models:
+        notes.append("No answers to test queries were recorded: no map and no retrieval browser.")
+        return {}
+    first = models[0][1]
+    queries, spots = first["queries"], first["map_items"]
+    shift = 0 if bool(first["own_gallery"]) else len(first["test_labels"])
+    width = min(arrays["nearest"].shape[1] for _, arrays in models)
+    answers = {name: arrays["nearest"] for name, arrays in models}
+    refined = {t.name: f"{t.name}, refined" for t in tested if _fits(t, queries, width)}
+    answers |= {refined[t.name]: t.refined["nearest"] for t in tested if t.name in refined}
+    found = {name: nearest[:, :width] + shift for name, nearest in answers.items()}
+    wanted = np.unique(np.concatenate([queries, spots, *(f.ravel() for f in found.values())]))
+    labels, names = first["test_labels"], first["test_names"]
+    if shift:
+        labels = np.concatenate([labels, first["gallery_labels"]])
+        names = np.concatenate([names, first["gallery_names"]])
+    if len(wanted) > 65535:
+        notes.append("Too many test images for one page: no map and no retrieval browser.")
+        return {}
+    places = [
+        ("gallery", i - shift) if shift and i >= shift else ("test", i) for i in wanted.tolist()
+    ]
+    if made := _atlas(pictures, places, notes):
+        atlases["items"] = made
+
+    def slots(ids: np.ndarray) -> np.ndarray:
+        return np.searchsorted(wanted, ids)
+
+    keys = list(found)
+    plain = {t.seed: t for t in reversed(tested) if not t.has_graph}
+    comparisons: list[dict[str, Any]] = []
+    with_graph: list[Training | None] = [t for t in tested if t.has_graph]
+    for training in with_graph or [None]:
+        base = plain.get(training.seed) if training else None
+        base = base or next(iter(plain.values()), None)
+        comparisons.append(
+            {
+                "name": "none" if training is None else training.name,
+                "before": keys.index("pretrained") if "pretrained" in found else None,
+                "without": None if base is None else keys.index(base.name),
+                "graph": None if training is None else keys.index(training.name),
+            }
+        )
+    comparisons += [
+        {
+            "name": f"{name} (transductive)",
+            "titles": ["Before training", "As trained", "Refined"],
+            "before": keys.index("pretrained") if "pretrained" in found else None,
+            "without": keys.index(plain_name),
+            "graph": keys.index(name),
+        }
+        for plain_name, name in refined.items()
+    ]
+    views: list[dict[str, Any]] = []
+    points: np.ndarray | None = None
+    for name, arrays in models:
+        if np.array_equal(arrays["map_items"], spots):
+            features = torch.from_numpy(arrays["map_features"].astype(np.float32))
+            points = project(features, start=points)
+            title = "before training" if name == "pretrained" else name
+            shown = scattered(points, 150, 0.045)
+            views.append({"name": title, "points": text64(points.ravel(), "f4"), "shown": shown})
+    return {
+        "items": {
+            "labels": labels[wanted].tolist(),
+            "names": names[wanted].tolist(),
+            "classes": first["test_classes"].tolist(),
+        },
+        "map": {"items": slots(spots).tolist(), "views": views},
+        "retrieval": {
+            "k": width,
+            "queries": slots(queries).tolist(),
+            "models": [
+                {"name": name, "nearest": text64(slots(found[name]).ravel(), "u2")} for name in keys
+            ],
+            "comparisons": comparisons,
+        },
+    }
+
+
+def _fits(training: Training, queries: np.ndarray, width: int) -> bool:
+    """Whether a training has answers of refined embeddings to these queries."""
+    refined = training.refined
+    fits = {"queries", "nearest"} <= set(refined) and np.array_equal(refined["queries"], queries)
+    return fits and refined["nearest"].shape[1] >= width
+
+
+def _table(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The table that the benchmark prints."""
+    if not rows:
+        return None
+    header, cells = comparison(rows)
+    return {"header": header, "cells": cells}
+
+
+def _curves(trainings: list[Training]) -> list[dict[str, Any]]:
+    """Lines by panel: a colour for each training, a dash for each quantity."""
+    panels = []
+    for title, columns in CURVES.items():
+        lines = []
+        for color, training in enumerate(trainings):
+            for dash, column in enumerate(columns):
+                rows = [row for row in training.history if column in row and "epoch" in row]
+                if rows:
+                    lines.append(
+                        {
+                            "name": f"{training.name} {column.removeprefix('val_')}",
+                            "x": [row["epoch"] for row in rows],
+                            "y": [row[column] for row in rows],
+                            "color": color,
+                            "dash": dash % len(STYLES),
+                        }
+                    )
+        if lines:
+            panels.append({"title": title, "lines": lines})
+    return panels

@@ -1,0 +1,194 @@
+"""What a training must remember for the explorer page."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+
+from bgl._io import atomic_path
+from bgl._neighbors import nearest
+from bgl.datasets import ImageDataset, Splits
+from bgl.models import Encoder
+from bgl.pipeline.files import FILE
+from bgl.training import Progress, TrainingRun
+from bgl.visualization._frames import Frame, make_frame, unpack_frames
+from bgl.visualization.projection import reduce
+
+MOMENTS = 12  # epochs whose graphs are kept, the state before training among them
+MOST_NODES = 405
+K = 8  # answers kept for a query
+MOST_QUERIES, FEW_QUERIES = 5000, 200  # a larger test set is sampled
+MAP_ITEMS, MAP_DIM = 1200, 32
+
+
+class Recorder(Progress):
+    """Keeps the graphs of one validation batch, and what was found on the test classes.
+
+    It listens to a training and writes ``explorer.npz`` (some hundred kilobytes) into the
+    training's folder. The training does not notice: the recorder draws from no global random
+    generator. Before it starts, one batch more is embedded; afterwards the recorder takes the
+    features that the loop measures anyway.
+
+    Args:
+        folder: Of the training.
+        splits: The data that is trained on.
+    """
+
+    def __init__(self, folder: str | Path, splits: Splits) -> None:
+        self.path = Path(folder) / FILE
+        self.splits = splits
+        self.data = splits.train if splits.val is None else splits.val
+        self.batch: list[int] = []
+        self.frames: list[Frame] = []
+        self.found: dict[str, Any] = {}
+        self.moments: set[int] = set()
+        self.features: Tensor | None = None  # of the batch, where the loop has measured it
+        self.tested: tuple[Tensor, Tensor | None] | None = None
+        self.run: TrainingRun | None = None
+
+    def begin(self, run: TrainingRun, epochs: int) -> None:
+        self.run = run
+        config = run.config
+        size = min(config.batch_size, MOST_NODES)
+        self.batch = fixed_batch(self.data.labels, size, config.per_class)
+        self.moments = set(np.linspace(0, config.epochs, MOMENTS).round().astype(int).tolist())
+        if not run.resumed:
+            self._record(0)
+        elif self.path.exists():
+            self.frames = [f for f in read_frames(self.path) if (f.epoch or 0) <= epochs]
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        if row["epoch"] in self.moments:
+            self._record(row["epoch"])
+
+    def measured(
+        self,
+        data: ImageDataset,
+        vectors: dict[str, Tensor],
+        gallery: dict[str, Tensor] | None = None,
+    ) -> None:
+        if data is self.splits.test:
+            # by the backbone, which has a meaning before training as well
+            self.tested = vectors["backbone"], None if gallery is None else gallery["backbone"]
+        elif data is self.data:
+            self.features = vectors["backbone"][self.batch]
+
+    def finish(self) -> None:
+        """Keep the answers to queries and the map of the last measured test classes; to be called
+        when the training is over."""
+        if self.tested is None:
+            return
+        x, gallery = self.tested
+        n = len(x)
+        queries = torch.arange(n)
+        if n > MOST_QUERIES:
+            queries = torch.linspace(0, n - 1, FEW_QUERIES).long()
+        k = min(K, n - 1 if gallery is None else len(gallery))
+        items = map_items(self.splits.test.labels)
+        self.found = {
+            "queries": queries.numpy(),
+            "nearest": nearest(x, queries, k, gallery).numpy().astype(np.int32),
+            "own_gallery": np.array(gallery is None),
+            "map_items": items.numpy(),
+            "map_features": reduce(x[items], MAP_DIM).astype(np.float16),
+        }
+        self._write()
+
+    def _record(self, epoch: int) -> None:
+        """Learn the graph of the batch as a training step would, and keep it."""
+        assert self.run is not None
+        if self.run.config.block_names:
+            graphs = batch_graphs(self.run.encoder, self.data, self.batch, self.features)
+            self.frames = [frame for frame in self.frames if frame.epoch != epoch]
+            self.frames += [make_frame(graph, epoch) for graph in graphs]
+        self.features = None
+        self._write()
+
+    def _write(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        frames = self.frames
+
+        def joined(parts: list[np.ndarray], kind: Any) -> np.ndarray:
+            return np.concatenate([np.empty(0, kind), *parts]).astype(kind)
+
+        arrays = {
+            "part": np.array("train" if self.splits.val is None else "val"),
+            "batch": np.array(self.batch, np.int64),
+            "moment": np.array([(f.epoch, f.block, f.iteration) for f in frames], np.int64),
+            "edges": np.array([len(f.source) for f in frames], np.int64),
+            "total": np.array([f.total for f in frames], np.int64),
+            "source": joined([f.source for f in frames], np.uint16),
+            "target": joined([f.target for f in frames], np.uint16),
+            "weight": joined([f.weight for f in frames], np.float32),
+            "digest": np.array(self.splits.digest),
+            **described("batch", self.data, self.batch),
+            **self.found,
+        }
+        if self.found:
+            arrays |= described("test", self.splits.test)
+            if self.splits.gallery is not None:
+                arrays |= described("gallery", self.splits.gallery)
+        with atomic_path(self.path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+
+
+def described(name: str, data: ImageDataset, chosen: list[int] | None = None) -> dict[str, Any]:
+    """Labels, class names and image names, so that a page can be had without the dataset."""
+    rows = list(range(len(data))) if chosen is None else chosen
+    return {
+        f"{name}_labels": data.labels[rows].numpy().astype(np.int32),
+        f"{name}_classes": np.array(data.class_names, dtype=np.str_),
+        f"{name}_names": np.array([data.paths[i] for i in rows], dtype=np.str_),
+    }
+
+
+def map_items(labels: Tensor, most: int = MAP_ITEMS) -> Tensor:
+    """Rows of whole classes, spread evenly over all classes."""
+    if len(labels) <= most:
+        return torch.arange(len(labels))
+    classes = labels.unique()
+    wanted = max(1, round(most / (len(labels) / len(classes))))
+    kept = classes[torch.linspace(0, len(classes) - 1, wanted).long()]
+    return torch.isin(labels, kept).nonzero().flatten()[: 2 * most]
+
+
+def fixed_batch(labels: Tensor, size: int, per_class: int) -> list[int]:
+    """Rows of a class-balanced batch, always the same; the largest classes where not all fit."""
+    counts = labels.bincount()
+    enough = (counts >= min(per_class, int(counts.max()))).nonzero().flatten()
+    wanted = min(max(1, size // per_class), len(enough))
+    chosen = enough[torch.linspace(0, len(enough) - 1, wanted).long()]
+    rows = [(labels == c).nonzero().flatten()[:per_class] for c in chosen]
+    return [int(i) for i in torch.cat(rows)]
+
+
+@torch.no_grad()
+def batch_graphs(
+    encoder: Encoder, data: ImageDataset, batch: list[int], features: Tensor | None = None
+) -> list[Data]:
+    """The graphs that the blocks learn on a batch, on its features in evaluation mode; these are
+    computed if they are not given."""
+    model, device = encoder.model, encoder.device
+    was_training = model.training
+    if features is None:
+        features = encoder.embed(data.subset(batch), output="backbone")
+    labels = data.labels[batch].to(device)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        model.blocks.eval()
+        with warnings.catch_warnings():  # this batch may be smaller than those of the training
+            warnings.filterwarnings("ignore", "k=.* needs at least")
+            graphs = model.contextualize(features.to(device), labels, return_graph=True)[1]
+        model.blocks.train(was_training)
+    return graphs
+
+
+def read_frames(path: Path) -> list[Frame]:
+    """The graphs that a recorder has written."""
+    with np.load(path) as arrays:
+        return unpack_frames(arrays)

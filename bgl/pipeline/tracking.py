@@ -1,0 +1,165 @@
+"""TensorBoard, and every other tracker that accelerate knows, as a listener of a training."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
+from accelerate.utils import LoggerType
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch_geometric.data import Data
+
+from bgl.pipeline.recorder import Recorder
+from bgl.training import Progress, TrainingRun
+from bgl.visualization.batch_graph import draw_batch_graph
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise unless accelerate knows all these trackers and their packages are installed.
+
+    It knows those of its own, and your own after ``accelerate.tracking.register_tracker_class``.
+
+    Example:
+        >>> check_trackers([])
+    """
+    missing = set(LoggerType.list()) - {str(name) for name in get_available_trackers()}
+    for name in names:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            known = ", ".join(LOGGER_TYPE_TO_CLASS)
+            raise ValueError(f"Expected argument `log` to be one of {known}, got {name!r}")
+        if name in missing:
+            raise ValueError(
+                "Expected argument `log` to be a tracker whose package is installed, but "
+                f"{name!r} is not: `pip install {name}`"
+            )
+
+
+class Trackers(Progress):
+    """Logs losses, metrics, graph statistics and the picture of the graph after every epoch.
+
+    Args:
+        names: Trackers, as accelerate calls them: "tensorboard", "wandb", "mlflow", ...
+        folder: Where trackers that write files put them; TensorBoard's go to ``folder/training``.
+        recorder: Whose graphs are drawn, after the epochs that it records; it must be told of an
+            epoch before this listener is. None: no pictures.
+    """
+
+    def __init__(
+        self, names: Sequence[str], folder: str | Path, recorder: Recorder | None = None
+    ) -> None:
+        check_trackers(names)
+        self.names = list(names)
+        self.folder = Path(folder)
+        self.recorder = recorder
+        self.accelerator: Accelerator | None = None
+
+    def begin(self, run: TrainingRun, epochs: int) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.accelerator = Accelerator(
+            cpu=run.encoder.device.type == "cpu",
+            log_with=self.names,
+            project_dir=str(self.folder),
+        )
+        self.accelerator.init_trackers("training", config=flat(dataclasses.asdict(run.config)))
+        if not run.resumed:
+            self._picture(0)
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        assert self.accelerator is not None
+        step = int(row["epoch"])
+        values = {group(name): value for name, value in row.items() if name != "epoch"}
+        self.accelerator.log(values, step=step)
+        self._picture(step)
+
+    def finish(self) -> None:
+        """Close the trackers."""
+        for tracker in self.accelerator.trackers if self.accelerator else []:
+            tracker.finish()  # not end_training, which would part the processes as well
+
+    def _picture(self, epoch: int) -> None:
+        """Draw the last graph of this epoch, if it was recorded."""
+        assert self.accelerator is not None
+        frames = [f for f in self.recorder.frames if f.epoch == epoch] if self.recorder else []
+        if not frames or self.recorder is None:
+            return
+        recorder, frame = self.recorder, frames[-1]
+        data = Data(
+            edge_index=torch.from_numpy(np.stack([frame.source, frame.target]).astype(np.int64)),
+            edge_weight=torch.from_numpy(frame.weight),
+            y=recorder.data.labels[recorder.batch],
+            num_nodes=len(recorder.batch),
+        )
+        figure, ax = plt.subplots(figsize=(9, 9), layout="constrained")
+        draw_batch_graph(data, thumbnails(recorder), max_edges=300, ax=ax)
+        ax.set_title(f"epoch {epoch}")
+        picture = pixels(figure)
+        plt.close(figure)
+        for tracker in self.accelerator.trackers:
+            log_picture(tracker, picture, epoch)
+
+
+def log_picture(tracker: GeneralTracker, picture: np.ndarray, step: int) -> None:
+    """Log a picture [H, W, 3] in the form that the tracker's own library takes; some take none."""
+    log_images: Any = getattr(tracker, "log_images", None)
+    if log_images is None:
+        return
+    if tracker.name == "tensorboard":
+        log_images({"graph/picture": picture[None]}, step=step, dataformats="NHWC")
+    elif tracker.name in ("aim", "clearml"):
+        log_images({"graph/picture": picture}, step=step)
+    else:
+        log_images({"graph/picture": [picture]}, step=step)
+
+
+def group(name: str) -> str:
+    """The name of a column under a heading: TensorBoard shows a panel for each heading.
+
+    Example:
+        >>> group("loss_graph"), group("val_head_map@r"), group("mean_degree"), group("lr")
+        ('loss/loss_graph', 'val/head_map@r', 'graph/mean_degree', 'training/lr')
+    """
+    first, _, rest = name.partition("_")
+    if first in ("val", "test"):
+        return f"{first}/{rest}"
+    if first == "loss":
+        return f"loss/{name}"
+    return f"{'training' if name in ('lr', 'seconds') else 'graph'}/{name}"
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
+    """Nested values as one level, in types that every tracker takes.
+
+    Example:
+        >>> flat({"a": 1, "b": {"c": None}})
+        {'a': 1, 'b.c': 'None'}
+    """
+    plain: dict[str, bool | int | float | str] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            plain |= flat(value, f"{prefix}{name}.")
+        else:
+            plain[prefix + name] = value if isinstance(value, (bool, int, float)) else str(value)
+    return plain
+
+
+def thumbnails(recorder: Recorder, side: int = 48) -> Tensor:
+    """The pictures of the recorder's batch, brought to one size."""
+    images = [recorder.data.read(i)[None].float() for i in recorder.batch]
+    resized = [torch.nn.functional.interpolate(image, side, mode="area") for image in images]
+    return torch.cat(resized).round().byte()
+
+
+def pixels(figure: Figure) -> np.ndarray:
+    """A figure as an array [H, W, 3] of bytes."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()

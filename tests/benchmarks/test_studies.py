@@ -1,0 +1,300 @@
+"""benchmarks/studies: what is trained, what is kept, what is shown."""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from scipy.stats import t as student
+
+from benchmarks.studies import plan, train
+from benchmarks.studies import report as study_report
+from benchmarks.studies import run as study
+from benchmarks.studies.plan import Store, Study, Training
+
+STUDY: dict[str, Any] = {
+    "base": {"dataset": "emoji"},
+    "seeds": [0, 1, 2],
+    "grid": {"lr": [0.1, 0.2]},
+    "grid_seeds": [0],
+    "arms": {"none": {"method": "none"}, "graph": {"method": "dybgr"}},
+    "baselines": {"graph": "none"},
+    "controls": {"graph": ["none"]},
+    "sweeps": {"k": {"arm": "graph", "option": "dybgr.k", "values": [2], "seeds": [1]}},
+}
+
+
+def load(tmp_path: Path, **changes: Any) -> Study:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump({**STUDY, **changes}, sort_keys=False))
+    return Study.load(path)
+
+
+def finish(training: Training, val: float, test: float) -> dict[str, Any]:
+    """A finished training with made-up figures; the head has a tenth of the backbone's."""
+    config = training.config
+    recalls = ["recall@1", "recall@2", "recall@4", "recall@8", "r_precision"]
+    rows = [
+        {
+            "method": config.method,
+            "seed": config.seed,
+            "embedding": embedding,
+            "epoch": 2,
+            "metrics": {**dict.fromkeys(recalls, value), "map@r": value / 2},
+        }
+        for embedding, value in (("backbone", test), ("head", test / 10))
+    ]
+    last = {"val_backbone_map@r": val, "test_backbone_recall@1": 0.4, "test_backbone_map@r": 0.3}
+    if config.method != "none":
+        last |= {"loss_plain": 0.5, "loss_graph": 0.4, "same_class_edges": 0.2}
+    best = {**last, "test_backbone_recall@1": 0.7}
+    return {
+        "command": "python " + " ".join(training.command),
+        "epoch": 2,
+        "config": json.loads(json.dumps(vars(config), default=vars)),
+        "rows": rows,
+        "before": {"same_class_edges": 0.1} if config.method != "none" else {},
+        "history": [best, last],
+    }
+
+
+def names(trainings: Any) -> list[tuple[str, float, int, int]]:
+    return [(t.arm, t.config.lr, t.config.dybgr.k, t.seed) for t in trainings]
+
+
+def test_grid_comes_first_then_the_chosen_point_with_all_seeds(tmp_path):
+    wanted = load(tmp_path)
+    first = list(wanted.wanted({}))
+    grid = [("none", 0.1), ("none", 0.2), ("graph", 0.1), ("graph", 0.2)]
+    assert [(t.arm, t.config.lr) for t in first] == grid
+    done = {}
+    for training, val in zip(first, [0.3, 0.5, 0.6, 0.4], strict=True):
+        done[training.key] = finish(training, val, 0.5)
+    rest = [t for t in wanted.wanted(done) if t.key not in done]
+    assert names(rest) == [
+        ("none", 0.2, 15, 1),
+        ("graph", 0.1, 15, 1),
+        ("none", 0.2, 15, 2),
+        ("graph", 0.1, 15, 2),
+        ("graph", 0.1, 2, 1),
+    ]
+
+
+def test_without_a_grid_every_arm_is_trained_as_it_stands(tmp_path):
+    wanted = load(tmp_path, grid={}, grid_seeds=[], sweeps={}, seeds=[4])
+    assert [(t.arm, t.seed) for t in wanted.wanted({})] == [("none", 4), ("graph", 4)]
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_options_that_are_on_or_off(value):
+    options = {"method": "none", "deterministic": value, "iaa.schedule": value}
+    config = Training("a", {**options, "augmentation": "iaa"}, 0).config
+    assert (config.deterministic, config.iaa.schedule) == (value, value)
+
+
+def test_key_ignores_what_cannot_change_the_result():
+    one = Training("none", {"method": "none"}, 0)
+    same = Training("other", {"method": "none", "dybgr.k": 3, "alpha": 0.9, "workers": 2}, 0)
+    assert one.key == same.key
+    assert one.key != Training("none", {"method": "none"}, 1).key
+    graph = Training("g", {"method": "dybgr"}, 0)
+    assert graph.key != Training("g", {"method": "dybgr", "dybgr.k": 3}, 0).key
+
+
+def test_key_of_an_older_configuration_has_the_defaults_of_its_time():
+    training = Training("g", {"method": "dybgr"}, 0)
+    stored = finish(training, 0.5, 0.5)["config"]
+    del stored["deterministic" if "deterministic" in stored else "eval_every"]
+    del stored["dybgr"]["norm"]
+    assert plan.config_key(stored) == training.key
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arm": {}}, "fields of a study"),
+        ({"baselines": {"graph": "nobody"}}, "`arm`"),
+        ({"controls": {"graph": ["nobody"]}}, "`arm`"),
+        (
+            {
+                "arms": {"none": {"method": "none", "lrr": 1}},
+                "baselines": {},
+                "controls": {},
+                "sweeps": {},
+            },
+            "lrr",
+        ),
+        (
+            {
+                "arms": {"none": {"method": ["none", "dybgr"]}},
+                "baselines": {},
+                "controls": {},
+                "sweeps": {},
+            },
+            "one",
+        ),
+    ],
+    ids=["unknown field", "unknown baseline", "unknown control", "unknown option", "two methods"],
+)
+def test_errors_of_the_file(tmp_path, capsys, changes, message):
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({**STUDY, **changes}, sort_keys=False))
+    try:
+        status = study.main([str(tmp_path / "study.yaml"), "--output-dir", str(tmp_path / "out")])
+    except SystemExit as exit:  # an unknown option ends as it does on the command line of run.py
+        status = int(exit.code or 0)
+    assert status == 2
+    captured = capsys.readouterr()
+    assert message in captured.out + captured.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder dataset of noisy images."""
+    root = tmp_path_factory.mktemp("images")
+    for part, number in (("train", 8), ("test", 3)):
+        for c in range(number):
+            folder = root / part / f"{part}{c}"
+            folder.mkdir(parents=True)
+            for i in range(3):
+                pixels = torch.randint(0, 256, (16, 16, 3), dtype=torch.uint8).numpy()
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def small(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study with two arms and one training each."""
+    base = {
+        **{"dataset": "folder", "data-root": str(images), "backbone": "test_resnet"},
+        **{"weights": "none", "image-size": 32, "epochs": 1, "batch-size": 8, "per-class": 2},
+        **{"head-dim": 8, "device": "cpu", "dybgr.k": 3},
+    }
+    path = tmp_path_factory.mktemp("study") / "small.yaml"
+    changes = {"base": base, "seeds": [0], "grid": {}, "grid_seeds": [], "sweeps": {}}
+    path.write_text(yaml.safe_dump({**STUDY, **changes}, sort_keys=False))
+    return path
+
+
+def test_a_study_is_trained_once_and_goes_on(small, tmp_path, monkeypatch, capsys):
+    words = [str(small), "--output-dir", str(tmp_path), "--jobs", "2"]
+    assert study.main(words) == 0
+    results = Store(tmp_path / "results.json").done
+    entries = {e["rows"][0]["method"]: e for e in results.values()}
+    assert entries.keys() == {"none", "dybgr"}
+    assert entries["none"]["before"] == {}
+    assert "commit" in entries["none"]
+    assert 0 <= entries["dybgr"]["before"]["same_class_edges"] <= 1
+    assert [row["epoch"] for row in entries["dybgr"]["history"]] == [1]
+
+    # what is stored is not trained again, the rest is
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(
+        train.multiprocessing, "get_context", lambda _: type("C", (), {"Process": never})
+    )
+    assert study.main(words) == 0
+    assert study.main([*words, "--list"]) == 0
+    assert "open" not in capsys.readouterr().out
+
+
+def test_a_training_that_fails_is_named_and_the_others_go_on(small, tmp_path, capsys):
+    values = yaml.safe_load(small.read_text())
+    values["arms"]["graph"]["data-root"] = str(tmp_path / "nowhere")
+    (tmp_path / "broken.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    out = tmp_path / "out"
+    assert study.main([str(tmp_path / "broken.yaml"), "--output-dir", str(out), "--jobs", "1"]) == 1
+    text = capsys.readouterr().out
+    assert "failed: graph, seed 0" in text
+    assert "nowhere" in text
+    assert len(Store(out / "results.json").done) == 1
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """A stored study: the arm with the graph is better by 0.1, 0.2 and 0.3."""
+    wanted = load(tmp_path)
+    store = Store(tmp_path / "results.json")
+    for arm, lr in (("none", 0.2), ("graph", 0.1)):
+        options = {"dataset": "emoji", "lr": lr, "method": STUDY["arms"][arm]["method"]}
+        for seed in wanted.seeds:
+            test = 0.5 + (0.1 * (seed + 1) if arm == "graph" else 0.0)
+            store.add(finish(Training(arm, options, seed), 0.6, test))
+        other = {**options, "lr": {0.1: 0.2, 0.2: 0.1}[lr]}
+        store.add(finish(Training(arm, other, 0), 0.1, 0.9))
+    swept = {"dataset": "emoji", "lr": 0.1, "method": "dybgr", "dybgr.k": 2}
+    store.add(finish(Training("graph", swept, 1), 0.55, 0.8))
+    return tmp_path
+
+
+def cells(text: str, *start: str) -> list[str]:
+    """The cells of the table's row that begins with the given ones."""
+    rows = [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines()]
+    return next(row for row in rows if row[: len(start)] == list(start))
+
+
+def test_tables_and_plots(results):
+    page = results / "results.md"
+    tables = ["arms", "heads", "controls", "grid", "selection", "sweeps", "graphs", "commands"]
+    places = "".join(f"<!-- study-{t} -->\nold\n<!-- /study-{t} -->\n" for t in tables)
+    other = "<!-- another-arms -->\nkept\n<!-- /another-arms -->\n"
+    page.write_text(f"# Text\n{places}![gains](results_study_gains.png)\n{other}")
+    words = [
+        str(results / name) for name in ("study.yaml", "results.json", "results.md", "all.csv")
+    ]
+    assert study_report.main([*words[:3], "--csv", words[3]]) == 0
+    text = page.read_text()
+    assert "old" not in text
+    assert text.startswith("# Text\n<!-- study-arms -->\n| arm |")
+    assert text.endswith(other)
+
+    gains = [10.0, 20.0, 30.0]
+    half = student.ppf(0.975, 2) * statistics.stdev(gains) / 3**0.5
+    arm = cells(text, "graph", "0.1", "3")
+    assert arm[3:] == ["70.0 ± 24.8", "35.0 ± 12.4", f"+20.0 ± {half:.1f}", "+10.0 ± 12.4", "none"]
+    by_backbone, by_head = [f"+20.0 ± {half:.1f}", "+10.0 ± 12.4"], ["+2.0 ± 2.5", "+1.0 ± 1.2"]
+    assert cells(text, "graph", "none", "3")[3:] == [*by_backbone, *by_head]
+    assert cells(text, "none", "0.2", "3")[5:] == ["", "", ""]
+    assert cells(text, "graph", "**60.0**") == ["graph", "**60.0**", "10.0"]
+    chosen = cells(text, "graph", "R@1")  # test curves: 0.7 in epoch 1, 0.4 in the chosen epoch 2
+    assert chosen[2:] == ["3", "40.0 ± 0.0", "40.0 ± 0.0", "70.0 ± 0.0"]
+    expected = ["55.0", "60.0", "80.0", "40.0", "+10.0", "+5.0"]
+    assert cells(text, "k", "graph", "2")[3:] == ["1", *expected]
+    assert cells(text, "graph", "10", "20")[3:7] == ["", "", "0.50", "0.40"]
+    command = "`python benchmarks/run.py --dataset emoji --lr 0.1 --method dybgr --seed 0 1 2`"
+    assert cells(text, "graph", command)
+    # the plot that the page shows, and no other
+    assert [path.name for path in results.glob("*.png")] == ["results_study_gains.png"]
+    assert (results / "results_study_gains.png").read_bytes()[:4] == b"\x89PNG"
+    with (results / "all.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 2 * 9
+    assert {line["embedding"] for line in lines} == {"backbone", "head"}
+
+    # made again, the page is the same
+    assert study_report.main(words[:3]) == 0
+    assert page.read_text() == text
+
+    page.write_text("![graphs](results_study_graphs.png)\n")
+    assert study_report.main(words[:3]) == 0
+    assert (results / "results_study_graphs.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_unknown_marker(results, capsys):
+    page = results / "results.md"
+    page.write_text("<!-- study-armz -->\n<!-- /study-armz -->\n")
+    words = [str(results / name) for name in ("study.yaml", "results.json", "results.md")]
+    assert study_report.main(words) == 2
+    assert "armz" in capsys.readouterr().err
+    assert page.read_text() == "<!-- study-armz -->\n<!-- /study-armz -->\n"

@@ -1,0 +1,182 @@
+"""The explorer page of a run folder, without a browser."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from explorer_runs import (
+    change_recorded,
+    make_run,
+    make_splits,
+    numbers,
+    payload,
+    small,
+    without_edges,
+    without_files,
+    without_images,
+)
+
+from bgl.cli import main
+from bgl.pipeline import explore_run
+from bgl.pipeline.comparison import comparison
+from bgl.pipeline.recorder import Recorder
+from bgl.training import train
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run with two methods; do not write into it."""
+    return make_run(tmp_path_factory.mktemp("explorer"))
+
+
+@pytest.fixture
+def copy(run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(run, tmp_path / "run"))
+
+
+def test_page_of_a_run(run):
+    page = payload(explore_run(run, path=run.parent / "page.html"))
+    assert page["notes"] == []
+    assert [g["name"] for g in page["graphs"]] == ["dybgr-seed0"]
+    frames = page["graphs"][0]["frames"]
+    assert [(f["epoch"], f["iteration"]) for f in frames] == [
+        (e, i) for e in range(3) for i in range(2)
+    ]
+    assert [v["name"] for v in page["map"]["views"]] == [
+        "before training",
+        "none-seed0",
+        "dybgr-seed0",
+    ]
+    assert page["retrieval"]["comparisons"] == [
+        {"name": "dybgr-seed0", "before": 0, "without": 1, "graph": 2}
+    ]
+    assert page["table"]["header"][:3] == ["method", "embedding", "R@1"]
+    assert "Δ R@1" in page["table"]["header"]
+    rows = json.loads((run / "results.json").read_text())["rows"]
+    assert page["table"]["cells"] == comparison(rows)[1]
+    assert all("±" in line[2] for line in page["table"]["cells"])  # there are two seeds
+    assert [c["name"] for c in page["config"]] == ["About this run", "none-seed0", "dybgr-seed0"]
+    assert {c["title"] for c in page["curves"]} >= {"Loss", "Recall@1 on validation classes"}
+    assert set(page["atlases"]) > {"items"}
+
+
+def test_answers_are_the_nearest(run):
+    """Against a plain sort of the test vectors, which the recorder was given."""
+    page = payload(explore_run(run, path=run.parent / "page.html"))
+    vectors = torch.load(run / "vectors.pt")
+    unit = torch.nn.functional.normalize(vectors)
+    score = (unit @ unit.T).fill_diagonal_(-2)
+    k = page["retrieval"]["k"]
+    found = numbers(page["retrieval"]["models"][2]["nearest"], "u2").reshape(-1, k)
+    expected = score.gather(1, score.argsort(dim=1, descending=True)[:, :k])
+    actual = score.gather(1, torch.tensor(found.astype(int)))
+    torch.testing.assert_close(actual, expected)  # ties may be in any order
+
+
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [
+        ("results.json", "results.json is missing"),
+        ("dybgr-seed0/explorer.npz", "dybgr-seed0 has no explorer.npz"),
+        ("dybgr-seed0/config.yaml", "dybgr-seed0/config.yaml is missing"),
+        ("none-seed0/metrics.csv", "none-seed0/metrics.csv is missing"),
+    ],
+)
+def test_missing_files_are_named(copy, lost, said):
+    (copy / lost).unlink()
+    notes = payload(explore_run(copy))["notes"]
+    assert any(note.startswith(said) for note in notes), notes
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "results.json",
+        "dybgr-seed0/explorer.npz",
+        "none-seed0/config.yaml",
+        "none-seed0/metrics.csv",
+    ],
+)
+@pytest.mark.parametrize("content", [b"", b"\x00\xff broken: [", b"[]"])
+def test_broken_files_do_not_break_the_page(copy, file, content):
+    (copy / file).write_bytes(content)
+    assert payload(explore_run(copy))["graphs"] is not None
+
+
+def test_run_whose_images_are_gone(copy):
+    page = payload(explore_run(without_images(copy)))
+    assert any("cannot be had" in note for note in page["notes"])
+    assert page["atlases"] == {}
+    assert page["graphs"][0]["atlas"] is None
+    assert page["items"]["names"]
+
+
+def test_run_without_edges_and_with_one_class(copy):
+    page = payload(explore_run(without_edges(copy)))
+    (shown,) = page["graphs"]
+    assert set(shown["labels"]) == {0}
+    assert all(numbers(frame["source"], "u2").size == 0 for frame in shown["frames"])
+    assert page["retrieval"]["comparisons"]
+
+
+def test_run_with_one_test_class(copy):
+    labels = np.zeros(24, np.int32)
+    for file in copy.rglob("explorer.npz"):
+        change_recorded(file, test_labels=labels)
+    page = payload(explore_run(copy))
+    assert set(page["items"]["labels"]) == {0}
+
+
+def test_only_graphs_are_left(copy):
+    page = payload(explore_run(without_files(copy)))
+    said = " ".join(page["notes"])
+    for file in ("results.json", "config.yaml", "metrics.csv", "none-seed0 has no explorer.npz"):
+        assert file in said
+    assert [g["name"] for g in page["graphs"]] == ["dybgr-seed0"]
+    assert page["table"] is None
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        3,
+        {"method": "none"},
+        {"method": None, "embedding": "head", "seed": 0, "metrics": {"recall@1": 0.5}},
+        {"method": "none", "embedding": "head", "seed": 0, "metrics": {"recall@1": "high"}},
+    ],
+)
+def test_rows_that_are_none(copy, row):
+    (copy / "results.json").write_text(json.dumps({"rows": [row]}))
+    page = payload(explore_run(copy))
+    assert page["table"] is None
+
+
+def test_empty_folder(tmp_path):
+    page = payload(explore_run(tmp_path))
+    assert len(page["notes"]) >= 2
+
+
+def test_command(copy, capsys):
+    assert main(["explore", str(copy), "--page", str(copy / "x.html")]) == 0
+    assert capsys.readouterr().out.strip() == f"look at it: {copy / 'x.html'}"
+    assert (copy / "x.html").stat().st_size < 15e6
+    assert main(["explore", str(copy / "nothing")]) == 2
+    assert "no run folder" in capsys.readouterr().err
+
+
+def test_separate_gallery_and_no_validation(tmp_path):
+    splits = make_splits()
+    splits = dataclasses.replace(splits, val=None, gallery=splits.test)
+    folder = tmp_path / "run" / "dybgr-seed0"
+    recorder = Recorder(folder, splits)
+    train(small(), splits, folder, recorder)
+    recorder.finish()
+    page = payload(explore_run(folder.parent))
+    assert "training batch" in page["graphs"][0]["notes"][0]
+    assert len(page["items"]["labels"]) == 2 * len(splits.test)
