@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bgl.images.reading import printable
 from bgl.search import SearchIndex, write_results
-from bgl.search.page import printable
 
 
 def make_parser(prog: str) -> argparse.ArgumentParser:
