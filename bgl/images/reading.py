@@ -24,7 +24,8 @@ with suppress(ImportError):  # the extra "heic"
 #: Files with these endings, in lower or upper case, are images; others are ignored. They do not
 #: depend on what is installed, so that a folder is the same dataset everywhere.
 IMAGE_SUFFIXES = frozenset(
-    ".avif .bmp .gif .heic .heif .jpeg .jpg .png .ppm .tif .tiff .webp".split()
+    {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+    | {".avif", ".heic", ".heif"}  # which need a new Pillow, or the extra "heic"
 )
 
 _SAYS = "Expected an image file that can be decoded, but got "

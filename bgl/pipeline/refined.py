@@ -12,10 +12,10 @@ from torch import Tensor
 
 from bgl import models
 from bgl._io import atomic_path, write_text
-from bgl.datasets import Splits
+from bgl.datasets import Splits, recall_at
 from bgl.metrics import retrieval_metrics
 from bgl.refinement import refine
-from bgl.training import embed, recall_at
+from bgl.training import embed
 from bgl.training.comparison import OTHER_EPOCHS
 from bgl.visualization.retrieval import nearest
 

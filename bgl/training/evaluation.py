@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from bgl._checks import check_int
-from bgl.datasets import ImageDataset, Splits
+from bgl.datasets import ImageDataset, Splits, recall_at
 from bgl.images import eval_transform
 from bgl.metrics import retrieval_metrics
 from bgl.models import BackboneInfo, Encoder, embed_batches
@@ -24,22 +24,6 @@ from bgl.training.loading import TIMEOUT, num_workers, worker_seed
 from bgl.training.progress import Progress
 
 Metrics = dict[str, float]
-RECALL_AT = (1, 2, 4, 8)
-_RECALL_AT = {  # where the literature has other K
-    "sop": (1, 10, 100, 1000),
-    "inshop": (1, 10, 20, 30),
-    "vehicleid": (1, 5),
-}
-
-
-def recall_at(dataset: str) -> tuple[int, ...]:
-    """The K of Recall@K that are usual for a dataset.
-
-    Example:
-        >>> recall_at("sop"), recall_at("cub"), recall_at("vehicleid-large")
-        ((1, 10, 100, 1000), (1, 2, 4, 8), (1, 5))
-    """
-    return _RECALL_AT.get(dataset.partition("-")[0], RECALL_AT)
 
 
 def embed(

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 import bgl.training.loop as loop
-from bgl.datasets import ImageDataset, Splits, eval_transform
+from bgl.datasets import ImageDataset, Splits
 from bgl.hyperbolic import HyperbolicDistance
+from bgl.images import eval_transform
 from bgl.losses import LOSS_NAMES
 from bgl.samplers import ClassBalancedSampler
 from bgl.training import Progress, TrainConfig, TrainResult, build_model, embed, evaluate, train
