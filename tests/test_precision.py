@@ -139,7 +139,7 @@ def test_the_environment_of_nvidia_containers_is_seen() -> None:
 
 def test_an_older_torch_is_asked_by_its_own_switch(monkeypatch: pytest.MonkeyPatch) -> None:
     class Backends:
-        class cuda:  # noqa: N801
+        class cuda:
             matmul = object()
 
         mkldnn = object()
