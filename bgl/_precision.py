@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # Rows that a median is taken of; it need not be exact.
 MEDIAN_ROWS = 256
@@ -20,6 +21,16 @@ def at_least_float32(x: Tensor) -> Tensor:
         torch.float32
     """
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def in_precision_of(loss: Callable[..., Tensor], embeddings: Tensor) -> Tensor:
+    """Embeddings in the precision of a loss's parameters; at least float32 where it has none.
+
+    Losses with proxies would convert their parameters to the type of the embeddings, for good.
+    """
+    parameters = loss.parameters() if isinstance(loss, nn.Module) else ()
+    dtype = next((p.dtype for p in parameters if p.is_floating_point()), None)
+    return at_least_float32(embeddings) if dtype is None else embeddings.to(dtype)
 
 
 def exact_matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
