@@ -13,11 +13,11 @@ from torch import Tensor
 from bgl import models
 from bgl._io import atomic_path, write_text
 from bgl._neighbors import nearest
-from bgl.datasets import Splits
+from bgl.datasets import Splits, recall_at
 from bgl.metrics import retrieval_metrics
 from bgl.pipeline.comparison import OTHER_EPOCHS
 from bgl.refinement import refine
-from bgl.training import Evaluator, Progress, TrainConfig, make_accelerator, recall_at
+from bgl.training import Evaluator, Progress, TrainConfig, make_accelerator
 
 Row = dict[str, Any]
 K = 7  # refine's default, lowered for tiny test sets

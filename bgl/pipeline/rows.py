@@ -18,7 +18,7 @@ import yaml
 
 import bgl
 from bgl._io import write_text
-from bgl.datasets import Splits, download, load_dataset, raw_pixels
+from bgl.datasets import Splits, download, load_dataset, raw_pixels, recall_at
 from bgl.metrics import retrieval_metrics
 from bgl.pipeline.options import CONFIGS
 from bgl.pipeline.recipes import published_beside
@@ -31,7 +31,6 @@ from bgl.training import (
     TrainConfig,
     build_encoder,
     make_accelerator,
-    recall_at,
     train,
 )
 from bgl.training.checkpoint import CHECKPOINT_FILE
