@@ -7,6 +7,7 @@ import html
 import io
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from PIL import Image
@@ -79,8 +80,9 @@ def write_results(
 
 
 def printable(text: str | Path) -> str:
-    """A file's name as text, whatever bytes are in it."""
-    return os.fsencode(text).decode("utf-8", "replace")
+    """Show a file's name as text, whatever bytes are in it."""
+    shown = os.fsencode(text).decode("utf-8", "replace")
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in shown)
 
 
 def _section(query: Path, hits: Sequence[Hit], measure: str) -> str:
@@ -98,10 +100,10 @@ def _section(query: Path, hits: Sequence[Hit], measure: str) -> str:
 def _figure(path: Path, caption: str) -> str:
     name = html.escape(_name(path))
     place = html.escape(printable(path))
-    try:
-        picture = f'<img src="{_thumbnail(path)}" alt="{name}">'
-    except BrokenImageError:  # moved or changed since the index was built
-        picture = '<div class="missing">no longer there</div>'
+    picture = '<div class="missing">no longer there</div>'
+    if path.is_file():  # reading would wait for ever at a named pipe
+        with suppress(BrokenImageError):  # changed since the index was built
+            picture = f'<img src="{_thumbnail(path)}" alt="{name}">'
     return (
         f'<figure title="{place}">{picture}<figcaption>{html.escape(caption)}<br>{name}'
         "</figcaption></figure>"
