@@ -112,9 +112,9 @@ def _size_options(name: str, image_size: int | None) -> dict[str, int]:
         return {}
     check_at_most(check_int(image_size, "image_size", 1), "image_size")
     usual = None if name in TORCHVISION else timm.get_pretrained_cfg(name)
-    fixed = usual is not None and usual.fixed_input_size  # timm: then it takes `img_size`
-    other = fixed and usual.input_size[1:] != (image_size, image_size)
-    return {"img_size": image_size} if other else {}
+    if usual is None or usual.input_size[1:] == (image_size, image_size):
+        return {}
+    return {"img_size": image_size} if usual.fixed_input_size else {}  # timm: then it takes it
 
 
 def _plan(name: str, image_size: int | None, options: dict[str, int]) -> dict[str, Tensor]:

@@ -176,7 +176,8 @@ class SearchIndex:
                 f"Expected {path} to hold embeddings with the {width} columns of the model {run}, "
                 f"but got {embeddings.size(1)}: build the index again"
             )
-        return cls(run, model, encoder, output, map(Path, entries["images"]), embeddings)
+        paths = [Path(image) for image in entries["images"]]
+        return cls(run, model, encoder, output, paths, embeddings)
 
     @property
     def measure(self) -> str:
@@ -261,7 +262,7 @@ def _read(path: Path) -> tuple[_Entries, Tensor]:
             embeddings: Tensor = file.get_tensor("embeddings").clone()
             entries: _Entries = json.loads(file.metadata()["index"])
         for name in ("run", "model", "output", "digest"):
-            if not isinstance(entries[name], str):  # type: ignore[literal-required]
+            if not isinstance(entries[name], str):
                 raise TypeError(f"`{name}` is no text")
         check_choice(entries["output"], "output", OUTPUTS)
         images = entries["images"]

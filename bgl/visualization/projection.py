@@ -78,5 +78,7 @@ def reduce(x: Tensor, dim: int) -> np.ndarray:
     from sklearn.decomposition import PCA
 
     rows = x.detach().double().cpu().numpy()
+    if len(rows) < 2:  # nothing varies
+        return np.zeros((len(rows), dim), dtype=np.float32)
     parts = PCA(min(dim, *rows.shape), svd_solver="full").fit_transform(rows)
     return np.pad(parts, ((0, 0), (0, dim - parts.shape[1]))).astype(np.float32)
