@@ -18,7 +18,7 @@ from speed_retrieval import (
 from torch import Tensor, nn
 
 from bgl.augment import AugmentedLoss, ClassStatistics, NeighborCorrection
-from bgl.hyperbolic import ToPoincareBall
+from bgl.hyperbolic import HyperbolicDistance, ToPoincareBall
 from bgl.layers import BatchGraphConv, BGFormerBlock, DyBGRBlock
 from bgl.layers.bgformer import ClassMean
 from bgl.losses import PairwiseCrossEntropyLoss
@@ -96,7 +96,7 @@ def pairwise_loss(scale: Scale) -> Comparison:
     x, y = class_data(scale, classes, per_class, channels)
     plain = ToPoincareBall(c=0.1, clip_radius=2.3)(x)
     both = torch.stack([plain, plain.flip(1)])
-    criterion = PairwiseCrossEntropyLoss(reduction="sum")
+    criterion = PairwiseCrossEntropyLoss(0.2, HyperbolicDistance(c=0.1), "sum")
 
     def ours(z: Tensor) -> Tensor:
         total: Tensor = criterion(z[0], y) + criterion(z[1], y)
@@ -249,7 +249,7 @@ def compiled(scale: Scale, name: str) -> Comparison:
     modules: dict[str, Callable[[], nn.Module]] = {
         "dybgr": lambda: DyBGRBlock(channels, scale(30, 5)),
         "bgformer": lambda: BGFormerBlock(channels, scale(8, 2), scale(30, 5)),
-        "pairwise-loss": lambda: PairwiseCrossEntropyLoss(),
+        "pairwise-loss": lambda: PairwiseCrossEntropyLoss(0.2, HyperbolicDistance(c=0.1)),
     }
     module = modules[name]().to(scale.dtype)
     x, y = class_data(scale, classes, 9, scale(384, 8) if name == "pairwise-loss" else channels)
