@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed as dist
-from pytorch_metric_learning import losses, miners, samplers, testers
+from pytorch_metric_learning import losses, miners, samplers, testers, trainers
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from pytorch_metric_learning.utils.distributed import (
     DistributedLossWrapper,
@@ -65,7 +65,7 @@ def test_losses_and_miners_on_context(loss, miner):
     x, y = batch()
     x.requires_grad_()
     block, loss_func, mine = DyBGRBlock(C, k=4), LOSSES[loss](), MINERS[miner]()
-    context = block(x, y)
+    context = block(x, y=y)
     loss_func(context, y, None if mine is None else mine(context, y)).backward()
     for grad in (x.grad, block.mlp.fc1.weight.grad):
         assert torch.isfinite(grad).all()
@@ -91,7 +91,7 @@ def test_training_with_a_sampler_a_miner_and_iaa(block):
             assert labels.bincount().tolist() == [4] * CLASSES
             features = encoder(images)
             loss = augmented(head(features), labels)
-            loss = loss + loss_func(head(mixer(features, labels)), labels)
+            loss = loss + loss_func(head(mixer(features, y=labels)), labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -117,7 +117,7 @@ def test_distributed_loss_wrapper(loss, distributed, request):
     x, y = batch()
     plain = LOSSES[loss]()
     wrapped = DistributedLossWrapper(plain)
-    context = DyBGRBlock(C, k=4)(x, y)
+    context = DyBGRBlock(C, k=4)(x, y=y)
     assert torch.equal(wrapped(context, y), plain(context, y))
     iaa = augmentation(x, y)
     values = []
@@ -130,11 +130,28 @@ def test_distributed_loss_wrapper(loss, distributed, request):
 def test_distributed_miner_wrapper(process_group):
     x, y = batch()
     mine = miners.MultiSimilarityMiner()
-    context = DyBGRBlock(C, k=4)(x, y)
+    context = DyBGRBlock(C, k=4)(x, y=y)
     for one, other in zip(DistributedMinerWrapper(mine)(context, y), mine(context, y), strict=True):
         assert torch.equal(one, other)
     with pytest.raises(ValueError, match="`miner`"):
         AugmentedLoss(losses.ContrastiveLoss(), augmentation(x, y), DistributedMinerWrapper(mine))
+
+
+def test_trainer():
+    """Trainers give every loss `indices_tuple`, without a miner None."""
+    x, y = batch(48)
+    trunk = nn.Linear(C, C)
+    before = trunk.weight.detach().clone()
+    trainers.MetricLossOnly(
+        {"trunk": trunk},
+        {"trunk_optimizer": torch.optim.SGD(trunk.parameters(), lr=0.1)},
+        batch_size=24,
+        loss_funcs={"metric_loss": AugmentedLoss(losses.ContrastiveLoss(), augmentation(x, y))},
+        dataset=TensorDataset(x, y),
+        data_device=torch.device("cpu"),
+        dataloader_num_workers=0,
+    ).train(num_epochs=1)
+    assert not torch.equal(trunk.weight, before)
 
 
 def test_tester():

@@ -57,21 +57,21 @@ def conv(x: Tensor, y: Tensor) -> Tensor:
 
 
 LAYERS: dict[str, Layer] = {
-    "AdaptiveGraph, released": lambda x, y: AdaptiveGraph(k=3)(x, y)[1],
-    "AdaptiveGraph, paper": lambda x, y: AdaptiveGraph(k=3, formulation="paper")(x, y)[1],
+    "AdaptiveGraph, released": lambda x, y: AdaptiveGraph(k=3)(x, y=y)[1],
+    "AdaptiveGraph, paper": lambda x, y: AdaptiveGraph(k=3, formulation="paper")(x, y=y)[1],
     # the released weights reach 1e3, and the result must stay in float16
-    "DyBGR": lambda x, y: DyBGR(k=3)(x.clamp(-16, 16) if x.dtype == torch.float16 else x, y),
-    "DyBGR, paper": lambda x, y: DyBGR(k=3, formulation="paper")(x, y),
-    "RandomGraphBlock": lambda x, y: RandomGraphBlock(WIDTH, k=3).to(x.dtype)(x, y),
+    "DyBGR": lambda x, y: DyBGR(k=3)(x.clamp(-16, 16) if x.dtype == torch.float16 else x, y=y),
+    "DyBGR, paper": lambda x, y: DyBGR(k=3, formulation="paper")(x, y=y),
+    "RandomGraphBlock": lambda x, y: RandomGraphBlock(WIDTH, k=3).to(x.dtype)(x, y=y),
     "attention": attention,
     "LabelGraph, BatchGraphConv": conv,
-    "DyBGRBlock": lambda x, y: DyBGRBlock(WIDTH, k=3).to(x.dtype)(x, y),
-    "DyBGRBlock, GraphNorm": lambda x, y: DyBGRBlock(WIDTH, k=3, norm="graph").to(x.dtype)(x, y),
-    "BGFormerBlock": lambda x, y: BGFormerBlock(WIDTH, HEADS, k=3).to(x.dtype)(x, y),
+    "DyBGRBlock": lambda x, y: DyBGRBlock(WIDTH, k=3).to(x.dtype)(x, y=y),
+    "DyBGRBlock, GraphNorm": lambda x, y: DyBGRBlock(WIDTH, k=3, norm="graph").to(x.dtype)(x, y=y),
+    "BGFormerBlock": lambda x, y: BGFormerBlock(WIDTH, HEADS, k=3).to(x.dtype)(x, y=y),
     "BGFormerBlock, attention": lambda x, y: BGFormerBlock(
         WIDTH, HEADS, k=3, semantic="attention"
-    ).to(x.dtype)(x, y),
-    "BatchFormerBlock": lambda x, y: BatchFormerBlock(WIDTH, HEADS).to(x.dtype)(x, y),
+    ).to(x.dtype)(x, y=y),
+    "BatchFormerBlock": lambda x, y: BatchFormerBlock(WIDTH, HEADS).to(x.dtype)(x, y=y),
     "ToPoincareBall": lambda x, y: ToPoincareBall()(x),
     "ToPoincareBall, not clipped": lambda x, y: ToPoincareBall(c=1.0, clip_radius=None)(x),
     "HyperbolicDistance": lambda x, y: HyperbolicDistance()(ToPoincareBall()(x)),
@@ -79,11 +79,9 @@ LAYERS: dict[str, Layer] = {
 
 
 def cosine_loss(name: str, miner: str = "default") -> Layer:
-    """As the training loop calls it: in float32 at least."""
-
     def compute(x: Tensor, y: Tensor) -> Tensor:
         loss = MinedLoss(create_loss(name, 8, WIDTH), create_miner(miner, name))
-        return loss.to(at_least_float32(x).dtype)(at_least_float32(x), y)
+        return loss.to(at_least_float32(x).dtype)(x, y)
 
     return compute
 
@@ -97,8 +95,8 @@ def hyperbolic_loss(name: str) -> Layer:
 
 def augmented(covariance: str, gamma: float) -> Layer:
     def compute(x: Tensor, y: Tensor) -> Tensor:
-        x = at_least_float32(x)
-        statistics = ClassStatistics(8, WIDTH, covariance=covariance).to(x.dtype)
+        statistics = ClassStatistics(8, WIDTH, covariance=covariance)
+        statistics.to(at_least_float32(x).dtype)
         statistics.estimate(x, y)
         correction = NeighborCorrection(num_neighbors=3, gamma=gamma)
         augmentation = IntraClassAugmentation(statistics, correction)
@@ -110,9 +108,9 @@ def augmented(covariance: str, gamma: float) -> Layer:
 LOSSES: dict[str, Layer] = {
     **{name: cosine_loss(name) for name in LOSS_NAMES},
     "multi-similarity, batch-hard": cosine_loss("triplet", "batch-hard"),
-    "pairwise-ce, sum": lambda x, y: PairwiseCrossEntropyLoss(0.01, reduction="sum")(
-        ToPoincareBall()(x), y
-    ),
+    "pairwise-ce, sum": lambda x, y: PairwiseCrossEntropyLoss(
+        0.01, HyperbolicDistance(c=0.1), reduction="sum"
+    )(ToPoincareBall()(x), y),
     "pairwise-ce, hyperbolic": hyperbolic_loss("pairwise-ce"),
     "triplet, hyperbolic": hyperbolic_loss("triplet"),
     "iaa": augmented("diagonal", 0.1),
