@@ -144,7 +144,13 @@ def build_augmentation(config: TrainConfig, num_classes: int) -> IntraClassAugme
     if config.augmentation == "none":
         return None
     iaa = config.iaa
-    statistics = ClassStatistics(num_classes, config.head_dim, iaa.momentum, iaa.covariance)
+    statistics = ClassStatistics(
+        num_classes,
+        config.head_dim,
+        iaa.momentum,
+        iaa.covariance,
+        curvature=config.curvature if config.distance == "hyperbolic" else None,
+    )
     correction = None
     if iaa.correction:
         correction = NeighborCorrection(

@@ -409,6 +409,7 @@ def test_augmentation_changes_the_plain_loss_alone(splits, tmp_path):
     )
     one, other = plain.history[0], augmented.history[0]
     assert one["loss_plain"] != other["loss_plain"]
+    assert one["loss_graph"] == other["loss_graph"]
 
 
 def schedule_of(config: TrainConfig, steps: int) -> list[float]:
