@@ -24,7 +24,7 @@ from benchmarks.speed.case import (
 )
 from benchmarks.speed.retrieval import recall, recall_hyperbolic, recall_small
 from bgl.augment import AugmentedLoss, ClassStatistics, NeighborCorrection
-from bgl.hyperbolic import ToPoincareBall
+from bgl.hyperbolic import HyperbolicDistance, ToPoincareBall
 from bgl.layers import AdaptiveGraph, BatchGraphConv, BGFormerBlock, DyBGR, DyBGRBlock
 from bgl.losses import PairwiseCrossEntropyLoss
 from bgl.training import TrainConfig, build_model
@@ -196,7 +196,7 @@ def pairwise_loss(scale: Scale) -> Sides:
     per_class, channels = scale(9, 3), scale(384, 8)
     x, y = class_data(scale, scale(45, 4), per_class, channels)
     z = ToPoincareBall(c=0.1, clip_radius=2.3)(x)
-    criterion = PairwiseCrossEntropyLoss(reduction="sum")
+    criterion = PairwiseCrossEntropyLoss(0.2, HyperbolicDistance(c=0.1), "sum")
     loop = partial(peers.pairwise_loss, per_class=per_class, c=0.1, temperature=0.2)
     at_once = partial(peers.pairwise_loss_at_once, per_class=per_class, c=0.1, temperature=0.2)
     return Sides(

@@ -171,7 +171,8 @@ class SearchIndex:
                 "with another one: build it again, or name the model it was built with"
             )
         encoder = load(run, device)
-        sample = torch.zeros(1, 3, encoder.image_size, encoder.image_size, dtype=torch.uint8)
+        side = encoder.config.image_size
+        sample = torch.zeros(1, 3, side, side, dtype=torch.uint8)
         width = encoder.embed(sample, output=output).size(1)
         if embeddings.size(1) != width:
             raise ValueError(
