@@ -125,6 +125,18 @@ def check_callable(value: Any, name: str) -> None:
         raise ValueError(f"Expected argument `{name}` to be callable, got {describe(value)}")
 
 
+def check_device(device: str | torch.device) -> None:
+    """Raise unless PyTorch can compute on ``device``, here and now."""
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"Expected argument `device` to be a device of this machine, but got {device!r} "
+            f"({reason}): pass 'cpu', or 'cuda' where there is one"
+        ) from error
+
+
 def check_finite(x: Tensor, name: str) -> None:
     """Raise if ``x`` holds NaN or infinite values, naming the first bad row. Waits for the device.
 

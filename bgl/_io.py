@@ -66,7 +66,14 @@ def write_tensors(path: str | Path, tensors: dict[str, Tensor]) -> None:
     from safetensors import SafetensorError  # an optional dependency
     from safetensors.torch import save_file
 
-    plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    plain: dict[str, Tensor] = {}
+    stored = set()
+    for name, tensor in tensors.items():
+        memory = tensor.untyped_storage().data_ptr()
+        # The format refuses shared memory (one block used twice): each name gets its own copy.
+        plain[name] = tensor.clone() if memory in stored else tensor
+        plain[name] = plain[name].contiguous()
+        stored.add(memory)
     try:
         with atomic_path(path) as temporary:
             save_file(plain, temporary)

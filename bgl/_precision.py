@@ -33,12 +33,20 @@ def in_precision_of(loss: Callable[..., Tensor], embeddings: Tensor) -> Tensor:
     return at_least_float32(embeddings) if dtype is None else embeddings.to(dtype)
 
 
+def for_exact_products(x: Tensor) -> Tensor:
+    """``x`` itself, or in float64 where a switch of PyTorch allows less than float32 in products.
+
+    A compiled graph on the CPU keeps to the switch that it was compiled under.
+    """
+    reduced = x.dtype == torch.float32 and _may_reduce_float32(x.device.type)
+    return x.double() if reduced else x
+
+
 def exact_matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """Multiply two matrices, or batches of them, in their own precision, float32 or float64.
 
-    Autocast is off. Where a switch of PyTorch allows float32 products in TF32 or bfloat16, they
-    are computed in float64 instead, which no switch touches, and so are those of the gradient.
-    A compiled graph on the CPU keeps to the switch that it was compiled under. As with
+    Autocast is off. Where a switch allows float32 products in TF32 or bfloat16, they are computed
+    in float64 instead, which no switch touches, and so are those of the gradient. As with
     ``torch.matmul``, nothing is differentiated through ``out``.
 
     Example:
@@ -46,10 +54,11 @@ def exact_matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
         tensor([[2.]])
     """
     with torch.autocast(a.device.type, enabled=False):
-        if a.dtype == torch.float32 and _may_reduce_float32(a.device.type):
-            product = (a.double() @ b.double()).float()
-            return product if out is None else out.copy_(product)
-        return torch.matmul(a, b, out=out)
+        wide = for_exact_products(a)
+        if wide is a:
+            return torch.matmul(a, b, out=out)
+        product = (wide @ for_exact_products(b)).to(a.dtype)
+        return product if out is None else out.copy_(product)
 
 
 def central_point(points: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from pytorch_metric_learning.distances import BaseDistance
 from torch import Tensor, nn
 
-from bgl._checks import check_matrix, check_real, describe
+from bgl._checks import check_matrix, check_real, describe, readable
 from bgl._precision import at_least_float32, central_point, exact_matmul
 
 # The constants of the published implementation, which the results follow to the last digits.
@@ -52,6 +52,10 @@ def to_poincare_ball(x: Tensor, *, c: float, clip_radius: float | None = None) -
     tensor([[0.4570, 0.6093],
             [0.0000, 0.0000]])
     """
+    _check_curvature(c)
+    _check_floating(x, "x")
+    if clip_radius is not None:
+        check_real(clip_radius, "clip_radius", minimum=0, exclusive=True)
     with torch.autocast(x.device.type, enabled=False):
         x = at_least_float32(x)
         if clip_radius is not None:
@@ -61,6 +65,33 @@ def to_poincare_ball(x: Tensor, *, c: float, clip_radius: float | None = None) -
         norm = _norm(z).clamp_min(_NORM_EPS)
         limit = (1 - _BALL_EPS) / math.sqrt(c)
         return torch.where(norm > limit, z / norm * limit, z)
+
+
+def from_poincare_ball(z: Tensor, *, c: float) -> Tensor:
+    r"""Map points of the Poincaré ball into the tangent space at its origin.
+
+    The logarithmic map, by which :func:`to_poincare_ball` without clipping is undone:
+
+    .. math::
+        x = \operatorname{artanh}(\sqrt{c}\,|z|) \frac{z}{\sqrt{c}\,|z|}
+
+    Args:
+        z: points ``[..., C]`` of the ball, any floating-point type. Those further out than
+            :func:`to_poincare_ball` puts any are pulled in as far.
+        c: the ball has curvature :math:`-c`.
+
+    Returns:
+        Vectors of the same shape, at least float32. A zero row stays zero.
+
+    >>> from_poincare_ball(torch.tensor([[0.5, 0.0]]), c=1.0)
+    tensor([[0.5493, 0.0000]])
+    """
+    _check_curvature(c)
+    _check_floating(z, "z")
+    with torch.autocast(z.device.type, enabled=False):
+        z = at_least_float32(z)
+        scaled = math.sqrt(c) * _norm(z).clamp_min(_NORM_EPS)
+        return scaled.clamp_max(1 - _BALL_EPS).atanh() * z / scaled
 
 
 def distance_matrix(x: Tensor, y: Tensor, *, c: float) -> Tensor:
@@ -102,6 +133,7 @@ def distance_matrix(x: Tensor, y: Tensor, *, c: float) -> Tensor:
     tensor([[0.0000, 1.0986],
             [1.0986, 0.0000]])
     """
+    _check_pair(x, y, c)
     with torch.autocast(x.device.type, enabled=False):
         x, y = _one_type(x, y)
         # A median would be too slow for every step of a training.
@@ -128,8 +160,11 @@ def paired_distance(x: Tensor, y: Tensor, *, c: float) -> Tensor:
     >>> paired_distance(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.5, 0.0]]), c=1.0)
     tensor([1.0986])
     """
+    _check_pair(x, y, c)
+    if len(x) != len(y):
+        raise ValueError(f"Expected argument `y` to have {len(x)} rows like `x`, but got {len(y)}")
     with torch.autocast(x.device.type, enabled=False):
-        x, y = at_least_float32(x), at_least_float32(y)
+        x, y = _one_type(x, y)
         return _distance(_squared_norm(x - y), _squared_norm(x), _squared_norm(y), c).squeeze(-1)
 
 
@@ -153,6 +188,7 @@ def rank_matrix(x: Tensor, y: Tensor, *, c: float) -> Tensor:
     >>> rank_matrix(points[:1], points, c=1.0).argsort()
     tensor([[0, 1, 2]])
     """
+    _check_pair(x, y, c)
     with torch.autocast(x.device.type, enabled=False):
         x, y = _one_type(x, y)
         squared = _squared_distances(x, y, central_point(y))[0].clamp_min_(0)
@@ -186,6 +222,8 @@ def rank_factors(x: Tensor, *, c: float) -> tuple[Tensor, Tensor, Tensor]:
     >>> left[:1] @ right.T
     tensor([[0.0000, 0.3333, 1.7778]])
     """
+    _check_curvature(c)
+    check_matrix(x)
     x = math.sqrt(c) * at_least_float32(x)
     square = _squared_norm(x)
     inside = 1 - square
@@ -216,17 +254,13 @@ class ToPoincareBall(nn.Module):
 
     def __init__(self, c: float = 0.1, clip_radius: float | None = 2.3) -> None:
         super().__init__()
-        self.c = check_real(c, "c", minimum=0, exclusive=True)
+        self.c = _check_curvature(c)
         if clip_radius is not None:
             clip_radius = check_real(clip_radius, "clip_radius", minimum=0, exclusive=True)
         self.clip_radius = clip_radius
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x [..., C]`` into the ball."""
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            raise ValueError(
-                f"Expected argument `x` to be a floating-point tensor, but got {describe(x)}"
-            )
         return to_poincare_ball(x, c=self.c, clip_radius=self.clip_radius)
 
     def extra_repr(self) -> str:
@@ -249,7 +283,9 @@ class HyperbolicDistance(BaseDistance):
         - **output:** ``[Q, R]``, at least float32
 
     Raises:
-        ValueError: if ``c`` is not positive, or a point set not a floating-point matrix.
+        ValueError: if ``c`` is not positive, a point set not a floating-point matrix, or a point
+            not in the ball. That last check reads the points, which on a GPU would wait for it:
+            there, and in a compiled graph, distances from such points are meaningless but finite.
 
     >>> distance = HyperbolicDistance(c=1.0)
     >>> distance(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.5, 0.0], [0.0, 0.8]]))
@@ -258,18 +294,16 @@ class HyperbolicDistance(BaseDistance):
 
     def __init__(self, c: float = 0.1) -> None:
         super().__init__(normalize_embeddings=False, is_inverted=False)
-        self.c = check_real(c, "c", minimum=0, exclusive=True)
+        self.c = _check_curvature(c)
 
     def check_shapes(self, query_emb: Tensor, ref_emb: Tensor | None) -> None:
-        """Raise unless both arguments are floating-point matrices (called by the library)."""
-        check_matrix(query_emb, "query_emb", "[Q, C]")
+        """Raise unless both are sets of points of the ball (called by the library)."""
+        _check_pair(
+            query_emb, query_emb if ref_emb is None else ref_emb, self.c, ("query_emb", "ref_emb")
+        )
+        _check_in_ball(query_emb, "query_emb", self.c)
         if ref_emb is not None:
-            check_matrix(ref_emb, "ref_emb", "[R, C]")
-            if ref_emb.size(1) != query_emb.size(1):
-                raise ValueError(
-                    f"Expected argument `ref_emb` to have {query_emb.size(1)} columns like "
-                    f"`query_emb`, but got {ref_emb.size(1)}"
-                )
+            _check_in_ball(ref_emb, "ref_emb", self.c)
 
     def compute_mat(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
         """Distances ``[Q, R]``."""
@@ -285,10 +319,47 @@ class HyperbolicDistance(BaseDistance):
 
     def rank_factors(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Factors whose products order pairs as the distances do (see :func:`rank_factors`)."""
+        _check_in_ball(points, "points", self.c)
         return rank_factors(points, c=self.c)
 
     def extra_repr(self) -> str:
         return f"c={self.c}"
+
+
+def _check_curvature(c: float) -> float:
+    """Raise unless ``c`` is a positive number, the curvature of a ball being ``-c``; return it."""
+    return check_real(c, "c", minimum=0, exclusive=True)
+
+
+def _check_floating(x: Tensor, name: str) -> None:
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() == 0:
+        raise ValueError(
+            f"Expected argument `{name}` to be a floating-point tensor of shape [..., C], "
+            f"but got {describe(x)}"
+        )
+
+
+def _check_pair(x: Tensor, y: Tensor, c: float, names: tuple[str, str] = ("x", "y")) -> None:
+    _check_curvature(c)
+    check_matrix(x, names[0], "[Q, C]")
+    check_matrix(y, names[1], "[R, C]")
+    if x.size(1) != y.size(1):
+        raise ValueError(
+            f"Expected argument `{names[1]}` to have {x.size(1)} columns like `{names[0]}`, "
+            f"but got {y.size(1)}"
+        )
+
+
+def _check_in_ball(x: Tensor, name: str, c: float) -> None:
+    """Raise if a point lies outside of the ball, where points may be looked at."""
+    if readable(x) and len(x):
+        longest = float(_norm(at_least_float32(x.detach())).max())
+        if longest**2 * c >= 1:
+            raise ValueError(
+                f"Expected argument `{name}` to hold points of the Poincaré ball, of norms below "
+                f"{1 / math.sqrt(c):.4g} (c = {c:g}), but got a norm of {longest:.4g}: end the "
+                "head in bgl.hyperbolic.ToPoincareBall"
+            )
 
 
 def _one_type(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

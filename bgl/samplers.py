@@ -15,21 +15,21 @@ from bgl._checks import check_finite, check_index_vector, check_int, check_matri
 
 
 class ClassBalancedSampler(Sampler[list[int]]):
-    r"""Batches of ``batch_size / per_class`` distinct classes with ``per_class`` samples each.
+    r"""Sample batches of ``batch_size / per_class`` classes with ``per_class`` samples each.
 
     A batch sampler: hand it to ``DataLoader(batch_sampler=...)`` and call :meth:`set_epoch`
     before every epoch, as with PyTorch's ``DistributedSampler``. An epoch depends on
     ``(seed, epoch)`` only, and on the positions (see below); the global random generators are
     neither read nor changed.
 
-    Classes are dealt from a shuffled deck, so each is seen once before any is seen twice and
-    every epoch covers all of them. The samples of a class are dealt the same way: all are used
-    before one repeats, and no batch holds a sample twice unless its class has fewer than
+    Classes are drawn in shuffled passes, so each is seen once before any is seen twice and every
+    epoch covers all of them. The samples of a class are drawn the same way: all are used before
+    one repeats, and no batch holds a sample twice unless its class has fewer than
     ``per_class``. Such a class is drawn with repeats, each of its samples as often as the others
     (to within one), and a ``UserWarning`` at construction counts these classes.
 
-    With ``neighbors`` the deck lies in groups of *look-alikes*: a class c drawn at random, then
-    the ``neighbors`` classes d not yet dealt that are most similar to it,
+    With ``neighbors`` a pass consists of groups of *look-alikes*: a class c drawn at random, then
+    the ``neighbors`` classes d not yet drawn that are most similar to it,
 
     .. math::
         s(c, d) = \cos(\mu_c - \bar\mu,\ \mu_d - \bar\mu), \qquad
@@ -38,8 +38,8 @@ class ClassBalancedSampler(Sampler[list[int]]):
     by their :meth:`set_positions` :math:`\mu`. What is hard to tell apart meets in a batch, and a
     batch graph finds its hard neighbours there. The rest holds as above.
 
-    Source: nearest classes in a batch, Liao and Shao, *Graph Sampling Based Deep Metric Learning
-    for Generalizable Person Re-Identification*, CVPR 2022.
+    Nearest classes in a batch are from `"Graph Sampling Based Deep Metric Learning for
+    Generalizable Person Re-Identification" <https://arxiv.org/abs/2104.01546>`_.
 
     Args:
         labels: Class of every sample, any integers, of shape [N].
@@ -115,7 +115,7 @@ class ClassBalancedSampler(Sampler[list[int]]):
         self.epoch = check_int(epoch, "epoch", 0)
 
     def set_positions(self, positions: Tensor) -> None:
-        """Say where the classes are, for instance their mean features; copied.
+        """Set the positions of the classes, for instance their mean features, which are copied.
 
         Args:
             positions: [K, C], a row for each of :attr:`classes` (labels in ascending order).
@@ -133,30 +133,30 @@ class ClassBalancedSampler(Sampler[list[int]]):
         self._positions = positions.detach().cpu().to(torch.float32, copy=True)
 
     def state_dict(self) -> dict[str, Tensor | None]:
-        """The positions, on which the batches of an epoch depend beside seed and epoch."""
+        """Return the positions, on which an epoch depends besides seed and epoch."""
         return {"positions": self._positions}
 
     def load_state_dict(self, state: dict[str, Tensor | None]) -> None:
-        """Take over positions."""
+        """Set the positions of a state."""
         self._positions = None
         if state["positions"] is not None:
             self.set_positions(state["positions"])
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Return the number of batches in an epoch."""
         return self.batches_per_epoch
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Lists of ``batch_size`` indices, the samples of a class next to each other."""
+        """Yield lists of ``batch_size`` indices, the samples of a class next to each other."""
         rng = np.random.default_rng([self.seed, self.epoch])
-        class_deck = _Deck(len(self.classes), rng)
+        classes = _Shuffle(len(self.classes), rng)
         if self.neighbors and self._positions is not None:
-            class_deck = _GroupedDeck(self._positions, self.neighbors, rng)
-        sample_decks = [_Deck(len(members), rng) for members in self._members]
+            classes = _GroupedShuffle(self._positions, self.neighbors, rng)
+        samples = [_Shuffle(len(members), rng) for members in self._members]
         for _ in range(self.batches_per_epoch):
             batch: list[int] = []
-            for c in class_deck.deal(self.classes_per_batch):
-                batch.extend(self._members[c][sample_decks[c].deal(self.per_class)].tolist())
+            for c in classes.draw(self.classes_per_batch):
+                batch.extend(self._members[c][samples[c].draw(self.per_class)].tolist())
             yield batch
 
     def _warn_small_classes(self) -> None:
@@ -171,8 +171,8 @@ class ClassBalancedSampler(Sampler[list[int]]):
             )
 
 
-class _Deck:
-    """Deals 0 … size-1 in shuffled passes: each number once before any comes again."""
+class _Shuffle:
+    """Draw 0 … size-1 in shuffled passes: each number once before any comes again."""
 
     def __init__(self, size: int, rng: np.random.Generator) -> None:
         self.size = size
@@ -180,26 +180,25 @@ class _Deck:
         self.queue: list[int] = []
 
     def one_pass(self) -> list[int]:
-        """Every number once."""
-        numbers: list[int] = self.rng.permutation(self.size).tolist()
-        return numbers
+        """Draw every number once."""
+        return self.rng.permutation(self.size).tolist()
 
-    def deal(self, count: int) -> list[int]:
-        """The next ``count`` numbers: distinct ones if ``count`` ≤ ``size``."""
+    def draw(self, count: int) -> list[int]:
+        """Draw the next ``count`` numbers: distinct ones if ``count`` ≤ ``size``."""
         rounds, count = divmod(count, self.size)
         # Whole rounds use every number equally often and need no place in the queue. They are
         # shuffled all the same: losses may pair the i-th and j-th sample of each class.
-        dealt: list[int] = []
+        drawn: list[int] = []
         for _ in range(rounds):
-            dealt += self.one_pass()
+            drawn += self.one_pass()
         if len(self.queue) < count:
             self._shuffle_behind(count)
-        dealt += self.queue[:count]
+        drawn += self.queue[:count]
         del self.queue[:count]
-        return dealt
+        return drawn
 
     def _shuffle_behind(self, count: int) -> None:
-        """Queue another pass; numbers left over from the last one don't come up in this deal."""
+        """Queue another pass; numbers left over from the last one don't come up in this draw."""
         fresh = self.one_pass()
         left = set(self.queue)
         fill = [number for number in fresh if number not in left][: count - len(left)]
@@ -207,8 +206,8 @@ class _Deck:
         self.queue += fill + [number for number in fresh if number not in used]
 
 
-class _GroupedDeck(_Deck):
-    """Its passes consist of groups: a number at random, then its nearest ones that are left."""
+class _GroupedShuffle(_Shuffle):
+    """Draw passes that consist of groups: a number at random, then its nearest ones left."""
 
     def __init__(self, positions: Tensor, neighbors: int, rng: np.random.Generator) -> None:
         super().__init__(len(positions), rng)
@@ -232,7 +231,7 @@ class _GroupedDeck(_Deck):
 
 
 def _members(labels: Tensor) -> tuple[list[int], list[np.ndarray]]:
-    """The distinct labels in ascending order and the indices of the samples of each."""
+    """Find the distinct labels in ascending order and the indices of the samples of each."""
     values = labels.cpu().numpy()
     order = np.argsort(values, kind="stable")
     classes, starts = np.unique(values[order], return_index=True)

@@ -15,10 +15,13 @@ from bgl.hyperbolic import (
     HyperbolicDistance,
     ToPoincareBall,
     distance_matrix,
+    from_poincare_ball,
     paired_distance,
+    rank_factors,
     rank_matrix,
     to_poincare_ball,
 )
+from bgl.metrics import retrieval_metrics
 
 F64 = torch.float64
 
@@ -202,6 +205,27 @@ def test_rank_key_tells_pairs_beyond_the_cap_apart():
     assert rank_matrix(x, y, c=1.0).unique().numel() == 2
 
 
+@pytest.mark.parametrize("c", [0.1, 1.0])
+def test_tangent_space_is_where_the_ball_comes_from(c):
+    x = 3 * torch.randn(20, 6, dtype=F64)
+    x[0] = 0
+    x.requires_grad_()
+    there = from_poincare_ball(to_poincare_ball(x, c=c), c=c)
+    inside = math.sqrt(c) * x.norm(dim=1) < math.atanh(1 - 1e-3)
+    assert inside.any()
+    assert_close(there[inside], x[inside])
+    assert (there[~inside].norm(dim=1) * math.sqrt(c) <= math.atanh(1 - 1e-3) + 1e-9).all()
+    there.sum().backward()
+    assert x.grad.isfinite().all()
+    assert torch.autograd.gradcheck(
+        lambda z: from_poincare_ball(z, c=c), ball_points(5, 4, c).requires_grad_()
+    )
+    # the hyperbolic distance from the origin is twice the length in the tangent space
+    z = ball_points(5, 4, c, radius=0.7)
+    far = distance_matrix(torch.zeros(1, 4, dtype=F64), z, c=c)[0]
+    assert_close(2 * from_poincare_ball(z, c=c).norm(dim=1), far, tol=1e-4)
+
+
 # --- precision and interface -------------------------------------------------------------------
 
 
@@ -241,6 +265,9 @@ def test_repr_states_the_arguments():
     assert repr(HyperbolicDistance(c=0.2)) == "HyperbolicDistance(c=0.2)"
 
 
+X, Y = torch.eye(2), torch.tensor([0, 0])
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
@@ -251,8 +278,18 @@ def test_repr_states_the_arguments():
         (lambda: ToPoincareBall()(torch.arange(3)), "`x`"),
         (lambda: HyperbolicDistance()(torch.zeros(3)), "`query_emb`"),
         (lambda: HyperbolicDistance()(torch.zeros(3, 2), torch.arange(3)), "`ref_emb`"),
+        (lambda: HyperbolicDistance(1.0)(torch.eye(2)), "`query_emb`.*norms below 1 .*norm of 1"),
+        (lambda: HyperbolicDistance()(X, 4 * X), "`ref_emb`.*norm of 4"),
+        (lambda: retrieval_metrics(4 * X, Y, distance=HyperbolicDistance()), "norm of 4"),
+        (lambda: to_poincare_ball(X, c=0), "`c`"),
+        (lambda: to_poincare_ball(X, c=1, clip_radius=0), "`clip_radius`"),
+        (lambda: distance_matrix(X, X, c=math.nan), "`c`"),
+        (lambda: distance_matrix(X, X[:, :1], c=1), "`y` to have 2 columns"),
+        (lambda: paired_distance(X, X[:1], c=1), "`y` to have 2 rows"),
+        (lambda: rank_matrix(X, X[0], c=1), "`y`"),
+        (lambda: rank_factors(X, c=-1), "`c`"),
+        (lambda: rank_factors(X.long(), c=1), "`x`"),
     ],
-    ids=["c", "clip_radius", "negative c", "nan c", "integer x", "vector query", "integer ref"],
 )
 def test_errors_name_the_argument(build, message):
     with pytest.raises(ValueError, match=message):

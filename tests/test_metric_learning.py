@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed as dist
-from pytorch_metric_learning import losses, miners, samplers, testers
+from pytorch_metric_learning import losses, miners, samplers, testers, trainers
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from pytorch_metric_learning.utils.distributed import (
     DistributedLossWrapper,
@@ -135,6 +135,23 @@ def test_distributed_miner_wrapper(process_group):
         assert torch.equal(one, other)
     with pytest.raises(ValueError, match="`miner`"):
         AugmentedLoss(losses.ContrastiveLoss(), augmentation(x, y), DistributedMinerWrapper(mine))
+
+
+def test_trainer():
+    """Trainers give every loss `indices_tuple`, without a miner None."""
+    x, y = batch(48)
+    trunk = nn.Linear(C, C)
+    before = trunk.weight.detach().clone()
+    trainers.MetricLossOnly(
+        {"trunk": trunk},
+        {"trunk_optimizer": torch.optim.SGD(trunk.parameters(), lr=0.1)},
+        batch_size=24,
+        loss_funcs={"metric_loss": AugmentedLoss(losses.ContrastiveLoss(), augmentation(x, y))},
+        dataset=TensorDataset(x, y),
+        data_device=torch.device("cpu"),
+        dataloader_num_workers=0,
+    ).train(num_epochs=1)
+    assert not torch.equal(trunk.weight, before)
 
 
 def test_tester():

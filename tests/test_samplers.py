@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from bgl.samplers import ClassBalancedSampler, _GroupedDeck
+from bgl.samplers import ClassBalancedSampler, _GroupedShuffle
 
 CASES = {
     "even": ([c for c in range(12) for _ in range(8)], 16, 4),
@@ -106,11 +106,12 @@ def test_a_pass_consists_of_nearest_classes_that_are_left(neighbors: int) -> Non
     centred = positions - positions.mean(dim=0)
     cosine = torch.cosine_similarity(centred[:, None], centred[None], dim=2)
     rng = np.random.default_rng(1)
-    (deck := _GroupedDeck(positions, neighbors, rng)).one_pass()
-    dealt = deck.one_pass()
-    assert sorted(dealt) == list(range(classes))
+    shuffle = _GroupedShuffle(positions, neighbors, rng)
+    shuffle.one_pass()
+    drawn = shuffle.one_pass()
+    assert sorted(drawn) == list(range(classes))
     size = neighbors + 1
-    groups = [dealt[i : i + size] for i in range(0, classes, size)]
+    groups = [drawn[i : i + size] for i in range(0, classes, size)]
     left, open_groups = set(range(classes)), list(groups)
     while open_groups:
         for group in open_groups:

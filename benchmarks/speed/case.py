@@ -1,4 +1,4 @@
-"""What a case of ``speed.py`` is: one piece of work, done with bgl and by a peer."""
+"""What a case is: one piece of work, done with bgl and by peers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ Values = dict[str, Tensor]
 Work = Callable[[], Values]
 Product = tuple[int, int, int]  # [m, k] @ [k, n]
 
-SHORTEST = 0.1  # seconds: shorter work is repeated within a measurement
-
 
 @dataclass(frozen=True)
 class Scale:
@@ -21,54 +19,68 @@ class Scale:
 
     dtype: torch.dtype = torch.float32
     small: bool = False
-    full: bool = False
 
     def __call__(self, paper: int, small: int) -> int:
         return small if self.small else paper
 
-    @property
-    def images(self) -> int:
-        """Images in a retrieval set: SOP's test set, or a part of it."""
-        return self(60_000 if self.full else 20_000, 100)
+
+@dataclass(frozen=True)
+class Peer:
+    """Another way to the same result.
+
+    Args:
+        name: What the table calls it.
+        run: Does the work once.
+        against: Which of ours it is compared with.
+        formula: Written as the paper has it, as nobody would keep it: in a table of its own.
+        target: Least ratio of its time to ours.
+        tolerance: Largest difference, relative to each array's largest magnitude. Up to 1e-6 it is
+            looked for in float64, otherwise in the dtype that is timed.
+        library: What must be installed.
+        note: What the ratio does not say.
+    """
+
+    name: str
+    run: Work
+    against: str = "bgl"
+    formula: bool = False
+    target: float | None = None
+    tolerance: float = 1e-6
+    library: str | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """The two sides of a case at one size."""
+class Sides:
+    """All ways to one result at one size.
 
-    ours: Work
-    peer: Work
-    shared: Callable[[], object] | None = None  # work of both sides, timed once, added to both
-    products: float = 0.0  # FLOP of the matrix products that nothing can avoid
-    check: Callable[[], tuple[Values, Values]] | None = None  # instead of comparing the sides
+    Args:
+        ours: By name; the first is "bgl".
+        peers: What they are compared with.
+        products: FLOP of the matrix products that nothing can leave out; 0 if there are none.
+        shared: Work of every side, timed once and added to each.
+        check: Two results to compare, given a peer's work, instead of ours and the peer's.
+    """
+
+    ours: dict[str, Work]
+    peers: list[Peer]
+    products: float = 0.0
+    shared: Work | None = None
+    check: Callable[[Work], tuple[Values, Values]] | None = None
+
+    def works(self) -> dict[str, Work]:
+        """Every way by its name."""
+        return {**self.ours, **{peer.name: peer.run for peer in self.peers}}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the table."""
+    """One piece of work at one size."""
 
     name: str
     work: str
-    against: str
-    build: Callable[[Scale], Comparison]
-    time: float | None = None  # least ratio of CPU seconds
-    memory: float | None = None  # least ratio of peak memory
-    most_memory: float | None = None  # of ours, in MiB
-    memory_measured: bool = True
-    library: str | None = None  # of the peer, where it need not be installed
-    dtype: torch.dtype = torch.float64  # of the check
-    tolerance: float = 1e-6  # of the check, relative to each array's largest magnitude
-
-    @property
-    def target(self) -> str:
-        parts = []
-        if self.time is not None:
-            parts.append(f"≥ {self.time:.3g}×")
-        if self.memory is not None:
-            parts.append(f"memory ≤ 1/{self.memory:.3g}")
-        if self.most_memory is not None:
-            parts.append(f"≤ {self.most_memory:.0f} MiB")
-        return ", ".join(parts) or "–"
+    build: Callable[[Scale], Sides]
+    unmeasured: tuple[str, ...] = ()  # sides whose memory says nothing
 
 
 def train_step(

@@ -1,115 +1,216 @@
-"""What ``speed.py`` measures: each case does one piece of work with bgl and with a peer."""
+"""What is measured: layers, losses and augmentation; retrieval is in ``retrieval.py``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch_geometric.data import Data
 
 from benchmarks.speed import peers
-from benchmarks.speed.case import Case, Comparison, Scale, Values, class_data, flop, train_step
-from benchmarks.speed.retrieval import (
-    recall_faiss,
-    recall_hyperbolic,
-    recall_library,
-    recall_oml,
-    recall_rows,
+from benchmarks.speed.case import (
+    Case,
+    Peer,
+    Scale,
+    Sides,
+    Values,
+    Work,
+    class_data,
+    flop,
+    train_step,
 )
+from benchmarks.speed.retrieval import recall, recall_hyperbolic, recall_small
 from bgl.augment import AugmentedLoss, ClassStatistics, NeighborCorrection
-from bgl.hyperbolic import ToPoincareBall
-from bgl.layers import BatchGraphConv, BGFormerBlock, DyBGRBlock
-from bgl.layers.bgformer import ClassMean
+from bgl.hyperbolic import HyperbolicDistance, ToPoincareBall
+from bgl.layers import AdaptiveGraph, BatchGraphConv, BGFormerBlock, DyBGR, DyBGRBlock
 from bgl.losses import PairwiseCrossEntropyLoss
 from bgl.training import TrainConfig, build_model
 from bgl.training.build import build_augmentation, build_criterion, make_optimizer
 from bgl.training.loop import freeze_batch_norm
+from bgl.transforms import LearnBatchGraph
+
+SUMS = "dense, `topk`, scatter"
+FORMULA = "the authors' formula: full sort, sum over N × k × C"
+TURN = 1e-2  # compiled code rounds otherwise, and a near tie may turn
 
 
-def dybgr(scale: Scale, ffn: bool, gather: bool) -> Comparison:
-    classes, channels, k = scale(45, 4), scale(768, 16), scale(30, 5)
-    x, y = class_data(scale, classes, 9, channels)
+def compiled(scale: Scale, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The function compiled for one size, as a peer would be."""
+    backend = "aot_eager" if scale.small else "inductor"
+    return torch.compile(function, fullgraph=True, dynamic=False, backend=backend)
+
+
+def layer_sides(
+    scale: Scale,
+    ours: Callable[[Tensor], Tensor],
+    dense: Callable[[Tensor], Tensor],
+    x: Tensor,
+    parameters: list[Tensor],
+    targets: tuple[float | None, float | None],
+) -> tuple[dict[str, Work], list[Peer]]:
+    """A layer and its dense form, both eager and compiled."""
+
+    def step(function: Callable[[Tensor], Tensor]) -> Work:
+        return lambda: train_step(function, x, parameters)
+
+    sides = {"bgl": step(ours), "bgl, compiled": step(compiled(scale, ours))}
+    with_compile = step(compiled(scale, dense))
+    return sides, [
+        Peer(SUMS, step(dense), target=targets[0]),
+        Peer(f"{SUMS}, compiled", with_compile, "bgl, compiled", target=targets[1], tolerance=TURN),
+    ]
+
+
+def dybgr(scale: Scale, ffn: bool) -> Sides:
+    """DyBGR, alone or in its block."""
+    channels, k, rounds = scale(768, 16), scale(30, 5), 3
+    x, y = class_data(scale, scale(45, 4), 9, channels)
     torch.manual_seed(0)
-    blocks = [DyBGRBlock(channels, k).to(scale.dtype) for _ in range(2)]
-    mix = partial(
-        peers.dybgr, y=y, k=k, iterations=3, lam=0.3, beta=0.5, epsilon=0.5, gather=gather
-    )
-    parameters = [p for b in blocks for n, p in b.named_parameters() if ffn or "norm1" in n]
+    block = DyBGRBlock(channels, k, num_iterations=rounds).to(scale.dtype)
+    mixer = DyBGR(k, num_iterations=rounds)
+    mix = partial(peers.dybgr, y=y, k=k, iterations=rounds)
 
     def ours(x: Tensor) -> Tensor:
-        for block in blocks:
-            x = block(x, y=y) if ffn else x + block.mixer(block.norm1(x), y=y)
-        return x
+        return cast(Tensor, block(x, y=y) if ffn else mixer(x, y=y))
 
-    def peer(x: Tensor) -> Tensor:
-        for b in blocks:
-            x = peers.block(x, mix, b.norm1, b.norm2, b.mlp) if ffn else x + mix(b.norm1(x))
-        return x
+    def dense(x: Tensor, formula: bool = False) -> Tensor:
+        own = partial(mix, formula=formula)
+        return peers.block(x, own, block.norm1, block.norm2, block.mlp) if ffn else own(x)
 
+    parameters = list(block.parameters()) if ffn else []
+    targets = (None, None) if ffn else (1.2, 1.0)
+    sides, found = layer_sides(scale, ours, dense, x, parameters, targets)
+    authors = partial(dense, formula=True)
+    found.append(Peer(FORMULA, lambda: train_step(authors, x, parameters), formula=True))
     n = len(x)
-    products = 2 * 3 * [(n, channels, n), (n, n, channels)]
-    if ffn:
-        products += 2 * 2 * [(n, channels, 4 * channels)]
-    return Comparison(
-        lambda: train_step(ours, x, parameters),
-        lambda: train_step(peer, x, parameters),
-        products=flop(products),
-    )
+    products = rounds * [(n, channels, n), (n, n, channels)]
+    products += 2 * [(n, channels, 4 * channels)] if ffn else []
+    return Sides(sides, found, flop(products))
 
 
-def bgformer(scale: Scale) -> Comparison:
-    classes, channels, k, heads = scale(45, 4), scale(768, 16), scale(30, 5), scale(8, 2)
-    x, y = class_data(scale, classes, 9, channels)
+def bgformer(scale: Scale) -> Sides:
+    channels, k, heads = scale(768, 16), scale(30, 5), scale(8, 2)
+    x, y = class_data(scale, scale(45, 4), 9, channels)
     torch.manual_seed(0)
     block = BGFormerBlock(channels, heads, k).to(scale.dtype)
-    visual, semantic = block.visual, block.semantic
-    assert isinstance(semantic, ClassMean)
-    parameters = list(block.parameters())
+    visual, semantic = cast(Any, block.visual), cast(Any, block.semantic)
+    mix = partial(
+        peers.bgformer,
+        y=y,
+        heads=heads,
+        k=k,
+        lam=0.5,
+        qkv=visual.qkv,
+        visual_out=visual.proj,
+        value=semantic.value,
+        semantic_out=semantic.proj,
+    )
 
-    def peer(x: Tensor) -> Tensor:
-        mix = partial(
-            peers.bgformer,
-            y=y,
-            heads=heads,
-            k=k,
-            lam=0.5,
-            qkv=visual.qkv,
-            visual_out=visual.proj,
-            value=semantic.value,
-            semantic_out=semantic.proj,
-        )
+    def ours(x: Tensor) -> Tensor:
+        return cast(Tensor, block(x, y=y))
+
+    def dense(x: Tensor) -> Tensor:
         return peers.block(x, mix, block.norm1, block.norm2, block.mlp)
 
     n, width = len(x), channels // heads
     linear = 6 * [(n, channels, channels)] + 2 * [(n, channels, 4 * channels)]
     attention = heads * [(n, width, n), (n, n, width)]
-    return Comparison(
-        lambda: train_step(lambda x: block(x, y=y), x, parameters),
-        lambda: train_step(peer, x, parameters),
-        products=flop(linear + attention),
+    sides, found = layer_sides(scale, ours, dense, x, list(block.parameters()), (None, None))
+    return Sides(sides, found, flop(linear + attention))
+
+
+def convolution(scale: Scale, classes: int) -> Sides:
+    """Weighted sums over k distinct neighbours of each node."""
+    x, _ = class_data(scale, scale(classes, 4), 9, scale(768, 16))
+    n, k = len(x), scale(30, 5)
+    generator = torch.Generator().manual_seed(0)
+    source = torch.rand(n, n, generator=generator).topk(k, dim=1).indices.sort(dim=1).values
+    edge_index = torch.stack([source.flatten(), torch.arange(n).repeat_interleave(k)])
+    weight = torch.rand(n * k, generator=generator, dtype=torch.float64).to(scale.dtype)
+    weight.requires_grad_()
+    conv = BatchGraphConv(epsilon=1.0)
+    ways = {
+        "CSR product": peers.sparse_sum,
+        "`scatter @ x`": peers.scatter_sum,
+        "PyG's `SimpleConv`": peers.simple_sum,
+        "PyG's `GCNConv` on `EdgeIndex`": peers.gcn_sum,
+    }
+
+    def step(function: Callable[..., Tensor]) -> Work:
+        return lambda: train_step(lambda x: function(x, edge_index, weight), x, [weight])
+
+    return Sides(
+        {"bgl": step(conv)}, [Peer(name, step(way), target=1.0) for name, way in ways.items()]
     )
 
 
-def pairwise_loss(scale: Scale) -> Comparison:
-    classes, per_class, channels = scale(45, 4), scale(9, 3), scale(384, 8)
-    x, y = class_data(scale, classes, per_class, channels)
-    plain = ToPoincareBall(c=0.1, clip_radius=2.3)(x)
-    both = torch.stack([plain, plain.flip(1)])
-    criterion = PairwiseCrossEntropyLoss(reduction="sum")
+def graphs(scale: Scale, count: int, nodes: int) -> Sides:
+    """Graphs on the nodes of a PyG batch, without gradients."""
+    count, nodes, k = scale(count, 3), scale(nodes, 12), scale(15, 3)
+    x, batch = batched(scale, count, nodes)
+    learn = LearnBatchGraph(AdaptiveGraph(k))
 
-    def ours(z: Tensor) -> Tensor:
-        total: Tensor = criterion(z[0], y) + criterion(z[1], y)
-        return total
+    def ours() -> Values:
+        with torch.no_grad():
+            return {"edges": learn(Data(x=x, batch=batch)).edge_index}
 
-    def peer(z: Tensor) -> Tensor:
-        return sum((peers.pairwise_loss(b, per_class, 0.1, 0.2) for b in z), z.new_zeros(()))
+    def nearest() -> Values:
+        return {"edges": peers.nearest_by_graph(x, [nodes] * count, k)}
 
-    n = len(x)
-    return Comparison(
-        lambda: train_step(ours, both),
-        lambda: train_step(peer, both),
-        products=flop(2 * [(n, channels, n)]),
+    def check(run: Work) -> tuple[Values, Values]:
+        def length(values: Values) -> Values:
+            source, target = values["edges"]
+            lengths = (x[source] - x[target]).norm(dim=1)
+            return {"length": x.new_zeros(len(x)).index_add(0, target, lengths)}
+
+        return length(ours()), length(run())
+
+    note = "neighbours without weights"
+    peer = Peer("`cdist`, `topk`, graph by graph", nearest, tolerance=1e-3, note=note)
+    return Sides({"bgl": ours}, [peer], check=check)
+
+
+def graph_steps(scale: Scale, count: int, nodes: int) -> Sides:
+    """DyBGR on the graphs of a batch, against a call for each graph."""
+    count, nodes = scale(count, 3), scale(nodes, 12)
+    x, batch = batched(scale, count, nodes)
+    mixer = DyBGR(scale(15, 3), num_iterations=1)
+    each = Peer(
+        "a call for each graph",
+        lambda: train_step(lambda x: torch.cat([mixer(part) for part in x.split(nodes)]), x),
+        target=1 / 1.3,
+    )
+    return Sides({"bgl": lambda: train_step(lambda x: mixer(x, batch=batch), x)}, [each])
+
+
+def batched(scale: Scale, count: int, nodes: int) -> tuple[Tensor, Tensor]:
+    """Nodes of some graphs of one size, and the graph of each."""
+    x, _ = class_data(scale, count * nodes // 4, 4, scale(64, 8))
+    return x, torch.arange(count).repeat_interleave(nodes)
+
+
+def pairwise_loss(scale: Scale) -> Sides:
+    per_class, channels = scale(9, 3), scale(384, 8)
+    x, y = class_data(scale, scale(45, 4), per_class, channels)
+    z = ToPoincareBall(c=0.1, clip_radius=2.3)(x)
+    criterion = PairwiseCrossEntropyLoss(0.2, HyperbolicDistance(c=0.1), "sum")
+    loop = partial(peers.pairwise_loss, per_class=per_class, c=0.1, temperature=0.2)
+    at_once = partial(peers.pairwise_loss_at_once, per_class=per_class, c=0.1, temperature=0.2)
+    return Sides(
+        {"bgl": lambda: train_step(lambda z: criterion(z, y), z)},
+        [
+            Peer("all pairs at once", lambda: train_step(at_once, z), tolerance=1e-4),
+            Peer(  # takes gigabytes in float32 as it is
+                "the authors' loop over 72 pairs",
+                lambda: train_step(loop, z),
+                formula=True,
+                tolerance=1e-4,
+            ),
+        ],
+        flop([(len(x), channels, len(x))]),
     )
 
 
@@ -131,44 +232,57 @@ def make_statistics(
     return state, z, y
 
 
-def class_statistics(scale: Scale, n: int, classes: int, whole_set: bool, loop: bool) -> Comparison:
-    n, classes, channels = scale(n, 40), scale(classes, 10), scale(512, 8)
-    state, z, y = make_statistics(scale, n, classes, channels)
+def class_statistics(scale: Scale, n: int, classes: int, whole_set: bool) -> Sides:
+    state, z, y = make_statistics(scale, scale(n, 40), scale(classes, 10), scale(512, 8))
     old = state.mean.clone(), state.variance.clone(), state.count.clone()
+    take = state.estimate if whole_set else state.update
 
-    def values(mean: Tensor, variance: Tensor, count: Tensor) -> Values:
-        return {"mean": mean, "variance": variance, "count": count}
+    def values(found: peers.Statistics) -> Values:
+        return dict(zip(("mean", "variance", "count"), found, strict=True))
 
     def ours() -> Values:
-        (state.estimate if whole_set else state.update)(z, y)
-        return values(state.mean, state.variance, state.count)
+        take(z, y)
+        return values((state.mean, state.variance, state.count))
 
-    def peer() -> Values:
-        if loop:
-            return values(*peers.loop_statistics(old, z, y, state.momentum))
-        at_once = classes if n < 1000 else 2  # all of them would take 10 GB, a tensor
-        return values(*peers.one_hot_statistics(old, z, y, state.momentum, at_once))
+    def peer(way: Callable[..., peers.Statistics]) -> Work:
+        return lambda: values(way(old, z, y, state.momentum))
 
-    return Comparison(ours, peer)
+    def check(run: Work) -> tuple[Values, Values]:
+        for value, before in zip((state.mean, state.variance, state.count), old, strict=True):
+            value.copy_(before)
+        return ours(), run()
+
+    return Sides(
+        {"bgl": ours},
+        [
+            Peer("`index_add_`", peer(peers.index_add_statistics), note="checks no labels"),
+            Peer("loop over classes", peer(peers.loop_statistics), formula=True),
+        ],
+        check=check,
+    )
 
 
-def correction(scale: Scale) -> Comparison:
+def correction(scale: Scale) -> Sides:
     classes, channels = scale(2000, 40), scale(512, 8)
     state, z, y = make_statistics(scale, 5 * classes, classes, channels)
     state.estimate(z, y)
-    neighbor_correction = NeighborCorrection(25, beta=0.1, gamma=0.1, max_count=40)
-    mean, variance, count = state.mean.numpy(), state.variance.numpy(), state.class_size.numpy()
+    ours = NeighborCorrection(25, beta=0.1, gamma=0.1, max_count=40)
+    given = state.mean.numpy(), state.variance.numpy(), state.class_size.numpy()
 
     def peer() -> Values:
-        corrected = peers.neighbor_correction(
-            mean, variance, count, neighbors=25, beta=0.1, gamma=0.1, max_count=40, sigma=1.0
+        found = peers.neighbor_correction(
+            *given, neighbors=25, beta=0.1, gamma=0.1, max_count=40, sigma=1.0
         )
-        return {"variance": torch.from_numpy(corrected)}
+        return {"variance": torch.from_numpy(found)}
 
-    return Comparison(lambda: {"variance": neighbor_correction(state)}, peer)
+    return Sides(
+        {"bgl": lambda: {"variance": ours(state)}},
+        [Peer("NumPy, loop over classes", peer, formula=True)],
+    )
 
 
-def augmentation(scale: Scale, estimates: bool) -> Comparison:
+def augmentation(scale: Scale, estimates: bool) -> Sides:
+    """The loss of a step with IAA and without; the step around it is shared."""
     config = TrainConfig(
         method="none",
         weights="none",
@@ -186,20 +300,20 @@ def augmentation(scale: Scale, estimates: bool) -> Comparison:
     optimizer = make_optimizer(config, model, criterion)
     images = torch.randn(config.batch_size, 3, config.image_size, config.image_size)
     images = images.contiguous(memory_format=torch.channels_last)
-    synthetic = build_augmentation(config, 300)
-    assert synthetic is not None
-    synthetic.to(scale.dtype)
+    synthetic = cast(Any, build_augmentation(config, 300)).to(scale.dtype)
     known, known_labels = class_data(scale, 300, 7, config.head_dim)
     synthetic.statistics.estimate(known, known_labels)
-    z = class_data(scale, config.batch_size // config.per_class, config.per_class, config.head_dim)
+    classes = config.batch_size // config.per_class
+    z, y = class_data(scale, classes, config.per_class, config.head_dim)
     loss = AugmentedLoss(criterion.loss, synthetic, criterion.miner)
 
-    def step() -> None:
+    def step() -> Values:
         embeddings = model(images).embeddings
         embeddings.backward(torch.full_like(embeddings, 1e-3))
         nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        return {}
 
     def ours() -> Values:
         if estimates:  # each image once in two epochs
@@ -207,121 +321,60 @@ def augmentation(scale: Scale, estimates: bool) -> Comparison:
             with torch.no_grad():
                 model(images[::2])
             freeze_batch_norm(model.train())
-        return train_step(lambda x: loss(x, z[1]), z[0])
+        return train_step(lambda z: loss(z, y), z)
 
-    def check() -> tuple[Values, Values]:
-        noise = torch.randn(3, *z[0].shape, dtype=scale.dtype)
+    def check(_: Work) -> tuple[Values, Values]:
+        noise = torch.randn(3, *z.shape, dtype=scale.dtype)
         given = AugmentedLoss(criterion.loss, partial(synthetic, noise=noise), criterion.miner)
         plainly = partial(
             peers.augmented_multi_similarity,
-            y=z[1],
-            deviation=synthetic.factor()[z[1]],
+            y=y,
+            deviation=synthetic.factor()[y],
             strength=synthetic.strength,
             noise=noise,
         )
-        return train_step(lambda x: given(x, z[1]), z[0]), train_step(plainly, z[0])
+        return train_step(lambda z: given(z, y), z), train_step(plainly, z)
 
-    return Comparison(
-        ours, lambda: train_step(lambda x: criterion(x, z[1]), z[0]), shared=step, check=check
+    plain = Peer(
+        "a step without IAA",
+        lambda: train_step(lambda z: criterion(z, y), z),
+        target=None if estimates else 1 / 1.03,
+        note="more work, so below 1: what IAA costs",
     )
+    return Sides({"bgl": ours}, [plain], shared=step, check=check)
 
 
-def convolution(scale: Scale, classes: int) -> Comparison:
-    classes, channels, k = scale(classes, 4), scale(768, 16), scale(30, 5)
-    x, _ = class_data(scale, classes, 9, channels)
-    n = len(x)
-    generator = torch.Generator().manual_seed(0)
-    source = torch.randint(n, (n * k,), generator=generator)
-    edge_index = torch.stack([source, torch.arange(n).repeat_interleave(k)])
-    weight = torch.rand(n * k, generator=generator, dtype=torch.float64).to(scale.dtype)
-    weight.requires_grad_()
-    conv = BatchGraphConv(epsilon=0.5)
-    return Comparison(
-        lambda: train_step(lambda x: conv(x, edge_index, weight), x, [weight]),
-        lambda: train_step(lambda x: peers.simple_conv(x, edge_index, weight, 0.5), x, [weight]),
-    )
-
-
-def compiled(scale: Scale, name: str) -> Comparison:
-    channels = scale(768, 16)
-    classes = scale(45, 4)
-    torch.manual_seed(0)
-    modules: dict[str, Callable[[], nn.Module]] = {
-        "dybgr": lambda: DyBGRBlock(channels, scale(30, 5)),
-        "bgformer": lambda: BGFormerBlock(channels, scale(8, 2), scale(30, 5)),
-        "pairwise-loss": lambda: PairwiseCrossEntropyLoss(),
-    }
-    module = modules[name]().to(scale.dtype)
-    x, y = class_data(scale, classes, 9, scale(384, 8) if name == "pairwise-loss" else channels)
-    if name == "pairwise-loss":
-        x = ToPoincareBall(c=0.1, clip_radius=2.3)(x)
-    backend = "aot_eager" if scale.small else "inductor"
-    whole = torch.compile(module, fullgraph=True, dynamic=True, backend=backend)
-    parameters = list(module.parameters())
-    labels = (y,) if name == "pairwise-loss" else ()
-    options = {} if labels else {"y": y}
-    return Comparison(
-        lambda: train_step(lambda x: whole(x, *labels, **options), x, parameters),
-        lambda: train_step(lambda x: module(x, *labels, **options), x, parameters),
-    )
-
-
-_update = partial(class_statistics, n=128, classes=100, whole_set=False)
-_estimate = partial(class_statistics, n=5000, classes=1000, whole_set=True)
-_BLOCKS = "two DyBGR blocks, N=405, C=768, k=30, T=3"
-_DENSE = "dense, full sort, "
-_STATISTICS = "class statistics, 512-d, "
-_RETRIEVAL = "Recall@K, MAP@R, {images} × 384, "
-# fmt: off
+_COMPILED = ("bgl, compiled", f"{SUMS}, compiled")  # code generation is not the work
+_STEP = "EfficientNet-Lite0, 64 px, N=128"
 CASES = (
-    Case("dybgr", _BLOCKS, _DENSE + "sum over N × k × C",
-         partial(dybgr, ffn=True, gather=True), time=2, memory=2),
-    Case("dybgr-scatter", _BLOCKS, _DENSE + "scatter to N × N",
-         partial(dybgr, ffn=True, gather=False), time=2, memory=2),
-    Case("dybgr-graph", "the same without the FFN", _DENSE + "sum over N × k × C",
-         partial(dybgr, ffn=False, gather=True), time=4, memory=2),
-    Case("dybgr-graph-scatter", "the same without the FFN", _DENSE + "scatter to N × N",
-         partial(dybgr, ffn=False, gather=False), time=4, memory=2),
-    Case("bgformer", "BGFormer block, N=405, C=768, 8 heads, k=30", "dense top-k, scatter",
-         bgformer, time=1.5),
-    Case("conv", "convolution along a graph, N=405, C=768, k=30", "PyG's SimpleConv",
-         partial(convolution, classes=45), time=1),
-    Case("conv-large", "the same, N=4,500", "PyG's SimpleConv",
-         partial(convolution, classes=500), time=1),
-    Case("pairwise-loss", "both branches, 45 classes × 9, 384-d, hyperbolic",
-         "loop over 72 pairs", pairwise_loss, time=15, memory=10, tolerance=1e-4,
-         dtype=torch.float32),  # the peer takes 3.5 GB as it is
-    *(Case(f"{name}-compiled", work, "the same, not compiled", partial(compiled, name=name),
-           dtype=torch.float32, tolerance=1e-2, memory_measured=False)  # a near tie may turn
-      for name, work in (
-          ("dybgr", "DyBGR block, torch.compile"),
-          ("bgformer", "BGFormer block, torch.compile"),
-          ("pairwise-loss", "one branch of the loss, torch.compile"))),
-    Case("update", _STATISTICS + "N=128, 100 classes", "one-hot N × K × D",
-         partial(_update, loop=False), time=10),
-    Case("update-loop", _STATISTICS + "N=128, 100 classes", "loop over classes",
-         partial(_update, loop=True)),
-    Case("estimate", _STATISTICS + "N=5,000, 1,000 classes", "one-hot N × K × D",
-         partial(_estimate, loop=False), time=20),
-    Case("estimate-loop", _STATISTICS + "N=5,000, 1,000 classes", "loop over classes",
-         partial(_estimate, loop=True), time=20),
-    Case("correction", "neighbor correction, 2,000 classes, 512-d", "NumPy, loop over classes",
-         correction),
-    Case("iaa", "step with IAA, EfficientNet-Lite0, 64 px, N=128", "step without IAA",
-         partial(augmentation, estimates=False), time=1 / 1.03),
-    Case("iaa-estimates", "the same, with an estimate every two epochs", "step without IAA",
-         partial(augmentation, estimates=True)),
-    Case("recall-faiss", _RETRIEVAL + "cosine", "faiss exact search, NumPy",
-         recall_faiss, time=1, most_memory=1024, tolerance=1e-3),  # faiss ranks in float32
-    Case("recall-pml", _RETRIEVAL + "cosine", 'AccuracyCalculator(k="max_bin_count")',
-         partial(recall_library, k="max_bin_count"), time=1, most_memory=1024, tolerance=1e-3),
-    Case("recall-pml-default", "Recall@K, MAP@R, 2,000 × 384, cosine", "AccuracyCalculator(k=None)",
-         partial(recall_library, n=2000, k=None), time=1, tolerance=1e-3),
-    Case("recall-oml", _RETRIEVAL + "cosine", "open-metric-learning, Recall@K alone",
-         recall_oml, time=1, tolerance=1e-3, library="oml"),
-    Case("recall-hyperbolic", _RETRIEVAL + "hyperbolic", "ours with cosine",
-         recall_hyperbolic, time=1 / 1.5, most_memory=1024),
-    Case("recall-rows", "Recall@K, MAP@R, 2,000 × 384, hyperbolic", "loop over rows",
-         recall_rows, time=5, tolerance=1e-3),
+    Case("dybgr", "DyBGR, N=405, C=768, k=30, T=3", partial(dybgr, ffn=False), _COMPILED),
+    Case("dybgr-block", "the same in its block, with FFN", partial(dybgr, ffn=True), _COMPILED),
+    Case("bgformer", "BGFormer block, N=405, C=768, 8 heads, k=30", bgformer, _COMPILED),
+    Case("conv", "sums along a graph, N=405, C=768, k=30", partial(convolution, classes=45)),
+    Case("conv-large", "the same, N=4,500", partial(convolution, classes=500)),
+    Case("batch-32", "a graph on each of 32 × 512 nodes", partial(graphs, count=32, nodes=512)),
+    Case("batch-8", "a graph on each of 8 × 1,024 nodes", partial(graphs, count=8, nodes=1024)),
+    Case("steps-32", "DyBGR, T=1, on 32 × 512 nodes", partial(graph_steps, count=32, nodes=512)),
+    Case("steps-8", "DyBGR, T=1, on 8 × 1,024 nodes", partial(graph_steps, count=8, nodes=1024)),
+    Case("pairwise-loss", "pairwise loss, 45 classes × 9, 384-d, hyperbolic", pairwise_loss),
+    Case(
+        "update",
+        "class statistics, 512-d, N=128, 100 classes",
+        partial(class_statistics, n=128, classes=100, whole_set=False),
+    ),
+    Case(
+        "estimate",
+        "class statistics, 512-d, N=5,000, 1,000 classes",
+        partial(class_statistics, n=5000, classes=1000, whole_set=True),
+    ),
+    Case("correction", "neighbor correction, 2,000 classes, 512-d", correction),
+    Case("iaa", f"a step with IAA, {_STEP}", partial(augmentation, estimates=False)),
+    Case(
+        "iaa-estimates",
+        "the same, an estimate in two epochs",
+        partial(augmentation, estimates=True),
+    ),
+    Case("recall", "Recall@K, MAP@R, 20,000 × 384, cosine", recall),
+    Case("recall-small", "the same, 2,000 × 384", recall_small),
+    Case("recall-hyperbolic", "Recall@K, MAP@R, 20,000 × 384, hyperbolic", recall_hyperbolic),
 )
-# fmt: on

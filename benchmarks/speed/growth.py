@@ -1,16 +1,14 @@
-"""How time and memory grow: ``python -m benchmarks.speed --growth``
+"""How time and memory grow.
 
-Each point is measured in a process of its own, peak memory beside the inputs and CPU seconds:
+Each point is measured in a process of its own, CPU seconds and peak memory beyond its inputs:
 graph learning without labels and a convolution along the graph, forward and backward, on up to
-65,536 samples; and a training step of a DyBGR block as one of samples N, neighbours k, iterations
+65,536 samples; and a training step of DyBGR as one of samples N, neighbours k, iterations
 T and channels C changes and the others stay at the paper's.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,10 @@ import matplotlib.pyplot as plt
 import torch
 
 from benchmarks.pages import save
-from bgl.layers import AdaptiveGraph, BatchGraphConv, DyBGRBlock
+from benchmarks.speed.measure import grown, in_child, seconds, seconds_of
+from bgl.layers import AdaptiveGraph, BatchGraphConv, DyBGR
+
+Work = Callable[[], object]
 
 PAPER = {"N": 405, "k": 30, "T": 3, "C": 768}
 VALUES = {
@@ -28,24 +29,13 @@ VALUES = {
     "T": (1, 2, 3, 5, 8),
     "C": (96, 192, 384, 768, 1536),
 }
-SAMPLES = (1024, 4096, 16_384, 65_536)
-LEARNING = {"k": 30, "C": 64, "candidates": 60}
+SAMPLES = {None: (1024, 4096, 16_384), 60: (1024, 4096, 16_384, 65_536)}  # by candidates
+LEARNING = {"k": 30, "C": 64}
 
-LONG = 5.0  # seconds: shorter work is done once more, to be timed warm
-
-
-@dataclass(frozen=True)
-class Point:
-    """One measurement of a curve."""
-
-    curve: str
-    axis: str
-    value: int
-    make: Callable[[], Callable[[], object]]  # makes the inputs, and the work on them
-    make_tiny: Callable[[], Callable[[], object]]
+CURVES = {None: "all pairs", 60: "60 given candidates"}
 
 
-def learning(n: int, candidates: int | None) -> Callable[[], object]:
+def learning(n: int, candidates: int | None) -> Work:
     """Learn a graph over n samples and convolve along it, forward and backward."""
     torch.manual_seed(0)
     x = torch.randn(n, LEARNING["C"], requires_grad=True)
@@ -62,12 +52,12 @@ def learning(n: int, candidates: int | None) -> Callable[[], object]:
     return work
 
 
-def block(n: int, k: int, t: int, channels: int) -> Callable[[], object]:
-    """A training step of a DyBGR block, its feed-forward network left out."""
+def block(n: int, k: int, t: int, channels: int) -> Work:
+    """A training step of DyBGR."""
     torch.manual_seed(0)
     x = torch.randn(n, channels, requires_grad=True)
     y = torch.arange(n) // 9
-    mixer = DyBGRBlock(channels, k, num_iterations=t).mixer
+    mixer = DyBGR(k, num_iterations=t)
 
     def work() -> None:
         x.grad = None
@@ -76,50 +66,52 @@ def block(n: int, k: int, t: int, channels: int) -> Callable[[], object]:
     return work
 
 
-def points(small: bool) -> Iterator[Point]:
-    """All measurements."""
-    samples = (128, 256) if small else SAMPLES
-    for curve, candidates in (("searched", None), ("given", LEARNING["candidates"])):
-        for n in samples:
-            tiny = partial(learning, 64, candidates)
-            yield Point(curve, "samples", n, partial(learning, n, candidates), tiny)
+def measure_growth(small: bool) -> list[dict[str, Any]]:
+    """CPU seconds and MiB at every point, each in a process of its own."""
+    found = []
+    for candidates, samples in SAMPLES.items():
+        for n in (128, 256) if small else samples:
+            works = partial(learning, n, candidates), partial(learning, 64, candidates)
+            row = {"curve": CURVES[candidates], "axis": "samples", "value": n}
+            found.append(row | in_child(partial(point, *works)))
     for axis, values in VALUES.items():
         for value in values[:1] if small else values:
             sizes = {**PAPER, axis: value}
-            n, k, t, c = sizes["N"], sizes["k"], sizes["T"], sizes["C"]
-            work, tiny = partial(block, n, k, t, c), partial(block, 36, 5, t, 16)
-            yield Point("block", axis, value, work, tiny)
+            works = partial(block, *sizes.values()), partial(block, 36, 5, sizes["T"], 16)
+            row = {"curve": "", "axis": axis, "value": value}
+            found.append(row | in_child(partial(point, *works)))
+    return found
 
 
-def measure_point(point: Point, grown: Callable[[Callable[[], object]], float]) -> dict[str, Any]:
-    """CPU seconds and MiB of a point; ``grown`` runs work and tells how far memory grew."""
-    point.make_tiny()()  # loads code
-    work = point.make()
-    started = time.process_time()
-    memory = grown(work)
-    taken = time.process_time() - started
-    if taken < LONG:
-        started = time.process_time()
-        work()
-        taken = time.process_time() - started
-    return {
-        "curve": point.curve, "axis": point.axis, "value": point.value,
-        "seconds": taken, "mib": memory,
-    }  # fmt: skip
+def point(make: Callable[[], Work], make_tiny: Callable[[], Work]) -> dict[str, float]:
+    """CPU seconds and MiB of some work; the tiny one loads code."""
+    make_tiny()()
+    work = make()
+    return {"mib": grown(work), "seconds": seconds_of(work, span=0.0)}
+
+
+GROWTH_HEADER = ["neighbours chosen from", "samples", "CPU", "MiB"]
+GROWTH_HEADER += ["bytes per sample and neighbour"]
+
+
+def growth_cells(row: dict[str, Any]) -> list[str]:
+    """A line of the table: graph learning on ever more samples."""
+    per_edge = 2**20 * row["mib"] / (LEARNING["k"] * row["value"])
+    time, memory = seconds(row["seconds"]), f"{row['mib']:.0f}"
+    return [row["curve"], f"{row['value']:,}", time, memory, f"{per_edge:.0f}"]
 
 
 def plot_growth(rows: list[dict[str, Any]], path: Path) -> None:
     """Time above, memory below; against samples, N, k, T and C."""
     axes_names = ["samples", *VALUES]
     figure, axes = plt.subplots(2, len(axes_names), figsize=(14, 5), squeeze=False)
-    titles = {"samples": "samples, graph learning", **{a: f"{a}, DyBGR block" for a in VALUES}}
+    titles = {"samples": "samples, graph learning", **{a: f"{a}, DyBGR" for a in VALUES}}
     for column, axis in enumerate(axes_names):
         for quantity, ax in (("seconds", axes[0][column]), ("mib", axes[1][column])):
             for curve in dict.fromkeys(r["curve"] for r in rows if r["axis"] == axis):
                 chosen = [r for r in rows if (r["curve"], r["axis"]) == (curve, axis)]
-                label = {"searched": "all pairs", "given": "60 candidates"}.get(curve)
                 values, heights = ([r[key] for r in chosen] for key in ("value", quantity))
-                ax.plot(values, heights, "o-", markersize=4, label=label)
+                ax.plot(values, heights, "o-", markersize=4, label=curve)
             ax.set_xscale("log", base=2)
             if axis == "samples":
                 ax.set_yscale("log")

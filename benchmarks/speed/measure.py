@@ -1,4 +1,4 @@
-"""How ``speed.py`` measures: two sides in turn, and the growth of a process's memory."""
+"""Seconds of all sides of a case in turn, and the growth of a process's memory."""
 
 from __future__ import annotations
 
@@ -7,21 +7,70 @@ import ctypes
 import gc
 import math
 import multiprocessing
+import os
+import platform
 import resource
 import statistics
 import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.benchmark import Timer
 
-from benchmarks.speed.case import SHORTEST, Case, Comparison, Scale, flop
+from benchmarks.speed.case import Case, Peer, Scale, Sides, flop
+
+SPAN = 0.5  # seconds that short work is repeated for, in each round
+BUDGET = 20.0  # seconds after which a case has no further round
+
+
+LIBRARIES = ("torch", "torch-geometric", "numpy", "faiss-cpu", "pytorch-metric-learning")
+LIBRARIES += ("open-metric-learning", "torchmetrics")
+HEADER = ["work", "against", "ratio", "bgl", "peer", "all threads", "MiB bgl", "MiB peer"]
+HEADER += ["target", "at most", "remarks"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the tables: ours against one peer."""
+
+    work: str
+    peer: Peer
+    ours: float  # CPU seconds on one thread
+    theirs: float
+    threads: float | None  # ratio of wall-clock seconds with all threads
+    memory: tuple[float | None, float | None]  # MiB, ours and the peer's
+    bound: float | None  # the ratio if ours were nothing but matrix products
+    difference: float
+
+    def cells(self) -> list[str]:
+        """The line in words."""
+        ratio, target, remarks = self.theirs / self.ours, self.peer.target, [self.peer.note]
+        if target is not None and ratio < target:
+            remarks.append("**below the target**")
+        if self.bound is not None and self.bound < 1:
+            remarks.append("bound below 1: products of these shapes outrun the one it assumes")
+        remarks.append(f"results agree to {self.difference:.0e}")
+        return [
+            self.work,
+            self.peer.name,
+            f"{ratio:.2f}×",
+            seconds(self.ours),
+            seconds(self.theirs),
+            "–" if self.threads is None else f"{self.threads:.2f}×",
+            *("–" if value is None else f"{value:.0f}" for value in self.memory),
+            "–" if target is None else f"≥ {target:.3g}×",
+            "–" if self.bound is None else f"{self.bound:.1f}×",
+            "; ".join(filter(None, remarks)),
+        ]
 
 
 def seconds(value: float) -> str:
@@ -29,157 +78,168 @@ def seconds(value: float) -> str:
     return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.3g} ms"
 
 
-@dataclass(frozen=True)
-class Seconds:
-    """Medians over the repetitions, per call."""
-
-    ours: float
-    peer: float
-    ratio: float
-
-
-@dataclass(frozen=True)
-class Row:
-    """What was measured of a case."""
-
-    case: Case
-    cpu: Seconds
-    wall: Seconds
-    memory: tuple[float | None, float | None]  # MiB, ours and the peer's
-    detail: str
-    work: str
-
-    @property
-    def met(self) -> bool | None:
-        case = self.case
-        ours, peer = (math.nan if value is None else value for value in self.memory)
-        results = []
-        if case.time is not None:
-            results.append(self.cpu.ratio >= case.time)
-        if case.memory is not None:
-            results.append(peer >= case.memory * ours)
-        if case.most_memory is not None:
-            results.append(ours <= case.most_memory)
-        return all(results) if results else None
-
-    def stored(self) -> dict[str, Any]:
-        """Everything measured, and what it is held against."""
-        case = self.case
-        return {
-            "name": case.name, "work": self.work, "against": case.against,
-            "cpu": asdict(self.cpu), "wall": asdict(self.wall), "mib": self.memory,
-            "target": case.target, "met": self.met, "notes": self.detail,
-        }  # fmt: skip
+def environment() -> str:
+    """The machine and the versions of everything that is measured."""
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line for line in lines if line.startswith("model name")).split(": ")[1]
+    versions = [f"python {platform.python_version()}"]
+    for name in LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions.append(f"{name} {version(name)}")
+    return (
+        f"{model} ({torch.backends.cpu.get_cpu_capability()}), {os.cpu_count()} cores, "
+        f"load {os.getloadavg()[0]:.1f}; {', '.join(versions)}"
+    )
 
 
-def disagreement(case: Case, scale: Scale) -> float:
+def available(peer: Peer) -> bool:
+    """Whether the peer's library is installed."""
+    return peer.library is None or find_spec(peer.library) is not None
+
+
+def disagreement(sides: Sides, peer: Peer) -> float:
     """Largest difference between two results, relative to the largest magnitude of each array."""
-    comparison = case.build(Scale(case.dtype, scale.small, scale.full))
-    check = comparison.check or (lambda: (comparison.ours(), comparison.peer()))
-    ours, peer = check()
-    if ours.keys() != peer.keys():
-        raise ValueError(f"{case.name}: results {sorted(ours)} and {sorted(peer)}")
+    run = sides.works()[peer.name]
+    ours, expected = sides.check(run) if sides.check else (sides.ours[peer.against](), run())
     worst = 0.0
-    for name, expected in peer.items():
-        found, expected = ours[name].double(), expected.double()
-        difference = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
+    for name, theirs in expected.items():
+        found, theirs = ours[name].double(), theirs.double()
+        difference = float((found - theirs).abs().max() / theirs.abs().max().clamp(min=1e-6))
         worst = max(worst, difference if math.isfinite(difference) else math.inf)
     return worst
 
 
-def timed(work: Callable[[], object], calls: int) -> tuple[float, float]:
-    """CPU and wall-clock seconds of a call."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    for _ in range(calls):
-        work()
-    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    return cpu / calls, wall / calls
+def seconds_of(work: Callable[[], object], span: float = SPAN) -> float:
+    """Median CPU seconds of a call on one thread."""
+    timer = Timer("work()", globals={"work": work}, timer=time.process_time)
+    return timer.blocked_autorange(min_run_time=span).median
 
 
-def compare_times(comparison: Comparison, repeats: int) -> tuple[Seconds, Seconds, str]:
-    """Both sides in turn, first one first, then the other: CPU and wall-clock seconds."""
-    works: list[Callable[[], object]] = [comparison.ours, comparison.peer]
-    if comparison.shared is not None:
-        works.append(comparison.shared)
-    calls, first = [], []
-    for work in works:
-        warming = timed(work, 1)
-        if warming[0] < SHORTEST:
-            warming = timed(work, 1)
-        count = math.ceil(min(1000, max(1, SHORTEST / max(1e-9, warming[0]))))
-        calls.append(count)
-        # a long call to warm up is a repetition like the others
-        first.append(warming if count == 1 else timed(work, count))
-    rounds, rates = [first], []
+def wall_of(work: Callable[[], object], threads: int, span: float) -> float:
+    """Median wall-clock seconds of a call on several threads."""
+    timer = Timer("work()", globals={"work": work}, num_threads=threads, timer=time.perf_counter)
+    return timer.blocked_autorange(min_run_time=span).median
+
+
+def use_threads(count: int) -> None:
+    """Set the threads of every library."""
+    torch.set_num_threads(count)
+    with contextlib.suppress(ImportError):
+        import faiss
+
+        faiss.omp_set_num_threads(count)
+
+
+def measure(
+    sides: Sides, peers: list[Peer], repeats: int, span: float
+) -> tuple[dict[str, float], float]:
+    """CPU seconds of each side on one thread, and FLOP per CPU second of a matrix product.
+
+    The sides take turns, so that a busy moment of the machine meets all of them.
+    """
+    works: dict[str, Callable[[], object]] = {name: sides.works()[name] for name in sides_of(peers)}
+    works |= {"products": PRODUCT} | ({"shared": sides.shared} if sides.shared else {})
+    found: dict[str, list[float]] = {name: [] for name in works}
+    started = time.process_time()
     gc.collect()
     gc.disable()
-    for repeat in range(1, repeats):
-        order = range(len(works))
-        times = {i: timed(works[i], calls[i]) for i in (reversed(order) if repeat % 2 else order)}
-        rounds.append([times[i] for i in order])
-        if comparison.products > 0:
-            rates.append(product_rate())
+    for _ in range(repeats):
+        for name, work in works.items():
+            found[name].append(seconds_of(work, span))
+        if time.process_time() - started > BUDGET:
+            break
     gc.enable()
-    cpu, wall = ([[side[clock] for side in sides] for sides in rounds] for clock in (0, 1))
-    return _medians(cpu), _medians(wall), _detail(comparison, cpu, rates)
+    medians = {name: statistics.median(values) for name, values in found.items()}
+    rate = PRODUCT_FLOP / medians.pop("products")
+    shared = medians.pop("shared", 0.0)
+    return {name: value + shared for name, value in medians.items()}, rate
 
 
-def _medians(rounds: list[list[float]]) -> Seconds:
-    shared = statistics.median(sum(sides[2:]) for sides in rounds)
-    ours = [sides[0] + shared for sides in rounds]
-    peer = [sides[1] + shared for sides in rounds]
-    ratios = [b / a for a, b in zip(ours, peer, strict=True)]
-    return Seconds(statistics.median(ours), statistics.median(peer), statistics.median(ratios))
+def rows_of(
+    case: Case, scale: Scale, repeats: int, memory: dict[str, float | None]
+) -> tuple[list[Row], list[str], list[str]]:
+    """Ours against every peer; peers that are not installed; peers that disagree."""
+    sides, exact = case.build(scale), case.build(Scale(torch.float64, scale.small))
+    missing = [
+        f"{case.name}: {p.library} is not installed" for p in sides.peers if not available(p)
+    ]
+    differences, wrong = {}, []
+    for number, peer in enumerate(sides.peers):
+        if available(peer):
+            precise = peer.tolerance <= 1e-6
+            found = disagreement(*((exact, exact.peers[number]) if precise else (sides, peer)))
+            if found <= peer.tolerance:
+                differences[peer.name] = found
+            else:
+                worst = f"results differ by {found:.1e} > {peer.tolerance:.0e}"
+                wrong.append(f"{case.name}, {peer.name}: {worst}")
+    peers = [peer for peer in sides.peers if peer.name in differences]
+    span = 0.0 if scale.small else SPAN
+    cpu, rate = measure(sides, peers, repeats, span)
+    wall: dict[str, float] = {}
+    if (threads := os.cpu_count() or 1) > 1 and sides.shared is None:
+        use_threads(threads)
+        names = sides_of([peer for peer in peers if not peer.formula])
+        wall = {name: wall_of(sides.works()[name], threads, span) for name in names}
+        use_threads(1)
+    rows = [
+        Row(
+            case.work,
+            peer,
+            cpu[peer.against],
+            cpu[peer.name],
+            wall[peer.name] / wall[peer.against] if peer.name in wall else None,
+            (memory.get(peer.against), memory.get(peer.name)),
+            cpu[peer.name] * rate / sides.products if sides.products else None,
+            differences[peer.name],
+        )
+        for peer in peers
+    ]
+    return rows, missing, wrong
 
 
-def _detail(comparison: Comparison, rounds: list[list[float]], rates: list[float]) -> str:
-    if comparison.shared is not None:
-        overhead = statistics.median(ours - peer for ours, peer, _ in rounds)
-        return f"overhead {overhead / statistics.median(r[1] + r[2] for r in rounds):.1%}"
-    if comparison.products == 0:
-        return ""
-    alone = comparison.products / statistics.median(rates or [product_rate()])
-    limit = statistics.median(sides[1] for sides in rounds) / alone
-    return f"matrix products alone {seconds(alone)}: at most {limit:.1f}×"
+def sides_of(peers: list[Peer]) -> list[str]:
+    """The names of some peers and of what they are compared with."""
+    return list(dict.fromkeys(name for peer in peers for name in (peer.against, peer.name)))
 
 
-def product_rate() -> float:
-    """FLOP per CPU second of a large float32 matrix product, here and now."""
-    a, b = torch.rand(512, 768), torch.rand(768, 3072)
-    work = partial(torch.mm, a, b)
-    work()
-    return flop([(512, 768, 3072)], train=False) / timed(work, 10)[0]
+_A, _B = torch.rand(512, 768), torch.rand(768, 3072)
+PRODUCT = partial(torch.mm, _A, _B)
+PRODUCT_FLOP = flop([(512, 768, 3072)], train=False)
 
 
-def in_children(*works: Callable[[], Any]) -> list[Any]:
-    """What functions return in forked processes, side by side; None if one did not live to tell."""
+def in_child(work: Callable[[], Any]) -> Any:
+    """What a function returns in a forked process; None if it did not live to tell."""
     context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
 
-    def tell(sender: Connection, work: Callable[[], Any]) -> None:
+    def tell(sender: Connection) -> None:
+        warnings.simplefilter("ignore")
         sender.send(work())
 
-    started = []
-    for work in works:
-        receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=tell, args=(sender, work))
-        process.start()
-        sender.close()
-        started.append((process, receiver))
-    found = []
-    for process, receiver in started:
-        try:
-            found.append(receiver.recv())
-        except EOFError:
-            found.append(None)
+    process = context.Process(target=tell, args=(sender,))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        return None
+    finally:
         process.join()
-    return found
 
 
-def peak_memory(case: Case, scale: Scale, side: str) -> float:
-    """MiB by which this process grows during the work of one side, after a tiny one."""
-    warnings.simplefilter("ignore")
-    getattr(case.build(Scale(scale.dtype, small=True)), side)()
-    return grown(getattr(case.build(scale), side))
+def peak_memory(case: Case, scale: Scale) -> dict[str, float | None]:
+    """MiB by which a process grows during the work of each side, after a tiny one of it."""
+
+    def grow(name: str) -> float:
+        case.build(Scale(scale.dtype, small=True)).works()[name]()
+        return grown(case.build(scale).works()[name])
+
+    sides = case.build(Scale(scale.dtype, small=True))
+    names = [*sides.ours, *(peer.name for peer in sides.peers if available(peer))]
+    return {n: in_child(partial(grow, n)) for n in names if n not in case.unmeasured}
 
 
 def grown(work: Callable[[], object]) -> float:

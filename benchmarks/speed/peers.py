@@ -1,8 +1,4 @@
-"""What bgl is measured against: the same results, computed the straightforward way.
-
-Each function is written plainly from a paper's formula: dense matrices, full sorts, loops and
-one-hot tensors, as one would write it first. Public libraries come at the end.
-"""
+"""What bgl is measured against: the same results from a careful author, a library or a formula."""
 
 from __future__ import annotations
 
@@ -14,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch_geometric.nn import SimpleConv
+from torch_geometric import EdgeIndex
+from torch_geometric.nn import GCNConv, SimpleConv
 
 Layer = Callable[[Tensor], Tensor]
 Statistics = tuple[Tensor, Tensor, Tensor]  # mean [K, D], variance [K, D], count [K]
@@ -26,15 +23,15 @@ def dybgr(
     y: Tensor,
     k: int,
     iterations: int,
-    lam: float,
-    beta: float,
-    epsilon: float,
-    gather: bool,
+    lam: float = 0.3,
+    beta: float = 0.5,
+    epsilon: float = 0.5,
+    formula: bool = False,
 ) -> Tensor:
-    """DyBGR's graph and features, refined in turn, on N × N matrices with every row sorted.
+    """DyBGR's graph and features, refined in turn, on N × N matrices.
 
-    ``gather`` sums over the neighbours as the formula has it, from their features [N, k, C];
-    otherwise the weights are scattered to an N × N matrix.
+    As a careful author has it: ``topk``, and the weights scattered to a matrix. With ``formula``
+    as in the authors' code: every row sorted, and a sum over the neighbours' features [N, k, C].
     """
     eye = torch.eye(len(x), dtype=x.dtype)
     same = (y[:, None] == y[None, :]).to(x.dtype) + eye
@@ -44,7 +41,8 @@ def dybgr(
     distance = (square[:, None] + square[None, :] - 2 * gram).clamp(min=1e-12).sqrt()
     cost = row_min_max(distance - 2 * beta * correlation - 1e-5 * row_min_max(gram))
 
-    ordered, order = (cost + 1e6 * eye).sort(dim=1)  # itself comes last
+    cost = cost + 1e6 * eye  # itself comes last
+    ordered, order = cost.sort(dim=1) if formula else cost.topk(k + 1, dim=1, largest=False)
     near, neighbor, next_one = ordered[:, :k], order[:, :k], ordered[:, k]
     gamma = (0.5 * (k * next_one - near.sum(1))).mean()
     eta = (1 + near.sum(1) / (2 * gamma)) / k
@@ -52,7 +50,7 @@ def dybgr(
     for _ in range(iterations):
         context = row_min_max(out @ out.T).gather(1, neighbor)
         weight = (eta[:, None] - (near - lam * context) / (2 * gamma)).relu()
-        if gather:
+        if formula:
             mixed = (weight[:, :, None] * x[neighbor]).sum(1)
         else:
             mixed = torch.zeros_like(cost).scatter(1, neighbor, weight) @ x
@@ -77,7 +75,7 @@ def bgformer(
     value: Layer,
     semantic_out: Layer,
 ) -> Tensor:
-    """BGFormer's two branches: dense top-k attention, and the one-hot label graph."""
+    """BGFormer's two branches: dense top-k attention, and the dense label graph."""
     n, channels = x.shape
     query, key, values = qkv(x).view(n, 3, heads, channels // heads).permute(1, 2, 0, 3)
     scores = query @ key.transpose(1, 2) / math.sqrt(channels // heads)
@@ -85,8 +83,7 @@ def bgformer(
     attention = torch.zeros_like(scores).scatter(2, index, strongest.softmax(2))
     visual = visual_out((attention @ values).transpose(0, 1).reshape(n, channels))
 
-    one_hot = F.one_hot(y).to(x.dtype)
-    adjacency = one_hot @ one_hot.T + torch.eye(n, dtype=x.dtype)
+    adjacency = (y[:, None] == y[None, :]).to(x.dtype) + torch.eye(n, dtype=x.dtype)
     scale = adjacency.sum(1).rsqrt()
     semantic = semantic_out((scale[:, None] * adjacency * scale[None, :]) @ value(x))
     return lam * visual + (1 - lam) * semantic
@@ -104,7 +101,7 @@ def mobius_distance(x: Tensor, y: Tensor, c: float) -> Tensor:
 
 
 def pairwise_loss(z: Tensor, per_class: int, c: float, temperature: float) -> Tensor:
-    """Hyp-ViT's loss, one pair of samples after the other; z is sorted by class."""
+    """Hyp-ViT's loss, one pair of samples after the other, as in its code; z sorted by class."""
     z = z.view(-1, per_class, z.size(1))
     itself = torch.eye(len(z), dtype=torch.bool)
     target = torch.arange(len(z))
@@ -119,23 +116,36 @@ def pairwise_loss(z: Tensor, per_class: int, c: float, temperature: float) -> Te
     return total
 
 
-def one_hot_statistics(
-    old: Statistics, z: Tensor, y: Tensor, momentum: float, classes_at_once: int
-) -> Statistics:
-    """IAA's running statistics with an N × K × D tensor, or slices of it along the classes."""
-    parts = []
-    for first in range(0, len(old[0]), classes_at_once):
-        mean, variance, count = (value[first : first + classes_at_once] for value in old)
-        member = (y[:, None] == torch.arange(first, first + len(mean))).to(z.dtype)  # [N, K]
-        n = member.sum(0)
-        size = n.clamp(min=1)[:, None]
-        batch_mean = (member[:, :, None] * z[:, None, :]).sum(0) / size
-        deviation = (z[:, None, :] - batch_mean[None]) * member[:, :, None]
-        batch_variance = deviation.square().sum(0) / size
-        share = torch.where(n > 0, (n / (n + count).clamp(min=1)).clamp(min=1 - momentum), 0)
-        parts.append(_blend(mean, variance, batch_mean, batch_variance, share[:, None]))
-    mean, variance = (torch.cat(values) for values in zip(*parts, strict=True))
-    return mean, variance, old[2] + torch.bincount(y, minlength=len(mean))
+def pairwise_loss_at_once(z: Tensor, per_class: int, c: float, temperature: float) -> Tensor:
+    """The same from one matrix of all distances, which follow from inner products."""
+    gram = z @ z.T
+    square = gram.diagonal()
+    x2, y2 = square[:, None], square[None, :]
+    a, b = 1 - 2 * c * gram + c * y2, 1 - c * x2
+    norm = (a * a * x2 - 2 * a * b * gram + b * b * y2).clamp(min=1e-12).sqrt()
+    ratio = math.sqrt(c) * norm / (1 - 2 * c * gram + c**2 * x2 * y2 + 1e-5)
+    distance = 2 / math.sqrt(c) * ratio.clamp(max=1 - 1e-5).atanh()
+
+    logits = (-distance / temperature).view(-1, per_class, len(z) // per_class, per_class)
+    logits = logits.permute(1, 3, 0, 2)  # [P, P, K, K]
+    own = logits.diagonal(dim1=0, dim2=1).permute(2, 0, 1)  # [P, K, K]
+    itself = torch.eye(own.size(1), dtype=torch.bool)
+    negative = own.masked_fill(itself, -torch.inf).logsumexp(2)
+    loss = torch.logaddexp(logits.logsumexp(3), negative[:, None])
+    loss = loss - logits.diagonal(dim1=2, dim2=3)
+    return loss.sum() - loss.diagonal(dim1=0, dim2=1).sum()
+
+
+def index_add_statistics(old: Statistics, z: Tensor, y: Tensor, momentum: float) -> Statistics:
+    """IAA's running statistics by sums over the samples of each class."""
+    mean, variance, count = old
+    n = torch.bincount(y, minlength=len(mean))
+    size = n.clamp(min=1)[:, None]
+    batch_mean = torch.zeros_like(mean).index_add_(0, y, z) / size
+    squares = torch.zeros_like(mean).index_add_(0, y, (z - batch_mean[y]).square())
+    share = torch.where(n > 0, (n / (n + count).clamp(min=1)).clamp(min=1 - momentum), 0)
+    mean, variance = _blend(mean, variance, batch_mean, squares / size, share.to(z.dtype)[:, None])
+    return mean, variance, count + n
 
 
 def loop_statistics(old: Statistics, z: Tensor, y: Tensor, momentum: float) -> Statistics:
@@ -250,6 +260,20 @@ def faiss_metrics(x: Tensor, y: Tensor, k: Sequence[int]) -> dict[str, Tensor]:
     return ranking_metrics(labels[found] == labels[:, None], labels, k)
 
 
+def topk_metrics(x: Tensor, y: Tensor, k: Sequence[int]) -> dict[str, Tensor]:
+    """Retrieval metrics by cosine, from products of 1,000 queries at a time and ``topk``."""
+    points = F.normalize(x)
+    depth = max(*k, int(torch.bincount(y).max()) - 1)
+    hits = []
+    for first in range(0, len(x), 1000):
+        similarity = points[first : first + 1000] @ points.T
+        queries = torch.arange(len(similarity))
+        similarity[queries, first + queries] = -torch.inf
+        found = similarity.topk(depth, dim=1).indices
+        hits.append(y[found] == y[first + queries, None])
+    return ranking_metrics(torch.cat(hits).numpy(), y.numpy(), k)
+
+
 def ranking_metrics(
     hits: NDArray[np.bool_], labels: NDArray[np.integer], k: Sequence[int]
 ) -> dict[str, Tensor]:
@@ -286,10 +310,45 @@ def block(x: Tensor, mix: Layer, norm1: nn.Module, norm2: nn.Module, mlp: nn.Mod
     return mixed
 
 
-def simple_conv(x: Tensor, edge_index: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """A graph's weighted sums from PyG's own layer, mixed with the nodes themselves."""
-    mixed: Tensor = SimpleConv(aggr="sum")(x, edge_index, weight)
-    return epsilon * mixed + (1 - epsilon) * x
+def sparse_sum(x: Tensor, edge_index: Tensor, weight: Tensor) -> Tensor:
+    """Σ_j a_ij x_j as a product with a CSR matrix; edges are sorted by target and source."""
+    source, target = edge_index
+    ends = torch.bincount(target, minlength=len(x)).cumsum(0)
+    matrix = torch.sparse_csr_tensor(F.pad(ends, (1, 0)), source, weight, (len(x), len(x)))
+    return matrix @ x
+
+
+def scatter_sum(x: Tensor, edge_index: Tensor, weight: Tensor) -> Tensor:
+    """Σ_j a_ij x_j as a product with an N × N matrix."""
+    source, target = edge_index
+    matrix = x.new_zeros(len(x), len(x)).index_put((target, source), weight)
+    return matrix @ x
+
+
+def simple_sum(x: Tensor, edge_index: Tensor, weight: Tensor) -> Tensor:
+    """Σ_j a_ij x_j by PyG's ``SimpleConv``."""
+    return SimpleConv(aggr="sum")(x, edge_index, weight)
+
+
+def gcn_sum(x: Tensor, edge_index: Tensor, weight: Tensor) -> Tensor:
+    """Σ_j a_ij x_j by PyG's ``GCNConv`` on an ``EdgeIndex``, without its linear layer."""
+    conv = GCNConv(x.size(1), x.size(1), normalize=False, bias=False)
+    conv.lin = nn.Identity()
+    edges = EdgeIndex(edge_index, sparse_size=(len(x), len(x)), sort_order="col")
+    return conv(x, edges, weight)
+
+
+def nearest_by_graph(x: Tensor, sizes: Sequence[int], k: int) -> Tensor:
+    """The k nearest nodes of each node's own graph, one graph after the other, as edges."""
+    edges, first = [], 0
+    for part in x.split(list(sizes)):
+        distance = torch.cdist(part, part)
+        distance.fill_diagonal_(torch.inf)
+        source = distance.topk(k, dim=1, largest=False).indices.flatten()
+        target = torch.arange(len(part)).repeat_interleave(k)
+        edges.append(first + torch.stack([source, target]))
+        first += len(part)
+    return torch.cat(edges, dim=1)
 
 
 def open_metric_learning_recall(x: Tensor, y: Tensor, k: Sequence[int]) -> dict[str, Tensor]:
@@ -303,3 +362,15 @@ def open_metric_learning_recall(x: Tensor, y: Tensor, k: Sequence[int]) -> dict[
         found, relevant, cmc_top_k=tuple(k), precision_top_k=(), map_top_k=(), verbose=False
     )
     return {f"recall@{cutoff}": values["cmc"][cutoff] for cutoff in k}
+
+
+def torchmetrics_recall(x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """Recall@1 and R-precision by cosine from torchmetrics, which takes every pair as a line."""
+    from torchmetrics.retrieval import RetrievalHitRate, RetrievalRPrecision
+
+    points = F.normalize(x)
+    other = ~torch.eye(len(x), dtype=torch.bool)
+    similarity, relevant = (points @ points.T)[other], (y[:, None] == y)[other]
+    query = torch.arange(len(x)).repeat_interleave(len(x) - 1)
+    metrics = {"recall@1": RetrievalHitRate(top_k=1), "r_precision": RetrievalRPrecision()}
+    return {name: metric(similarity, relevant, query) for name, metric in metrics.items()}

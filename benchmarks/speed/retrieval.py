@@ -1,24 +1,24 @@
-"""The retrieval cases of ``speed.py``."""
+"""The retrieval cases."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.speed import peers
-from benchmarks.speed.case import Comparison, Scale, Values, class_data, flop
+from benchmarks.speed.case import Peer, Scale, Sides, Values, Work, class_data, flop
 from bgl.hyperbolic import HyperbolicDistance, ToPoincareBall
 from bgl.metrics import retrieval_metrics
 
 RECALL_AT = (1, 2, 4, 8)
 
 
-def retrieval_set(scale: Scale, n: int | None = None) -> tuple[Tensor, Tensor]:
+def retrieval_set(scale: Scale, n: int) -> tuple[Tensor, Tensor]:
     """Embeddings like those of SOP's test images: about five per class."""
-    n = scale.images if n is None else scale(n, 100)
-    x, y = class_data(Scale(), n // 5, 5, scale(384, 16))
+    x, y = class_data(Scale(), scale(n, 100) // 5, 5, scale(384, 16))
     return x / x.size(1) ** 0.5, y
 
 
@@ -28,64 +28,55 @@ def measured(x: Tensor, y: Tensor, distance: Any = "cosine") -> Values:
 
 
 def search_flop(x: Tensor) -> float:
-    return flop([(len(x), x.size(1), len(x))], train=False)
+    """A set against itself needs the product of each pair once."""
+    return flop([(len(x), x.size(1), len(x))], train=False) / 2
 
 
-def recall_faiss(scale: Scale) -> Comparison:
-    x, y = retrieval_set(scale)
-    return Comparison(
-        lambda: measured(x, y),
-        lambda: peers.faiss_metrics(x, y, RECALL_AT),
-        products=search_flop(x),
-    )
+# peers rank in float32
+ranking = partial(Peer, target=1.0, tolerance=1e-3)
 
 
-def recall_library(scale: Scale, k: str | None, n: int | None = None) -> Comparison:
-    x, y = retrieval_set(scale, n)
-
-    def ours() -> Values:
-        found = measured(x, y)
-        return {name: found[name] for name in ("recall@1", "map@r", "r_precision")}
-
-    return Comparison(
-        ours, lambda: peers.accuracy_calculator_metrics(x, y, k), products=search_flop(x)
-    )
-
-
-def recall_oml(scale: Scale) -> Comparison:
-    x, y = retrieval_set(scale)
-
-    def ours() -> Values:
-        return {name: value for name, value in measured(x, y).items() if name.startswith("recall")}
-
-    return Comparison(
-        ours, lambda: peers.open_metric_learning_recall(x, y, RECALL_AT), products=search_flop(x)
-    )
+def recall(scale: Scale) -> Sides:
+    """Peers that rank a large set."""
+    x, y = retrieval_set(scale, 20_000)
+    library = partial(peers.accuracy_calculator_metrics, x, y)
+    oml = partial(peers.open_metric_learning_recall, x, y, RECALL_AT)
+    found = [
+        ranking("faiss' exact search, NumPy", partial(peers.faiss_metrics, x, y, RECALL_AT)),
+        ranking("products, `topk`, NumPy", partial(peers.topk_metrics, x, y, RECALL_AT)),
+        ranking('`AccuracyCalculator(k="max_bin_count")`', partial(library, k="max_bin_count")),
+        ranking("open-metric-learning", oml, library="oml", note="Recall@K alone"),
+    ]
+    return Sides({"bgl": partial(measured, x, y)}, found, search_flop(x))
 
 
-def recall_hyperbolic(scale: Scale) -> Comparison:
-    x, y = retrieval_set(scale)
+def recall_small(scale: Scale) -> Sides:
+    """Peers that take every pair."""
+    x, y = retrieval_set(scale, 2000)
+    library = partial(peers.accuracy_calculator_metrics, x, y, None)
+    own = partial(peers.torchmetrics_recall, x, y)
+    note = "Recall@1 and R-precision alone"
+    found = [
+        ranking("`AccuracyCalculator(k=None)`, its default", library),
+        ranking("torchmetrics' retrieval", own, library="torchmetrics", note=note),
+    ]
+    return Sides({"bgl": partial(measured, x, y)}, found, search_flop(x))
+
+
+def recall_hyperbolic(scale: Scale) -> Sides:
+    x, y = retrieval_set(scale, 20_000)
     ball = ToPoincareBall()(3 * x)
     distance = HyperbolicDistance()
 
-    def check() -> tuple[Values, Values]:
+    def check(_: Work) -> tuple[Values, Values]:
         rows = slice(0, 500)
         by_loop = peers.hyperbolic_row_loop(ball[rows].double(), y[rows], RECALL_AT, distance.c)
         return measured(ball[rows], y[rows], distance), by_loop
 
-    return Comparison(
-        lambda: measured(ball, y, distance),
-        lambda: measured(x, y),
-        check=check,
+    cosine = Peer(
+        "bgl with cosine",
+        partial(measured, x, y),
+        target=1 / 1.5,
+        note="more work, so below 1: what the ball costs",
     )
-
-
-def recall_rows(scale: Scale) -> Comparison:
-    x, y = retrieval_set(scale, 2000)
-    ball = ToPoincareBall()(3 * x)
-    distance = HyperbolicDistance()
-    return Comparison(
-        lambda: measured(ball, y, distance),
-        lambda: peers.hyperbolic_row_loop(ball, y, RECALL_AT, distance.c),
-        products=search_flop(x),
-    )
+    return Sides({"bgl": partial(measured, ball, y, distance)}, [cosine], check=check)

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: ``python -m benchmarks.speed --step``
+"""Where the time of a training step goes.
 
 The parts of a step (``bgl/training/loop.py``) are run one after the other and timed alone: data
 (decoding, transforms, batching), encoder, graph blocks, head and loss, each forward and backward,
@@ -11,8 +11,6 @@ computing anything.
 from __future__ import annotations
 
 import dataclasses
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.speed.measure import seconds_of
 from bgl.datasets import load_dataset
 from bgl.images import train_transform
 from bgl.models import BatchGraphModel
@@ -73,17 +72,6 @@ STEPS = (
 )
 
 
-def cpu_seconds(work: Callable[[], object], repeats: int) -> float:
-    """Median CPU seconds of a call, after one to warm up."""
-    work()
-    found = []
-    for _ in range(repeats):
-        started = time.process_time()
-        work()
-        found.append(time.process_time() - started)
-    return statistics.median(found)
-
-
 def passes(function: Callable[..., Any], *inputs: Tensor) -> None:
     """A function forward and backward, down to its inputs."""
     inputs = tuple(x.detach().requires_grad_() for x in inputs)
@@ -91,7 +79,7 @@ def passes(function: Callable[..., Any], *inputs: Tensor) -> None:
     torch.autograd.backward(out, torch.ones_like(out))
 
 
-def measure_step(step: Step, repeats: int, small: bool) -> dict[str, Any]:
+def measure_step(step: Step, small: bool) -> dict[str, Any]:
     """CPU seconds and FLOP of the parts of a step, for its whole batch."""
     config = step.config(small)
     torch.manual_seed(0)
@@ -117,20 +105,20 @@ def measure_step(step: Step, repeats: int, small: bool) -> dict[str, Any]:
         optimizer.step()
 
     seconds = {
-        "data": cpu_seconds(lambda: next(iter(loader)), repeats),
-        "encoder": cpu_seconds(lambda: passes(model.backbone, images), repeats) * n / encoded,
-        "graph": cpu_seconds(lambda: passes(lambda v: model.contextualize(v, labels)[0], x), 3),
-        "head": cpu_seconds(lambda: passes(model.head, torch.cat([x, x])), 3),
-        "loss": 2 * cpu_seconds(lambda: passes(lambda v: criterion(v, labels), z), 3),
+        "data": seconds_of(lambda: next(iter(loader))),
+        "encoder": seconds_of(lambda: passes(model.backbone, images)) * n / encoded,
+        "graph": seconds_of(lambda: passes(lambda v: model.contextualize(v, labels)[0], x)),
+        "head": seconds_of(lambda: passes(model.head, torch.cat([x, x]))),
+        "loss": 2 * seconds_of(lambda: passes(lambda v: criterion(v, labels), z)),
+        "optimiser": seconds_of(update),
     }
-    seconds["optimiser"] = cpu_seconds(update, repeats)
     return {
         "name": step.name,
         "encoder": config.backbone,
         "images": n,
         "encoded": encoded,
         "channels": info.num_features,
-        "seconds": {part: seconds[part] for part in PARTS},
+        "seconds": seconds,
         "flop": count(model, config, labels, info.num_features),
     }
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bgl._checks import check_int, check_real, describe
 from bgl.augment.correction import NeighborCorrection
 from bgl.augment.statistics import ClassStatistics
+from bgl.hyperbolic import from_poincare_ball, to_poincare_ball
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,10 @@ class IntraClassAugmentation(nn.Module):
     further copy). Σ̂ is the variance of the statistics, after the correction if there is one.
     Gradients reach :math:`z_n` through every copy, with weight one, and nothing else. A class
     without variance (not seen yet, or alone and not corrected) gives exact copies.
+
+    Where the statistics have a ``curvature``, embeddings and copies are points of that Poincaré
+    ball: the noise is added in the tangent space at its origin, from which the copies are mapped
+    back (without clipping), and the gradient goes through both maps.
 
     Σ̂ and its factor are computed anew only when the statistics have changed. With full
     covariances that means an eigendecomposition per class: re-estimate every few epochs rather
@@ -136,10 +141,15 @@ class IntraClassAugmentation(nn.Module):
             raise ValueError(
                 f"Expected argument `noise` to have shape {list(shape)}, got {describe(noise)}"
             )
+        curvature = self.statistics.curvature
+        if curvature is not None:
+            z = from_poincare_ball(z, c=curvature)
         factor = self.factor()[self.statistics.rows(y)].to(z.dtype)
         diagonal = factor.dim() == 2
         step = factor * noise if diagonal else torch.einsum("nde,mne->mnd", factor, noise)
         copies = z + self.strength**0.5 * step.to(z.dtype)
+        if curvature is not None:
+            copies = to_poincare_ball(copies, c=curvature)
         return copies.flatten(0, 1), y.repeat(self.num_samples)
 
     @torch.no_grad()

@@ -58,6 +58,7 @@ class AugmentationPlan:
 def iaa(
     num_classes: int,
     channels: int,
+    curvature: float | None = None,
     *,
     start: float = 0.3,
     update_every: int = 2,
@@ -79,6 +80,7 @@ def iaa(
     Args:
         num_classes: Number of training classes.
         channels: Dimension of the embeddings.
+        curvature: Curvature c of the Poincaré ball they lie in; None: Euclidean.
         start: Share of the epochs before the first synthetic embeddings.
         update_every: Epochs from one estimate over the training set to the next.
         strength: λ, the share of the class's variance; constant unless ``schedule``.
@@ -94,7 +96,9 @@ def iaa(
         sigma_mean: Scale of the distance between class means.
         sigma_var: Scale of the distance between class variances.
     """
-    statistics = ClassStatistics(num_classes, channels, momentum, covariance)
+    statistics = ClassStatistics(
+        num_classes, channels, momentum, covariance, curvature=curvature
+    )
     neighbors = None
     if correction:
         neighbors = NeighborCorrection(
@@ -109,6 +113,6 @@ def iaa(
     return AugmentationPlan(augmentation, statistics, start, update_every)
 
 
-# Functions called with the number of training classes, the dimension of the embeddings and the
-# augmentation's own options; they return a plan.
+# Functions called with the number of training classes, the dimension of the embeddings, the
+# curvature of their space or None, and the augmentation's own options.
 AUGMENTATIONS: Registry[Callable[..., AugmentationPlan]] = Registry("augmentation", {"iaa": iaa})

@@ -16,6 +16,7 @@ from bgl._checks import (
     check_real,
     readable,
 )
+from bgl.hyperbolic import from_poincare_ball
 
 # Largest block of squared deviations or outer products, in elements: 1 MiB of float32, which a
 # CPU keeps in its cache.
@@ -53,6 +54,9 @@ class ClassStatistics(nn.Module):
             matrices [K, D, D], for moderate K and D.
         labels: the K distinct integers that occur as labels; by default 0 to K − 1. Row k of
             the buffers belongs to the k-th smallest (see the buffer ``labels``).
+        curvature: c, if the embeddings are points of the Poincaré ball of curvature −c: all
+            statistics are those of :func:`bgl.hyperbolic.from_poincare_ball` of them, in the
+            tangent space at the origin. None for embeddings of a Euclidean space.
 
     Attributes:
         mean: [K, D], in units of the embedding.
@@ -85,12 +89,16 @@ class ClassStatistics(nn.Module):
         momentum: float = 0.2,
         covariance: str = "diagonal",
         labels: Sequence[int] | Tensor | None = None,
+        curvature: float | None = None,
     ) -> None:
         super().__init__()
         self.num_classes = check_int(num_classes, "num_classes", 1)
         self.channels = check_int(channels, "channels", 1)
         self.momentum = check_real(momentum, "momentum", 0.0, 1.0)
         self.covariance = check_choice(covariance, "covariance", ("diagonal", "full"))
+        if curvature is not None:
+            curvature = check_real(curvature, "curvature", 0.0, exclusive=True)
+        self.curvature = curvature
         known = torch.arange(num_classes) if labels is None else torch.as_tensor(labels)
         check_index_vector(known, num_classes, "labels")
         known = known.long().sort().values
@@ -181,6 +189,8 @@ class ClassStatistics(nn.Module):
     def _absorb(self, z: Tensor, y: Tensor, smallest: int) -> Tensor:
         """Blend in classes of at least ``smallest`` samples; return the samples per class [K]."""
         self.check(z, y)
+        if self.curvature is not None:
+            z = from_poincare_ball(z, c=self.curvature)
         rows, z = self.rows(y), z.to(self.mean.dtype)
 
         n = torch.zeros_like(self.count).index_add_(0, rows, torch.ones_like(rows))

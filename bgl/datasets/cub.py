@@ -37,9 +37,14 @@ def _read(source: Source, home: Path) -> Listing:
                 f"{label_where}: expected the class whose number the image's folder bears, but "
                 f"got {class_id} for {file}; get the two files from the same archive"
             )
-    for file, ids, other in ((labels_file, labels, images), (images_file, images, labels)):
-        if absent := len(other.keys() - ids.keys()):
-            listing.problems.append(f"{file} has no line for {absent} images of the other list")
+    for name, absent in (
+        (labels_file, images.keys() - labels.keys()),
+        (images_file, labels.keys() - images.keys()),
+    ):
+        if absent:
+            listing.problems.append(
+                f"{name} has no line for {len(absent)} images of the other list"
+            )
     return listing
 
 

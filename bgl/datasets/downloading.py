@@ -198,11 +198,11 @@ def _extract(archive: Path, folder: Path) -> None:
                 kind = stat.S_IFMT(entry.external_attr >> 16)  # 0 if made where files have no modes
                 _check_entry(entry.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR))
             content.extractall(folder)
-    else:
-        with tarfile.open(archive) as content:
-            for entry in content:
-                _check_entry(entry.name, entry.isreg() or entry.isdir())
-            content.extractall(folder, filter="data")
+        return
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            _check_entry(member.name, member.isreg() or member.isdir())
+        tar.extractall(folder, filter="data")
 
 
 def _check_entry(name: str, is_plain: bool) -> None:

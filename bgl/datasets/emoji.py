@@ -17,7 +17,7 @@ from bgl.images.reading import to_rgb
 
 
 def load_emoji() -> Splits:
-    """Load the emoji that come with the package, decoded into memory (about 105 MB).
+    """Load the emoji that come with the package into memory (about 105 MB).
 
     8,699 drawings of 1,189 emoji at 64 × 64 pixels, by class: 300 to train (2,202 images), 295
     for validation (2,147), 594 to test (4,350).
@@ -25,13 +25,13 @@ def load_emoji() -> Splits:
     Eight styles, at least six to a class: noto, noto-v1, twemoji, fluent-emoji,
     fluent-emoji-flat, fluent-emoji-high-contrast, fxemoji, emojione. An item's name in ``paths``
     is ``class/style``. The parts are fixed, and variants of one emoji (man/woman/person, colours
-    of a heart, clock faces, ...) are all in the same part. ``NOTICE`` beside the file names the
+    of a heart, clock faces, ...) are all in the same part. ``NOTICE`` next to the file names the
     designers and their licences.
 
     Two things make the task easier or harder than it looks. The three fluent styles are one
     drawing rendered three ways, so they are near duplicates of each other. And some sets draw two
     emoji alike, mostly "person ..." and "man ..." or "woman ...": about 40 pairs of classes share
-    an image to the bit, always inside one part. Raw pixels reach a Recall@1 of about 46.6 % on
+    an image bit for bit, always inside one part. Raw pixels reach a Recall@1 of about 46.6 % on
     the test part (see :func:`~bgl.datasets.raw_pixels`).
 
     Raises:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import warnings
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from unicodedata import normalize
 
@@ -140,32 +142,36 @@ def _check_complete(
     return [f"{summary}. Going on with what is there"]
 
 
+def _drop(listing: Listing, is_good: Callable[[Path], bool]) -> list[Path]:
+    """Take the files that are not good, and the classes left without any, out of ``parts``."""
+    dropped: list[Path] = []
+    for classes in listing.parts.values():
+        for name, files in list(classes.items()):
+            good: list[Path] = []
+            for file in files:
+                (good if is_good(file) else dropped).append(file)
+            classes[name] = good
+            if not good:
+                del classes[name]
+    return dropped
+
+
 def _drop_missing(listing: Listing, source: Source | None) -> list[str]:
     """Take the images that are not on disk out of ``parts``; a sentence if there are any."""
-    contents: dict[Path, set[str]] = {}  # one look into a folder, not one at every file
-    absent: list[str] = []
-    total = 0
-    for classes in listing.parts.values():
-        for label, files in list(classes.items()):
-            present = []
-            for file in files:
-                if file.parent not in contents:
-                    is_folder = file.parent.is_dir()
-                    contents[file.parent] = set(os.listdir(file.parent)) if is_folder else set()
-                if file.name in contents[file.parent]:
-                    present.append(file)
-                else:
-                    absent.append(file.relative_to(listing.home).as_posix())
-            total += len(files)
-            classes[label] = present
-            if not present:
-                del classes[label]
+
+    @cache  # one look into a folder, not one at every file
+    def content(folder: Path) -> set[str]:
+        return set(os.listdir(folder)) if folder.is_dir() else set()
+
+    total = sum(len(files) for classes in listing.parts.values() for files in classes.values())
+    dropped = _drop(listing, lambda file: file.name in content(file.parent))
+    absent = [file.relative_to(listing.home).as_posix() for file in dropped]
     if not absent:
         return []
     if len(absent) < total:
         return [f"{len(absent)} of {total} listed images are missing: {join_names(absent)}"]
     if source is not None:
-        raise source.missing(listing.home / absent[0])
+        raise source.missing(dropped[0])
     raise FileNotFoundError(
         f"Expected the images to lie in {listing.home}, but none of the {total} is there, "
         f"for example {absent[0]}"
@@ -174,8 +180,9 @@ def _drop_missing(listing: Listing, source: Source | None) -> list[str]:
 
 def _drop_broken(listing: Listing, skip_broken: bool) -> list[str]:
     """Take the files that can't be used out of ``parts``; return their names."""
+    before = {part: dict(classes) for part, classes in listing.parts.items()}
     if not skip_broken:
-        files = [file for c in listing.parts.values() for members in c.values() for file in members]
+        files = [file for c in before.values() for members in c.values() for file in members]
         unnamed = [str(file) for file in files if not _is_text(file.relative_to(listing.home))]
         if unnamed:
             raise ValueError(
@@ -183,25 +190,19 @@ def _drop_broken(listing: Listing, skip_broken: bool) -> list[str]:
                 "or leave them out: skip_broken=True, on the command line --skip-broken"
             )
         return []
-    broken: list[str] = []
+    broken = _drop(listing, lambda file: _is_usable(file, listing.home))
     for part, classes in listing.parts.items():
-        for name, files in list(classes.items()):
-            good = [file for file in files if _is_usable(file, listing.home)]
-            if len(good) < len(files):
-                broken += [printable(file) for file in files if file not in good]
-            classes[name] = good
-            if good:
-                continue
-            if part != "train" and "gallery" in listing.parts:
-                del classes[name]  # the class may have images on the other side
-                continue
+        gone = [name for name in before[part] if name not in classes]
+        # With a gallery, a class may have images on the other side.
+        if gone and (part == "train" or "gallery" not in listing.parts):
             raise ValueError(
-                f"Expected class {name!r} of {listing.origins[part]} to have images that can be "
-                f"decoded, but all {len(files)} are broken; remove them to leave the class out"
+                f"Expected class {gone[0]!r} of {listing.origins[part]} to have images that can "
+                f"be decoded, but all {len(before[part][gone[0]])} are broken; remove them to "
+                "leave the class out"
             )
         if not classes:
             raise ValueError(f"Expected images of {part} that can be decoded, but all are broken")
-    return broken
+    return [printable(file) for file in broken]
 
 
 def _is_usable(file: Path, home: Path) -> bool:

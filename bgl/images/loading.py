@@ -98,10 +98,11 @@ def load_batches(
         multiprocessing_context="fork" if workers and forked else None,
     )
     others = set(multiprocessing.active_children())
-    with _signals_blocked():
-        iterator = iter(loader)
-    children = set(multiprocessing.active_children()) - others
+    iterator, children = None, set()
     try:
+        with _signals_blocked():
+            iterator = iter(loader)
+        children = set(multiprocessing.active_children()) - others
         if children:
             yield from _losses_told_between_batches(iterator)
         else:

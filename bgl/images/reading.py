@@ -75,7 +75,7 @@ def to_rgb(image: Image.Image) -> Tensor:
         image = _scale_grey(image)
     if image.has_transparency_data:
         key = image.info.get("transparency")
-        if image.mode == "RGB" and max(key) > 255:  # of 16 bits, where Pillow keeps the upper 8
+        if isinstance(key, tuple) and max(key) > 255:  # of 16 bits, of which Pillow keeps 8
             image.info["transparency"] = tuple(value >> 8 for value in key)
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -85,12 +85,12 @@ def to_rgb(image: Image.Image) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def _orientation(image: Image.Image) -> int | None:
+def _orientation(image: Image.Image) -> int:
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # damaged metadata raise anything; the pixels are good all the same
-        return None
-    return orientation if isinstance(orientation, int) else None
+        return 1
+    return orientation if isinstance(orientation, int) else 1
 
 
 def _scale_grey(image: Image.Image) -> Image.Image:

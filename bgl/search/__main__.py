@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from bgl.search import SearchIndex, write_results
 
 
 def make_parser(prog: str) -> argparse.ArgumentParser:
-    """The two commands and their options."""
+    """Make the parser of the two commands."""
     parser = argparse.ArgumentParser(prog=prog, description="Find the images nearest to an image.")
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="Embed images with a trained model and index them.")
@@ -39,7 +40,10 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m bgl.search") -> int:
-    """Build an index or query one; returns the exit status."""
+    """Build an index or query one; return the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names that the terminal's encoding lacks
+            stream.reconfigure(errors="backslashreplace")
     options = make_parser(prog).parse_args(argv)
     try:
         return _build(options) if options.command == "build" else _query(options)
@@ -64,7 +68,7 @@ def _build(options: argparse.Namespace) -> int:
     print(file=sys.stderr)
     index.save(options.index)
     _report(index.broken)
-    print(f"{len(index)} images in {options.index}, compared by {index.measure}")
+    print(f"{len(index)} images in {printable(options.index)}, compared by {index.measure}")
     return 0
 
 
@@ -80,7 +84,7 @@ def _query(options: argparse.Namespace) -> int:
     page = write_results(
         results, options.page or options.index / "search.html", index.measure, about
     )
-    print(f"look at it: {page}")
+    print(f"look at it: {printable(page)}")
     return 0
 
 

@@ -1,29 +1,32 @@
-"""An index of embedded images in a folder: ``index.faiss`` with the vectors, ``index.json``."""
+"""An index of embedded images in one file: the embeddings, the images and the model's name."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 import faiss
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import cosine_similarity, normalize
 
-from bgl._checks import check_choice, check_int
-from bgl._io import atomic_path, write_text
-from bgl.hyperbolic import HyperbolicDistance, rank_factors
+from bgl._checks import check_choice, check_finite, check_int, describe
+from bgl._io import atomic_path
+from bgl.hyperbolic import HyperbolicDistance, paired_distance, rank_factors
 from bgl.images import BrokenImageError
 from bgl.models import Encoder, load, model_digest
+from bgl.models.files import HUB
 from bgl.search.images import embed_files, find_images
 
-VECTORS_FILE = "index.faiss"
-ENTRIES_FILE = "index.json"
+INDEX_FILE = "index.safetensors"
+OUTPUTS = ("head", "backbone")
 
 
 @dataclass(frozen=True)
@@ -35,25 +38,28 @@ class Hit:
 
 
 class SearchIndex:
-    r"""Images that can be searched for those nearest to another, by a trained model.
+    r"""Search images for those nearest to another, by a trained model.
 
-    The search is exact, in one faiss ``IndexFlatIP``, whose score is an inner product:
+    The nearest are found in float32 by faiss, as the largest inner products:
 
-    - cosine: the product of the embeddings divided by their norms;
-    - hyperbolic, on the ball of curvature :math:`-c`: the distance
-      :math:`\frac{2}{\sqrt c} \operatorname{arsinh} \sqrt s` grows with
-      :math:`s = c\,|x - y|^2 / ((1 - c|x|^2)(1 - c|y|^2))`, which is the inner product of
-      :func:`bgl.hyperbolic.rank_factors`.
+    - cosine: of the embeddings divided by their norms;
+    - hyperbolic, on the ball of curvature :math:`-c`: of :func:`bgl.hyperbolic.rank_factors`,
+      in the order of the distances.
+
+    These products lose digits where points are close to each other or to the boundary. So twice
+    as many and ten more are found than asked for, their scores are computed again in float64 from
+    the embeddings, and the best of them are returned. A score is the cosine similarity, at most
+    1, or the distance of ``encoder.distance``.
 
     Make one with :meth:`build` or :meth:`load`.
 
     Args:
         run: Where the model is, as :func:`bgl.models.load` takes it.
-        model: What tells it from any other: :func:`bgl.models.model_digest`.
+        model: The model's digest, :func:`bgl.models.model_digest`.
         encoder: That model.
         output: Which of its outputs is compared: "head" or "backbone".
-        paths: The images, in the order of the vectors.
-        vectors: What faiss searches.
+        paths: The images, in the order of the embeddings.
+        embeddings: That output [N, D] for each image, in float32.
         broken: The files that could not be read when the index was built.
     """
 
@@ -64,7 +70,7 @@ class SearchIndex:
         encoder: Encoder,
         output: str,
         paths: Sequence[Path],
-        vectors: faiss.Index,
+        embeddings: Tensor,
         broken: Sequence[BrokenImageError] = (),
     ) -> None:
         self.run = run
@@ -72,8 +78,14 @@ class SearchIndex:
         self.encoder = encoder
         self.output = output
         self.paths = list(paths)
-        self.vectors = vectors
+        self.embeddings = embeddings
         self.broken = list(broken)
+        hyperbolic = isinstance(encoder.distance, HyperbolicDistance) and output == "head"
+        self._curvature: float | None = encoder.distance.c if hyperbolic else None
+        entries = normalize(embeddings)
+        if self._curvature is not None:
+            entries = rank_factors(embeddings, c=self._curvature)[1]
+        self._entries = entries.contiguous().numpy()
 
     @classmethod
     def build(
@@ -102,32 +114,30 @@ class SearchIndex:
             FileNotFoundError: If the model or an image is missing.
             ValueError: If no image can be read, or the model cannot be loaded.
         """
-        check_choice(output, "output", ("head", "backbone"))
+        check_choice(output, "output", OUTPUTS)
         model, encoder = model_digest(run), load(run, device)
         files = find_images(images)
         x, paths, broken = embed_files(encoder, files, output, batch_size, workers, progress)
-        curvature = _curvature(encoder, output)
-        stored = _entries(x, curvature)
-        vectors = faiss.IndexFlatIP(stored.shape[1])
-        vectors.add(stored)
-        run = run if str(run).startswith("hf-hub:") else Path(run).absolute()
-        return cls(str(run), model, encoder, output, paths, vectors, broken)
+        run = run if str(run).startswith(HUB) else Path(run).absolute()
+        return cls(str(run), model, encoder, output, paths, x, broken)
 
     def save(self, folder: str | Path) -> None:
-        """Write the index into a folder; each file is written atomically."""
+        """Write the index into a folder, as one file that is replaced atomically.
+
+        Whoever loads it meanwhile gets the old index or the new one, whole.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        content = faiss.serialize_index(self.vectors).tobytes()
-        about = {
+        entries: _Entries = {
             "run": self.run,
             "model": self.model,
             "output": self.output,
-            "vectors": hashlib.sha256(content).hexdigest(),
+            "digest": _digest(self.embeddings),
             "images": [str(path) for path in self.paths],
         }
-        with atomic_path(folder / VECTORS_FILE) as temporary:
+        content = save({"embeddings": self.embeddings}, {"index": json.dumps(entries)})
+        with atomic_path(folder / INDEX_FILE) as temporary:
             temporary.write_bytes(content)
-        write_text(folder / ENTRIES_FILE, json.dumps(about, indent=1) + "\n")
 
     @classmethod
     def load(
@@ -136,7 +146,7 @@ class SearchIndex:
         run: str | Path | None = None,
         device: str | torch.device = "cpu",
     ) -> SearchIndex:
-        """An index that :meth:`save` wrote, with its model.
+        """Read an index that :meth:`save` wrote, with its model.
 
         Args:
             folder: Where the index is.
@@ -145,67 +155,87 @@ class SearchIndex:
 
         Raises:
             FileNotFoundError: If the index or the model is missing.
-            ValueError: If the index was built with another model, or a file is broken.
+            ValueError: If the index was built with another model, or its file is damaged.
         """
-        folder = Path(folder)
-        for name in (ENTRIES_FILE, VECTORS_FILE):
-            if not (folder / name).is_file():
-                raise FileNotFoundError(
-                    f"Expected argument `folder` to hold an index ({name}), but found none: "
-                    f"{folder}"
-                )
-        content = (folder / VECTORS_FILE).read_bytes()
-        try:
-            about = json.loads((folder / ENTRIES_FILE).read_text(encoding="utf-8"))
-            paths = [Path(path) for path in about["images"]]
-            run, model, output = str(run or about["run"]), about["model"], about["output"]
-            whole = about["vectors"] == hashlib.sha256(content).hexdigest()
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(
-                f"Expected {folder / ENTRIES_FILE} to describe an index, but got "
-                f"{type(error).__name__}: {error}"
-            ) from error
-        if not whole:
-            raise ValueError(
-                f"Expected {ENTRIES_FILE} and {VECTORS_FILE} in {folder} to belong together, but "
-                "they do not: build the index again"
+        path = Path(folder) / INDEX_FILE
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"Expected argument `folder` to hold an index ({INDEX_FILE}), but found none: "
+                f"{folder}: build it, or pass the folder it is in"
             )
+        entries, embeddings = _read(path)
+        run, model, output = str(run or entries["run"]), entries["model"], entries["output"]
         if model_digest(run) != model:
             raise ValueError(
                 f"Expected the index {folder} to be built with the model {run}, but it was built "
                 "with another one: build it again, or name the model it was built with"
             )
-        vectors = faiss.deserialize_index(np.frombuffer(content, dtype=np.uint8))
-        return cls(run, model, load(run, device), output, paths, vectors)
+        encoder = load(run, device)
+        side = encoder.config.image_size
+        sample = torch.zeros(1, 3, side, side, dtype=torch.uint8)
+        width = encoder.embed(sample, output=output).size(1)
+        if embeddings.size(1) != width:
+            raise ValueError(
+                f"Expected {path} to hold embeddings with the {width} columns of the model {run}, "
+                f"but got {embeddings.size(1)}: build the index again"
+            )
+        paths = [Path(image) for image in entries["images"]]
+        return cls(run, model, encoder, output, paths, embeddings)
 
     @property
     def measure(self) -> str:
         """What a hit's score is: "cosine similarity" or "hyperbolic distance"."""
-        hyperbolic = _curvature(self.encoder, self.output) is not None
-        return "hyperbolic distance" if hyperbolic else "cosine similarity"
+        return "cosine similarity" if self._curvature is None else "hyperbolic distance"
 
     def query(
         self, images: Sequence[str | Path], k: int = 10
     ) -> tuple[dict[Path, list[Hit]], list[BrokenImageError]]:
-        """The ``k`` images of the index nearest to each of some images, nearest first.
+        """Find the ``k`` images of the index nearest to each of some images, nearest first.
 
         Returns:
             The hits of every image that could be read, and an error for each of the others.
 
         Raises:
             FileNotFoundError: If an image does not exist.
-            ValueError: If no image can be read, or ``k`` is no integer ≥ 1.
+            ValueError: If no image can be read, or ``k`` is not an integer of at least 1.
         """
-        k = min(check_int(k, "k", 1), len(self))
+        check_int(k, "k", 1)
         x, paths, broken = embed_files(self.encoder, find_images(images), self.output)
-        curvature = _curvature(self.encoder, self.output)
-        products, rows = self.vectors.search(_queries(x, curvature), k)
-        scores = _scores(torch.from_numpy(products), curvature)
+        scores, rows = self.nearest(x, k)
         hits = {
             path: [Hit(self.paths[row], score) for row, score in zip(*pair, strict=True)]
             for path, *pair in zip(paths, rows.tolist(), scores.tolist(), strict=True)
         }
         return hits, broken
+
+    def nearest(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Find the entries nearest to embeddings.
+
+        Args:
+            x: The model's output [Q, D] for the queries.
+            k: How many to find; all where the index has fewer.
+
+        Returns:
+            Scores in float64 and rows of ``paths``, both [Q, min(k, N)], nearest first.
+        """
+        c, k = self._curvature, min(k, len(self))
+        asked = normalize(x) if c is None else -rank_factors(x, c=c)[0]
+        found = faiss.knn(
+            np.ascontiguousarray(asked.numpy()),
+            self._entries,
+            min(2 * k + 10, len(self)),
+            metric=faiss.METRIC_INNER_PRODUCT,
+        )[1]
+        rows = torch.from_numpy(found)
+        queries = x.double().repeat_interleave(rows.size(1), dim=0)
+        entries = self.embeddings[rows.flatten()].double()
+        if c is None:
+            scores = cosine_similarity(queries, entries).clamp(-1, 1)
+        else:
+            scores = paired_distance(queries, entries, c=c)
+        # Stable: where distances are capped, faiss's order still tells which is farther.
+        scores, order = scores.view_as(rows).sort(dim=1, descending=c is None, stable=True)
+        return scores[:, :k], rows.gather(1, order[:, :k])
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -214,26 +244,43 @@ class SearchIndex:
         return f"{type(self).__name__}({len(self)} images, output={self.output!r}, {self.run})"
 
 
-def _curvature(encoder: Encoder, output: str) -> float | None:
-    """The curvature of the ball in which an output is compared; None: by cosine."""
-    hyperbolic = isinstance(encoder.distance, HyperbolicDistance) and output == "head"
-    return encoder.distance.c if hyperbolic else None
+class _Entries(TypedDict):
+    """What an index file says besides its embeddings."""
+
+    run: str
+    model: str
+    output: str
+    digest: str
+    images: list[str]
 
 
-def _entries(y: Tensor, c: float | None) -> np.ndarray:
-    """Embeddings [N, D] as faiss stores them."""
-    stored = normalize(y) if c is None else rank_factors(y, c=c)[1]
-    return np.ascontiguousarray(stored.numpy())
+def _digest(embeddings: Tensor) -> str:
+    return hashlib.sha256(embeddings.numpy().tobytes()).hexdigest()
 
 
-def _queries(x: Tensor, c: float | None) -> np.ndarray:
-    """Embeddings [Q, D] whose largest inner products with the stored ones are the nearest."""
-    asked = normalize(x) if c is None else -rank_factors(x, c=c)[0]
-    return np.ascontiguousarray(asked.numpy())
-
-
-def _scores(products: Tensor, c: float | None) -> Tensor:
-    """Inner products [Q, k] as cosine similarities or hyperbolic distances."""
-    if c is None:
-        return products
-    return 2 / math.sqrt(c) * (-products).clamp_min(0).sqrt().asinh()
+def _read(path: Path) -> tuple[_Entries, Tensor]:
+    """Read an index file and check that its parts belong together."""
+    try:
+        with safe_open(path, "pt") as file:
+            embeddings: Tensor = file.get_tensor("embeddings").clone()
+            entries: _Entries = json.loads(file.metadata()["index"])
+        for name in ("run", "model", "output", "digest"):
+            if not isinstance(entries[name], str):
+                raise TypeError(f"`{name}` is no text")
+        check_choice(entries["output"], "output", OUTPUTS)
+        images = entries["images"]
+        if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
+            raise TypeError("`images` is no list of paths")
+        if embeddings.dtype != torch.float32 or embeddings.shape[:-1] != (len(images),):
+            raise ValueError(f"{len(images)} images have {describe(embeddings)}")
+        if not images:
+            raise ValueError("there are no images")
+        if _digest(embeddings) != entries["digest"]:
+            raise ValueError("the embeddings are not those that were written")
+        check_finite(embeddings, "embeddings")
+    except (SafetensorError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(
+            f"Expected {path} to be a whole index, but got {type(error).__name__}: {error}: "
+            "build the index again"
+        ) from error
+    return entries, embeddings

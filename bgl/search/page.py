@@ -6,6 +6,7 @@ import base64
 import html
 import io
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from PIL import Image
@@ -93,10 +94,10 @@ def _section(query: Path, hits: Sequence[Hit], measure: str) -> str:
 def _figure(path: Path, caption: str) -> str:
     name = html.escape(_name(path))
     place = html.escape(printable(path))
-    try:
-        picture = f'<img src="{_thumbnail(path)}" alt="{name}">'
-    except BrokenImageError:  # moved or changed since the index was built
-        picture = '<div class="missing">no longer there</div>'
+    picture = '<div class="missing">no longer there</div>'
+    if path.is_file():  # reading would wait for ever at a named pipe
+        with suppress(BrokenImageError):  # changed since the index was built
+            picture = f'<img src="{_thumbnail(path)}" alt="{name}">'
     return (
         f'<figure title="{place}">{picture}<figcaption>{html.escape(caption)}<br>{name}'
         "</figcaption></figure>"

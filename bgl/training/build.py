@@ -134,8 +134,9 @@ def build_augmentation(config: TrainConfig, num_classes: int) -> AugmentationPla
     """Build the augmentation a configuration describes, or None."""
     if config.augmentation == "none":
         return None
-    name = config.augmentation
-    return AUGMENTATIONS[name](num_classes, config.head_dim, **config.options[name])
+    curvature = config.curvature if config.distance == "hyperbolic" else None
+    build = AUGMENTATIONS[config.augmentation]
+    return build(num_classes, config.head_dim, curvature, **config.options[config.augmentation])
 
 
 def make_optimizer(

@@ -265,5 +265,5 @@ def part_options(name: str, given: dict[str, Any]) -> dict[str, Any]:
         ValueError: If there is no part of that name, or it has no such option.
     """
     if name in AUGMENTATIONS:
-        return resolve_options(AUGMENTATIONS[name], given, skip=2)
+        return resolve_options(AUGMENTATIONS[name], given, skip=3)
     return resolve_options(BLOCKS[name], given, skip=1)

@@ -16,7 +16,7 @@ METHODS = ("auto", "tsne", "umap", "pca")
 def project(
     x: Tensor, method: str = "auto", seed: int = 0, start: np.ndarray | None = None
 ) -> np.ndarray:
-    """Points of a plane in which near rows of ``x`` by cosine lie near each other.
+    """Map rows to a plane in which near rows of ``x`` by cosine lie near each other.
 
     Rows are brought to length 1 first. The result depends on ``seed`` alone; no global random
     generator is read or changed.
@@ -71,13 +71,14 @@ def project(
 
 
 def reduce(x: Tensor, dim: int) -> np.ndarray:
-    """The ``dim`` main components of the rows (PCA), padded with zeros where there are fewer."""
-    x = x.detach().double().cpu()
-    x = x - x.mean(0)
-    _, directions = torch.linalg.eigh(x.T @ x)  # ascending, and needs no random numbers
-    directions = directions.flip(1)[:, :dim]
-    # either sign is right: take the one whose largest entry is positive, on every machine
-    signs = directions.gather(0, directions.abs().argmax(0, keepdim=True)).sign()
-    parts = x @ (directions * signs)
-    padded = torch.nn.functional.pad(parts, (0, dim - parts.size(1)))
-    return padded.float().numpy()
+    """Project rows on their ``dim`` main components (PCA), padded with zeros where there are fewer.
+
+    scikit-learn fixes the signs, so the result is the same on every machine.
+    """
+    from sklearn.decomposition import PCA
+
+    rows = x.detach().double().cpu().numpy()
+    if len(rows) < 2:  # nothing varies
+        return np.zeros((len(rows), dim), dtype=np.float32)
+    parts = PCA(min(dim, *rows.shape), svd_solver="full").fit_transform(rows)
+    return np.pad(parts, ((0, 0), (0, dim - parts.shape[1]))).astype(np.float32)

@@ -15,6 +15,7 @@ from bgl.augment import (
     NeighborCorrection,
     StrengthSchedule,
 )
+from bgl.hyperbolic import ToPoincareBall
 
 Golden = Callable[[str], dict[str, Tensor]]
 
@@ -237,3 +238,24 @@ def test_calls_name_the_bad_argument() -> None:
         augmentation(z, y + 2)
     with pytest.raises(ValueError, match="`num_epochs`"):
         augmentation.set_epoch(11, 10)
+
+
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+@pytest.mark.parametrize("c", [0.1, 1.0])
+def test_copies_of_points_of_a_ball_are_drawn_in_the_tangent_space(
+    c: float, covariance: str
+) -> None:
+    """As if the features before the ball were augmented, and the copies then mapped into it."""
+    x, y = 2 * torch.randn(32, 5, dtype=torch.float64), torch.arange(32) % 4
+    x = x.renorm(2, 0, 2.3).requires_grad_()
+    noise = torch.randn(3, 32, 5, dtype=torch.float64)
+    copies = {}
+    for curvature in (None, c):
+        z = x if curvature is None else ToPoincareBall(c, clip_radius=None)(x)
+        statistics = ClassStatistics(4, 5, covariance=covariance, curvature=curvature).double()
+        statistics.estimate(z, y)
+        copies[curvature], _ = IntraClassAugmentation(statistics)(z, y, noise)
+    assert (c * copies[c].square().sum(1) < 1).all()
+    assert_close(copies[c], ToPoincareBall(c, clip_radius=None)(copies[None]))
+    expected = torch.autograd.grad(ToPoincareBall(c, None)(copies[None]).square().sum(), x)[0]
+    assert_close(torch.autograd.grad(copies[c].square().sum(), x)[0], expected)

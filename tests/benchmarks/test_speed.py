@@ -1,106 +1,101 @@
-"""benchmarks/speed at tiny sizes: every case runs, its sides agree, and the page is made."""
+"""benchmarks/speed at tiny sizes: all sides of every case agree, and the page is filled."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks.speed import peers, report, step
 from benchmarks.speed import run as speed
+from benchmarks.speed import step
+from benchmarks.speed.case import Case, Scale
+from benchmarks.speed.cases import CASES
+from benchmarks.speed.measure import available, disagreement, rows_of
 
-ROOT = Path(__file__).parents[2]
+pytest.importorskip("faiss")
+
+SMALL = Scale(small=True)
 
 
-def run(*options: str) -> str:
-    result = subprocess.run(
-        [sys.executable, "-m", "benchmarks.speed", "--small", "--repeats", "1", *options],
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_all_sides_of_a_case_agree(case: Case) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # sparse CSR is in beta
+        sides, exact = case.build(SMALL), case.build(replace(SMALL, dtype=torch.float64))
+        for peer in filter(available, sides.peers):
+            precise = exact if peer.tolerance <= 1e-6 else sides
+            assert disagreement(precise, peer) <= peer.tolerance, peer.name
+
+
+def test_one_run_fills_the_page(tmp_path: Path) -> None:
+    page = tmp_path / "performance.md"
+    names = ("machine", "peers", "formulas", "step", "growth")
+    page.write_text("\n".join(f"<!-- {name} -->\n<!-- /{name} -->" for name in names))
+    words = ["--small", "--repeats", "1", "--only", "conv", "update", "--page", str(page)]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.speed", *words],
         capture_output=True,
         check=False,
-        cwd=ROOT,
+        cwd=Path(__file__).parents[2],
         encoding="utf-8",
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"},
     )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
-
-
-def test_every_case_agrees_and_prints_a_row():
-    printed = run("--markdown")
-    assert "1 thread" in printed
-    lines = [line for line in printed.splitlines() if line.startswith("|")]
-    header, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)
-    installed = {
-        case.name: case for case in speed.CASES if case.library is None or find_spec(case.library)
-    }
-    assert [row[0] for row in rows] == list(installed)
-    for row in rows:
-        cells = dict(zip(header, row, strict=True))
-        assert float(cells["CPU ratio"].rstrip("×")) > 0
-        assert cells["result"] in ("met", "NOT MET", "–")
-        assert (cells["result"] == "–") == (cells["target"] == "–")
-        assert "results agree to" in cells["notes"]
-        assert "{" not in cells["work"]
-        if installed[cells["case"]].memory_measured:
-            assert min(float(cells["MiB ours"]), float(cells["MiB peer"])) >= 0
-        else:
-            assert cells["MiB ours"] == cells["MiB peer"] == "–"
-
-
-def test_stored_results_make_the_page(tmp_path):
-    stored, page = tmp_path / "speed.json", tmp_path / "performance.md"
-    run("--only", "conv", "update", "--json", str(stored))
-    run("--only", "update", "--json", str(stored))  # takes the place of the first
-    run("--step", "--growth", "--json", str(stored))
-    results = json.loads(stored.read_text(encoding="utf-8"))
-    assert [row["name"] for row in results["cases"]] == ["conv", "update"]
-    for row in results["step"]:
-        assert min(row["seconds"].values()) > 0
-        assert row["flop"]["encoder"] > row["flop"]["graph"] > 0
-    assert {row["axis"] for row in results["growth"]} == {"samples", "N", "k", "T", "C"}
-
-    names = ("machine", "cases", "step", "growth")
-    page.write_text("\n".join(f"<!-- {name} -->\n<!-- /{name} -->" for name in names))
-    assert report.main([str(stored), str(page)]) == 0
+    assert done.returncode == 0, done.stdout + done.stderr
     text = page.read_text(encoding="utf-8")
-    for expected in ("torch ", "class statistics, 512-d", "default benchmark", "60 given"):
-        assert expected in text
+    table = {}
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        table[tuple(cells[:2])] = cells
+    line = table["sums along a graph, N=405, C=768, k=30", "CSR product"]
+    assert float(line[2].rstrip("×")) > 0
+    assert min(float(line[6]), float(line[7])) >= 0
+    assert "results agree to" in line[-1]
+    loop = ("class statistics, 512-d, N=128, 100 classes", "loop over classes")
+    assert loop in table  # a formula: after the peers
+    assert text.index("`index_add_`") < text.index("<!-- /peers -->") < text.index(loop[1])
+    assert ("60 given candidates", "256") in table
+    assert ("default benchmark", "24 (encoder: all)") in table
+    assert "torch " in text
     assert (tmp_path / "performance_growth.png").stat().st_size > 0
 
 
-def test_flop_of_a_step_are_those_of_its_products():
+def test_flop_of_a_step_are_those_of_its_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """A vision transformer's operations are known: two per weight and token, and attention."""
-    found = step.measure_step(step.STEPS[1], 1, small=True)
+    monkeypatch.setattr(step, "seconds_of", lambda work: 1.0)
+    found = step.measure_step(step.STEPS[1], small=True)
     n, c, k = found["images"], found["channels"], 27
     blocks = len(step.STEPS[1].config(small=True).block_names)
     mlp = 2 * 2 * n * c * 4 * c
     assert found["flop"]["graph"] >= 3 * blocks * mlp
     assert found["flop"]["graph"] < 3 * blocks * (mlp + k * n * n * c)
     assert found["flop"]["head"] == 3 * 2 * (2 * n) * c * 128
+    assert found["flop"]["encoder"] > found["flop"]["graph"]
 
 
-def test_a_wrong_result_is_reported_and_not_timed(monkeypatch, capsys):
-    right = peers.pairwise_loss
-    monkeypatch.setattr(peers, "pairwise_loss", lambda *given: 1.001 * right(*given))
-    assert speed.main(["--small", "--repeats", "1", "--only", "pairwise-loss"]) == 1
-    printed = capsys.readouterr().out
-    assert "pairwise-loss: results differ by 1" in printed
-    assert "0 cases" in printed
+def test_a_wrong_result_is_reported_and_not_timed() -> None:
+    (case,) = [case for case in CASES if case.name == "update"]
 
+    def wrong(scale: Scale):
+        sides = case.build(scale)
+        right = sides.peers[0].run
+        broken = lambda: {name: 1.001 * value for name, value in right().items()}  # noqa: E731
+        return replace(sides, peers=[replace(sides.peers[0], run=broken), *sides.peers[1:]])
 
-def test_list_names_every_case(capsys):
-    assert speed.main(["--list"]) == 0
-    printed = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in printed] == [case.name for case in speed.CASES]
+    rows, _, complaints = rows_of(replace(case, build=wrong), SMALL, 1, {})
+    assert [row.peer.name for row in rows] == ["loop over classes"]
+    assert complaints[0].startswith("update, `index_add_`: results differ by 1")
 
 
 @pytest.mark.parametrize("arguments", [["--only", "nothing"], ["--repeats", "0"]])
-def test_wrong_options_are_refused(arguments, capsys):
+def test_wrong_options_are_refused(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as refused:
         speed.main(arguments)
     assert refused.value.code == 2

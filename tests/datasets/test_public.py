@@ -7,6 +7,7 @@ import shutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -113,26 +114,14 @@ def test_relative_root(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.usefixtures("known")
-def test_cub_reads_what_pytorch_metric_learning_reads(tmp_path: Path) -> None:
-    standin("cub", tmp_path)
-    splits = load_dataset("cub", tmp_path, val_fraction=0)
+@pytest.mark.parametrize(("name", "peer"), [("cub", CUB), ("sop", StanfordOnlineProducts)])
+def test_what_pytorch_metric_learning_reads(name: str, peer: Any, tmp_path: Path) -> None:
+    standin(name, tmp_path)
+    splits = load_dataset(name, tmp_path, val_fraction=0)
     for part, data in (("train", splits.train), ("test", splits.test)):
-        oracle = CUB(str(tmp_path), split=part)
+        oracle = peer(str(tmp_path), split=part)
         ours = {
             str(path): int(data.class_names[label].split(".")[0])
-            for path, label in zip(data.images, data.labels.tolist(), strict=True)
-        }
-        assert ours == dict(zip(oracle.paths, oracle.labels, strict=True))
-
-
-@pytest.mark.usefixtures("known")
-def test_sop_reads_what_pytorch_metric_learning_reads(tmp_path: Path) -> None:
-    standin("sop", tmp_path)
-    splits = load_dataset("sop", tmp_path, val_fraction=0)
-    for part, data in (("train", splits.train), ("test", splits.test)):
-        oracle = StanfordOnlineProducts(str(tmp_path), split=part)
-        ours = {
-            str(path): int(data.class_names[label])
             for path, label in zip(data.images, data.labels.tolist(), strict=True)
         }
         assert ours == dict(zip(oracle.paths, oracle.labels, strict=True))

@@ -188,6 +188,38 @@ def test_hyperbolic_triplets_are_mined_by_the_hyperbolic_distance(kind):
     assert found == expected != set()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("mined", [False, True], ids=["bare", "mined"])
+@pytest.mark.parametrize("name", LOSS_NAMES)
+def test_no_call_changes_the_type_of_parameters(name, mined, dtype):
+    loss = create_loss(name, K, D)
+    before = [parameter.clone() for parameter in loss.parameters()]
+    embeddings, labels = batch()
+    embeddings = embeddings.to(dtype).requires_grad_()
+    call = MinedLoss(loss, create_miner("default", name)) if mined else loss
+    value = call(embeddings, labels)
+    value.backward()
+    assert value.dtype == (
+        torch.float64 if dtype == torch.float64 and not before else torch.float32
+    )
+    assert value.isfinite()
+    assert embeddings.grad.dtype == dtype
+    assert embeddings.grad.isfinite().all()
+    for parameter, old in zip(loss.parameters(), before, strict=True):
+        assert parameter.dtype == torch.float32
+        assert torch.equal(parameter, old)
+    by_name = call(embeddings=embeddings, labels=labels)
+    assert torch.equal(by_name, value)
+
+
+@pytest.mark.parametrize("name", ["proxy-anchor", "soft-triple"])
+def test_float64_parameters_stay_so(name):
+    loss = create_loss(name, K, D).double()
+    embeddings, labels = batch()
+    assert loss(embeddings, labels).dtype == torch.float64
+    assert {parameter.dtype for parameter in loss.parameters()} == {torch.float64}
+
+
 def test_distance_that_is_none():
     for distance in ("euclid", 3):
         with pytest.raises(ValueError, match="`distance`"):

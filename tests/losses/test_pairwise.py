@@ -134,7 +134,7 @@ def test_does_not_depend_on_how_classes_are_interleaved():
 def test_gradcheck(reduction):
     x = (torch.randn(6, 4, dtype=F64) * 0.3).requires_grad_()
     labels = torch.tensor([0, 1, 1, 0, 2, 2])
-    loss = PairwiseCrossEntropyLoss(reduction=reduction)
+    loss = PairwiseCrossEntropyLoss(0.2, HyperbolicDistance(), reduction)
     assert torch.autograd.gradcheck(lambda z: loss(z, labels), x)
 
 
@@ -227,4 +227,20 @@ def test_errors_name_the_argument(call, message):
 def test_repr_states_the_arguments():
     text = repr(PairwiseCrossEntropyLoss(0.1, reduction="sum"))
     assert "temperature=0.1, reduction='sum'" in text
-    assert "HyperbolicDistance(c=0.1)" in text
+    assert "CosineSimilarity" in text
+
+
+def test_default_is_cosine_with_the_temperature_of_the_recipes():
+    x, labels = torch.randn(12, 5, dtype=F64), torch.arange(4).repeat(3)
+    written = PairwiseCrossEntropyLoss(0.1, CosineSimilarity(), "mean")
+    assert_close(PairwiseCrossEntropyLoss()(x, labels), written(x, labels), tol=0)
+    assert_close(PairwiseCrossEntropyLoss()(1000 * x, labels), written(x, labels))
+
+
+def test_points_outside_the_ball_are_an_error():
+    x, labels = 3 * torch.eye(4).float(), torch.tensor([0, 0, 1, 1])
+    loss = PairwiseCrossEntropyLoss(0.2, HyperbolicDistance(c=0.1))
+    loss(x, labels)
+    x[2] *= 1.1
+    with pytest.raises(ValueError, match=r"`query_emb`.*below 3.162.*norm of 3.3.*ToPoincareBall"):
+        loss(x, labels)

@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 
+import bgl.models
 from bgl.images import eval_transform
-from bgl.models import create_backbone
+from bgl.models import ModelConfig, assemble_model, create_backbone
 
 TINY = "test_resnet"
 LITE0 = "tf_efficientnet_lite0"
@@ -27,14 +28,16 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """timm's hub answers, but gives nothing. The list fills with the names that were asked for."""
     head: Any = lambda self, *_, **__: None  # noqa: E731
     monkeypatch.setattr(huggingface_hub.utils, "get_session", type("Session", (), {"head": head}))
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
     asked: list[str] = []
     create = timm.create_model
 
     def offline(name: str, pretrained: bool = False, **options: Any) -> nn.Module:
-        if pretrained:
+        overlay = options.get("pretrained_cfg_overlay", {})
+        if pretrained and not overlay.keys() & {"state_dict", "file"}:
             asked.append(name)
             raise ConnectionError("no route to the hub")
-        return create(name, pretrained=False, **options)
+        return create(name, pretrained=pretrained, **options)
 
     monkeypatch.setattr(timm, "create_model", offline)
     return asked
@@ -111,7 +114,7 @@ def test_other_names_are_matched_in_order(tmp_path: Path) -> None:
 def test_safetensors_have_no_order_to_match_other_names_by(tmp_path: Path) -> None:
     tensors = [t for n, t in other().items() if "num_batches" not in n]
     save({f"{i:03d}": t for i, t in enumerate(tensors)}, tmp_path / "w.safetensors")
-    with pytest.raises(ValueError, match=r"missing.*'conv1\.0\.weight'"):
+    with pytest.raises(ValueError, match=r"Missing.*\"conv1\.0\.weight\""):
         create_backbone(TINY, str(tmp_path / "w.safetensors"))
 
 
@@ -119,7 +122,7 @@ def test_wrong_shape_names_the_tensor(tmp_path: Path) -> None:
     state = other()
     state["layer2.0.conv1.weight"] = torch.zeros(1)
     save(state, tmp_path / "w.pth")
-    with pytest.raises(ValueError, match=r"1 of \d+ .*'layer2\.0\.conv1\.weight'.*w\.pth"):
+    with pytest.raises(ValueError, match=r"'test_resnet', but .*w\.pth .*layer2\.0\.conv1"):
         create_backbone(TINY, str(tmp_path / "w.pth"))
 
 
@@ -128,7 +131,7 @@ def test_missing_tensor_is_named(tmp_path: Path) -> None:
     state = other()
     del state["layer1.0.bn1.weight"]
     save(state, tmp_path / "w.pth")
-    with pytest.raises(ValueError, match=r"1 of \d+ .*'layer1\.0\.bn1\.weight'"):
+    with pytest.raises(ValueError, match=r"Missing.*\"layer1\.0\.bn1\.weight\""):
         create_backbone(TINY, str(tmp_path / "w.pth"))
 
 
@@ -182,8 +185,10 @@ def test_hub_comes_last_and_its_failure_says_what_to_do(hub: list[str]) -> None:
     assert "pip install" not in text  # there is no package for this one
 
 
-def test_hub_without_an_answer_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its client would try for more than a minute; what it has stored must do."""
+def test_hub_without_an_answer_is_asked_once(
+    hub: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its client would try for most of a minute."""
     questions: list[float] = []
 
     class Silent:
@@ -191,18 +196,67 @@ def test_hub_without_an_answer_is_asked_once(monkeypatch: pytest.MonkeyPatch) ->
             questions.append(timeout)
             raise ConnectionError("no network")
 
-    def create(name: str, pretrained: bool = False, **options: Any) -> nn.Module:
-        assert huggingface_hub.is_offline_mode()
-        raise FileNotFoundError("not in the cache")
-
     monkeypatch.setattr(huggingface_hub.utils, "get_session", Silent)
-    monkeypatch.setattr(timm, "create_model", create)
-    with pytest.raises(FileNotFoundError, match=r"it does not answer.*--weights none") as caught:
+    with pytest.raises(FileNotFoundError, match=r"no network.*--weights none") as caught:
         create_backbone(TINY)
     assert "tf_efficientnet_lite0" in str(caught.value)
     assert len(questions) == 1
     assert questions[0] <= 10
-    assert not huggingface_hub.is_offline_mode()
+    assert hub == []
+
+
+def test_weights_that_were_downloaded_before_need_no_network(
+    tmp_path: Path, hub: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = other()
+    save({**state, "fc.weight": torch.zeros(1000, 96)}, tmp_path / "model.safetensors")
+    stored: Any = lambda *_: str(tmp_path / "model.safetensors")  # noqa: E731
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", stored)
+    monkeypatch.setattr(huggingface_hub.utils, "get_session", lambda: pytest.fail("network"))
+    assert_has(create_backbone(TINY)[0], state)
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("torchvision:googlenet", "googlenet-1378be20.pth"), ("gcvit_xxtiny", None)],
+)
+def test_code_in_the_cache_of_torch_hub_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, file: str | None
+) -> None:
+    cache = tmp_path / "hub" / "checkpoints"
+    cache.mkdir(parents=True)
+    file = file or Path(timm.get_pretrained_cfg(name).url).name
+    torch.save({"conv1.weight": Attack(tmp_path / "pwned")}, cache / file)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="weights_only"):
+        create_backbone(name)
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("file", ["w.pth", "w.safetensors"])
+def test_weights_that_are_not_finite_are_named(tmp_path: Path, file: str, value: float) -> None:
+    state = other()
+    state["layer2.0.bn1.bias"][3] = value
+    save(state, tmp_path / file)
+    with pytest.raises(ValueError, match=rf"finite.*'layer2\.0\.bn1\.bias'.*{file}"):
+        create_backbone(TINY, str(tmp_path / file))
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({}, "fit backbone"),
+        ({3: torch.zeros(1)}, "by text, but got 3"),
+        ({"x": torch.zeros(2).to(torch.float8_e4m3fn)}, "'x' is torch.float8_e4m3fn"),
+        ({"x": torch.zeros(2, device="meta")}, "'x' is .* on meta"),
+    ],
+    ids=["empty", "integer keys", "float8", "meta"],
+)
+def test_state_dicts_that_no_model_has(tmp_path: Path, state: Any, message: str) -> None:
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=f"{message}.*"):
+        create_backbone(TINY, str(tmp_path / "w.pth"))
 
 
 def test_backbone_with_a_package_says_which_to_install(
@@ -236,8 +290,6 @@ def test_packaged_weights_classify_images(hub: list[str]) -> None:
     assert logits.argmax(1).tolist() == [985, 698]  # daisy, palace
 
 
-# --- models that are built for one size -----------------------------------------------------------
-
 VIT = "vit_tiny_patch16_224"
 
 
@@ -270,22 +322,72 @@ def assert_has_all_but(model: nn.Module, state: dict[str, Tensor], left_out: str
     assert all(torch.equal(mine[n], t) for n, t in state.items() if n != left_out)
 
 
-def test_the_hub_is_asked_for_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """timm interpolates what it downloads."""
-    asked: list[dict[str, Any]] = []
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("test_vit", 96), ("test_vit_relpos", 96), ("swin_tiny_patch4_window7_224", 96)],
+)
+def test_a_file_at_another_size_is_loaded_as_timm_does(
+    tmp_path: Path, name: str, size: int
+) -> None:
+    """Positions, absolute and relative; and the saved model loads again."""
+    torch.manual_seed(1)
+    source = timm.create_model(name)
+    for n, p in source.named_parameters():
+        if "pos" in n or "bias_table" in n:
+            nn.init.normal_(p)
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    overlay = {"file": str(tmp_path / "w.pth")}
+    options = {"num_classes": 0, "img_size": size, "pretrained_cfg_overlay": overlay}
+    images = torch.randn(2, 3, size, size)
+    expected = timm.create_model(name, pretrained=True, **options).eval()(images)
+    backbone, info = create_backbone(name, str(tmp_path / "w.pth"), size)
+    assert torch.equal(backbone.eval()(images), expected)
+    config = ModelConfig(name, size, info.mean, info.std, head_dim=4)
+    bgl.models.save(assemble_model(backbone, info.num_features, config), tmp_path, config)
+    again = bgl.models.load(tmp_path).model.backbone
+    torch.testing.assert_close(again(images), expected, rtol=1e-5, atol=1e-5)
 
-    def create(name: str, pretrained: bool = False, **options: Any) -> nn.Module:
-        asked.append(options)
+
+@pytest.mark.parametrize("size", [96, 224, None])
+def test_the_hub_is_asked_for_the_size(monkeypatch: pytest.MonkeyPatch, size: int | None) -> None:
+    """timm interpolates what it downloads."""
+    create, asked = timm.create_model, []
+
+    def record(name: str, pretrained: bool = False, **options: Any) -> nn.Module:
+        if not pretrained:
+            return create(name, **options)
+        asked.append(options.get("img_size"))
         raise ConnectionError
 
-    monkeypatch.setattr(timm, "create_model", create)
-    for size in (96, 224, None):
-        with pytest.raises(FileNotFoundError):
-            create_backbone(VIT, image_size=size)
-    assert [options.get("img_size") for options in asked] == [96, None, None]
+    monkeypatch.setattr(timm, "create_model", record)
+    with pytest.raises(FileNotFoundError):
+        create_backbone(VIT, image_size=size)
+    assert asked == [96 if size == 96 else None]
 
 
-@pytest.mark.parametrize("size", [0, 32.0, "32"])
+@pytest.mark.parametrize(("name", "size"), [("test_vit2", 100), ("efficientformer_l1", 192)])
+@pytest.mark.parametrize("weights", ["none", "auto"])
+def test_a_size_that_a_model_does_not_take_is_named(
+    hub: list[str], name: str, size: int, weights: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"`image_size`.*'{name}'.*{size} x {size}"):
+        create_backbone(name, weights, size)
+    assert hub == []
+
+
+def test_the_check_of_the_size_draws_no_random_numbers() -> None:
+    models = []
+    for create in (lambda: timm.create_model(TINY, num_classes=0), lambda: _built(TINY)):
+        torch.manual_seed(0)
+        models.append(create().state_dict())
+    assert all(torch.equal(t, models[1][n]) for n, t in models[0].items())
+
+
+def _built(name: str) -> nn.Module:
+    return create_backbone(name, "none", 64)[0]
+
+
+@pytest.mark.parametrize("size", [0, 32.0, "32", 10**9])
 def test_image_size_that_is_none(size: Any) -> None:
     with pytest.raises(ValueError, match="`image_size`"):
         create_backbone(VIT, "none", image_size=size)

@@ -105,6 +105,17 @@ def test_errors(run: Path, hub: Path) -> None:
     assert not hub.exists()
 
 
+def test_a_hub_that_does_not_answer_is_named(
+    run: Path, hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", silent)
+    with pytest.raises(OSError, match=r"hf-hub:ann/emoji.*Name or service.*the network"):
+        push_to_hub(run, "ann/emoji", token="key", private=True)
+
+
 def test_the_digest_follows_both_files(run: Path) -> None:
     before = model_digest(run)
     for name in ("model.json", "model.safetensors"):

@@ -236,6 +236,9 @@ def test_missing_folder_and_files(saved, tmp_path):
         ({"curvature": -1}, r"model\.json.*curvature"),
         ({"colour": 1}, r"model\.json.*colour"),
         ({"std": None}, r"model\.json"),
+        ({"head_dim": 10**12}, r"model\.json.*head_dim"),
+        ({"image_size": 10**9}, r"model\.json.*image_size"),
+        ({"resize": 10**6}, r"model\.json.*resize"),
     ],
 )
 def test_files_that_do_not_belong_together(saved, change, message):
@@ -251,6 +254,40 @@ def test_broken_files(saved, name, content):
     (saved[1] / name).write_bytes(content)
     with pytest.raises(ValueError, match=name):
         load(saved[1])
+
+
+def test_nested_json_is_one_line(saved):
+    (saved[1] / "model.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"model\.json to describe a model.*RecursionError"):
+        load(saved[1])
+
+
+def test_weights_that_are_not_finite_are_refused(saved):
+    path = saved[1] / "model.safetensors"
+    tensors = load_file(path)
+    tensors["head.0.bias"][1] = torch.nan
+    save_file(tensors, path)
+    with pytest.raises(ValueError, match=r"finite.*'head\.0\.bias'.*model\.safetensors"):
+        load(saved[1])
+
+
+@pytest.mark.parametrize("device", ["warp", "meta", "cuda:99", 3.5])
+def test_devices_that_do_not_exist_are_named(saved, device):
+    with pytest.raises(ValueError, match=f"`device`.*{device}"):
+        load(saved[1], device)
+
+
+def test_a_block_used_twice_is_saved_and_loaded(tmp_path):
+    """In the file there are two blocks, with the same weights."""
+    config = dataclasses.replace(CONFIG, blocks=(BlockConfig("dybgr", {"k": 2}),) * 2)
+    plain = make(config)
+    model = BatchGraphModel(plain.backbone, [plain.blocks[0]] * 2, plain.head)
+    save(model, tmp_path, config)
+    again = load(tmp_path).model
+    x = torch.randn(6, 96)
+    labels = torch.arange(6) // 2
+    expected, _ = model.eval().contextualize(x, labels)
+    assert torch.equal(again.contextualize(x, labels)[0], expected)
 
 
 def test_missing_tensor_is_named(saved):

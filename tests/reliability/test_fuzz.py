@@ -147,6 +147,12 @@ def module(make: Callable[..., Any], *inputs: str) -> Callable[..., Any]:
         repr(made)
         return made(**given_in)
 
+    called = make.forward if hasattr(make, "forward") else make.__call__
+    taken = inspect.signature(called).parameters
+    assert taken.keys() >= set(inputs), f"{make}: {inputs}"
+    parameters = [*inspect.signature(make).parameters.values(), *(taken[name] for name in inputs)]
+    keywords = {p.name: p.replace(kind=p.KEYWORD_ONLY) for p in parameters}
+    run.__signature__ = inspect.Signature(list(keywords.values()))  # type: ignore[attr-defined]
     return run
 
 
@@ -318,6 +324,7 @@ FUZZ: dict[str, Entry] = {
         momentum=real,
         covariance=name("diagonal", "full"),
         labels=optional(mostly(st.just([0, 1, 2]), tensors(), st.just([1, 1, 2]))),
+        curvature=optional(real),
         z=matrix(),
         y=labels(),
     ),
@@ -342,12 +349,13 @@ FUZZ: dict[str, Entry] = {
         noise=optional(mostly(st.just(torch.randn(2, N, C)), tensors())),
     ),
     "augment.AugmentedLoss": entry(
-        lambda loss, embeddings, labels: augment.AugmentedLoss(
+        lambda loss, embeddings, labels, indices_tuple: augment.AugmentedLoss(
             losses.create_loss(loss, CLASSES, C), augment.IntraClassAugmentation(statistics())
-        )(embeddings, labels),
+        )(embeddings, labels, indices_tuple),
         loss=name(*losses.LOSS_NAMES),
         embeddings=matrix(),
         labels=labels(),
+        indices_tuple=optional(junk),
     ),
     "augment.StrengthSchedule": entry(
         module(augment.StrengthSchedule, "progress"),
@@ -386,6 +394,19 @@ FUZZ: dict[str, Entry] = {
         labels=labels(),
         indices_tuple=optional(junk),
     ),
+    "hyperbolic.to_poincare_ball": entry(
+        hyperbolic.to_poincare_ball, x=matrix(), c=real, clip_radius=optional(real)
+    ),
+    "hyperbolic.from_poincare_ball": entry(hyperbolic.from_poincare_ball, z=matrix(), c=real),
+    "hyperbolic.rank_factors": entry(hyperbolic.rank_factors, x=matrix(), c=real),
+    **{
+        f"hyperbolic.{function.__name__}": entry(function, x=matrix(), y=matrix(), c=real)
+        for function in (
+            hyperbolic.distance_matrix,
+            hyperbolic.paired_distance,
+            hyperbolic.rank_matrix,
+        )
+    },
     "hyperbolic.ToPoincareBall": entry(
         module(hyperbolic.ToPoincareBall, "x"), c=real, clip_radius=optional(real), x=matrix()
     ),
@@ -728,9 +749,6 @@ RECORDS = {
     *("pipeline.baseline_rows", "pipeline.check_folder", "pipeline.load_splits"),
     *("pipeline.main", "pipeline.markdown", "pipeline.parse", "pipeline.print_table"),
     "pipeline.trained_rows",
-    # free functions whose arguments the classes beside them check
-    *("hyperbolic.to_poincare_ball", "hyperbolic.distance_matrix"),
-    *("hyperbolic.paired_distance", "hyperbolic.rank_matrix", "hyperbolic.rank_factors"),
 }
 
 
@@ -788,6 +806,10 @@ def check_outcome(call: Callable[..., Any], arguments: dict[str, Any]) -> None:
     if error is None or isinstance(error, (OSError, images.BrokenImageError)):
         return  # these say which file
     if isinstance(error, TypeError):
+        # These are mistakes of an entry, whose arguments would all be wrong.
+        assert not re.search(r"unexpected keyword|multiple values|missing \d+ required", message), (
+            message
+        )
         said = r"NoneType|type|expected|must be|should be|not supported|iterable"
     else:
         words = {*arguments, *arguments.get("changes", {})}
@@ -816,8 +838,15 @@ def test_fuzz(name, length):
 def test_entries_use_arguments_that_exist():
     """A renamed argument must not make an entry fuzz nothing but its own mistake."""
     for name_, case in FUZZ.items():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
         parameters = inspect.signature(case.call).parameters.values()
         if not any(p.kind == p.VAR_KEYWORD for p in parameters):
             assert case.arguments.keys() <= {p.name for p in parameters}, name_
+
+
+def test_a_misspelt_argument_is_found():
+    with pytest.raises(AssertionError, match="AdaptiveGraph"):
+        module(layers.AdaptiveGraph, "x", "labels")
+    misspelt = module(layers.AdaptiveGraph, "x")
+    assert "neighbours" not in inspect.signature(misspelt).parameters
+    with pytest.raises(AssertionError, match="unexpected keyword"):
+        check_outcome(misspelt, {"neighbours": 3, "x": torch.randn(N, C)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import multiprocessing
 import os
@@ -10,7 +11,9 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,8 @@ import torch
 from tiny_training import assert_same_files, make_splits, read_csv, tiny
 
 import bgl._io as io
-from bgl.datasets import Splits
+import bgl.training.interruption as interruption
+from bgl.datasets import Splits, write_standin
 from bgl.training import Interrupted, Progress, TrainConfig, TrainResult, train
 from bgl.training.checkpoint import random_state, restore_random_state
 
@@ -105,7 +109,77 @@ def test_stopped_again_and_again(splits, whole, tmp_path):
     finish(whole, tmp_path, splits)
 
 
-def test_second_signal_ends_at_once(splits, whole, tmp_path):
+@pytest.mark.parametrize(
+    ("method", "number"),
+    [
+        ("fork", signal.SIGINT),
+        ("fork", signal.SIGTERM),
+        ("spawn", signal.SIGTERM),
+        ("forkserver", signal.SIGTERM),
+    ],
+)
+def test_signal_to_all_processes_finishes_the_step_and_saves(
+    splits, whole, tmp_path, method, number
+):
+    """As ``timeout``, Slurm and systemd do it, with loading processes however they are started.
+
+    It comes twice, once directly and once with the group, and again to each loading process.
+    """
+
+    class ToAll(SignalAt):
+        def advance(self, amount: int) -> None:
+            self.count += bool(amount)
+            if amount and self.count == self.at:
+                for child in multiprocessing.active_children():
+                    os.kill(child.pid or 0, number)
+                os.killpg(0, number)
+                os.kill(os.getpid(), number)
+
+    def work() -> int:
+        os.setpgrp()
+        multiprocessing.set_start_method(method, force=True)
+        listener = ToAll(number, 3)  # the second step
+        try:
+            train(dataclasses.replace(config(), workers=1), splits, tmp_path, listener)
+        except Interrupted as interrupted:
+            return interrupted.status if listener.count == 3 else 1
+        return 0
+
+    assert in_another_process(work) == 128 + number
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert state["position"]["step"] == 2
+    state["config"]["workers"] = 0
+    torch.save(state, tmp_path / "checkpoint.pt")
+    finish(whole, tmp_path, splits)
+
+
+def test_timeout_ends_the_whole_command_in_good_order(tmp_path):
+    """coreutils' ``timeout`` around the command line, with loading processes."""
+    write_standin("folder", tmp_path / "images", classes=8, images=4, image_size=32)
+    folder = tmp_path / "run"
+    words = [
+        *("--dataset", "folder", "--data-root", str(tmp_path / "images"), "--method", "none"),
+        *("--backbone", "test_resnet", "--weights", "none", "--image-size", "32"),
+        *("--epochs", "100000", "--batch-size", "8", "--per-class", "2", "--device", "cpu"),
+        *("--workers", "2", "--output-dir", str(folder)),
+    ]
+    command = ["timeout", "--preserve-status", "1000", sys.executable, "-m", "bgl.cli", "train"]
+    process = subprocess.Popen([*command, *words], stdout=subprocess.PIPE, text=True)
+    checkpoint = folder / "none-seed0" / "checkpoint.pt"
+    while not checkpoint.exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    before = checkpoint.stat().st_mtime_ns
+    process.send_signal(signal.SIGTERM)  # which it passes on to its group, as when time is up
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 143, output
+    assert f"to go on: bgl train --resume {folder}" in output
+    assert checkpoint.stat().st_mtime_ns > before
+
+
+def test_second_signal_ends_at_once(splits, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(interruption, "GRACE", 0.0)  # it is not the first one passed on
+
     class Twice(SignalAt):
         def advance(self, amount: int) -> None:
             super().advance(amount)
@@ -209,7 +283,7 @@ def survive(at: int, splits: Splits, whole: tuple[Path, TrainResult], folder: Pa
 
 
 @pytest.mark.parametrize("part", range(8), ids="{}/8".format)
-def test_killed_training_goes_on_bit_by_bit(splits, whole, moments, tmp_path, part):
+def test_killed_run_goes_on_bit_for_bit(splits, whole, moments, tmp_path, part):
     assert moments > 30
     survive(1 + part * (moments - 1) // 7, splits, whole, tmp_path)
 

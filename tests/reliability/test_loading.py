@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import os
+import re
+import shlex
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,6 +98,74 @@ def test_loading_process_that_is_killed(dying, tmp_path):
         train(tiny(workers=2), dying, tmp_path)
 
 
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_lost_loading_process_is_noticed_at_once_and_the_step_is_saved(
+    tmp_path, method, monkeypatch
+):
+    """... however it was started; before it would count as stuck. Nothing that was done is lost."""
+    monkeypatch.setattr(loading, "TIMEOUT", 120.0)
+    splits, config = make_splits(), tiny(workers=2, epochs=3, batches_per_epoch=6)
+    whole = train(dataclasses.replace(config, workers=0), splits, tmp_path / "whole")
+
+    def kill() -> None:
+        for child in set(multiprocessing.active_children()) - before:
+            child.kill()
+            child.join()
+
+    before = set(multiprocessing.active_children())
+    usual = multiprocessing.get_start_method()
+    multiprocessing.set_start_method(method, force=True)
+    try:
+        with pytest.raises(ChildProcessError, match=r"worker \(pid.*(killed|exited).*--workers"):
+            train(config, splits, tmp_path / "parts", When("epoch 2", kill))
+    finally:
+        multiprocessing.set_start_method(usual, force=True)
+    assert set(multiprocessing.active_children()) <= before
+    state = torch.load(tmp_path / "parts" / "checkpoint.pt", weights_only=True)
+    assert len(state["position"]["history"]) == 1
+    assert state["position"]["step"] >= 1
+    state["config"]["workers"] = 0
+    torch.save(state, tmp_path / "parts" / "checkpoint.pt")
+    parts = train(dataclasses.replace(config, workers=0), splits, tmp_path / "parts")
+    assert parts.metrics == whole.metrics
+    assert_same_files(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_little_shared_memory_is_named(tmp_path):
+    """In a container /dev/shm has 64 MB; here, one."""
+    code = """
+import torch
+from bgl.images.loading import load_batches
+images = torch.zeros(64, 3, 64, 64)
+try:
+    list(load_batches(images, [list(range(64))] * 4, workers=2))
+except ChildProcessError as error:
+    print(error)
+"""
+    script = "mount -t tmpfs -o size=1m none /dev/shm && exec " + shlex.join(
+        [sys.executable, "-c", code]
+    )
+    if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
+        pytest.skip("only root can mount a small /dev/shm")
+    done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True)
+    assert re.fullmatch(r"Lost a process.*Shared memory is full: .*--workers\n", done.stdout), (
+        done.stdout + done.stderr
+    )
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "expected"), [(8, 1, 8), (8, 4, 2), (2, 8, 1), (256, 8, 16)]
+)
+def test_default_number_of_loading_processes(monkeypatch, cores, processes, expected):
+    """By the cores of this job and the processes of this machine, whatever OpenMP is told."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert loading.num_workers(-1) == expected
+    assert loading.num_workers(-1, in_memory=True) == 0
+    assert loading.num_workers(3) == 3
+
+
 def test_loading_process_that_is_stuck(dying, tmp_path, monkeypatch):
     monkeypatch.setattr(loading, "TIMEOUT", 2.0)
     monkeypatch.setattr(Dies, "number", signal.SIGSTOP)
@@ -101,6 +174,21 @@ def test_loading_process_that_is_stuck(dying, tmp_path, monkeypatch):
         train(tiny(workers=1), dying, tmp_path)
     # none is left that Python would wait for when it ends
     assert set(multiprocessing.active_children()) <= before
+
+
+@pytest.mark.parametrize(
+    "fail",
+    [
+        lambda: torch.empty(2**60, dtype=torch.uint8),
+        lambda: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError("CUDA out of memory. Tried")),
+        lambda: (_ for _ in ()).throw(MemoryError()),
+    ],
+    ids=["CPU", "CUDA", "Python"],
+)
+def test_out_of_memory_says_what_to_do(tmp_path, monkeypatch, fail):
+    monkeypatch.setattr(loop, "compute_losses", lambda *_: fail())
+    with pytest.raises(MemoryError, match=r"^Out of memory.*--batch-size.*checkpoint is kept$"):
+        train(tiny(), make_splits(), tmp_path)
 
 
 def test_other_errors_keep_their_name(tmp_path, monkeypatch):

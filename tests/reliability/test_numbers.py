@@ -79,11 +79,9 @@ LAYERS: dict[str, Layer] = {
 
 
 def cosine_loss(name: str, miner: str = "default") -> Layer:
-    """As the training loop calls it: in float32 at least."""
-
     def compute(x: Tensor, y: Tensor) -> Tensor:
         loss = MinedLoss(create_loss(name, 8, WIDTH), create_miner(miner, name))
-        return loss.to(at_least_float32(x).dtype)(at_least_float32(x), y)
+        return loss.to(at_least_float32(x).dtype)(x, y)
 
     return compute
 
@@ -97,8 +95,8 @@ def hyperbolic_loss(name: str) -> Layer:
 
 def augmented(covariance: str, gamma: float) -> Layer:
     def compute(x: Tensor, y: Tensor) -> Tensor:
-        x = at_least_float32(x)
-        statistics = ClassStatistics(8, WIDTH, covariance=covariance).to(x.dtype)
+        statistics = ClassStatistics(8, WIDTH, covariance=covariance)
+        statistics.to(at_least_float32(x).dtype)
         statistics.estimate(x, y)
         correction = NeighborCorrection(num_neighbors=3, gamma=gamma)
         augmentation = IntraClassAugmentation(statistics, correction)
@@ -110,9 +108,9 @@ def augmented(covariance: str, gamma: float) -> Layer:
 LOSSES: dict[str, Layer] = {
     **{name: cosine_loss(name) for name in LOSS_NAMES},
     "multi-similarity, batch-hard": cosine_loss("triplet", "batch-hard"),
-    "pairwise-ce, sum": lambda x, y: PairwiseCrossEntropyLoss(0.01, reduction="sum")(
-        ToPoincareBall()(x), y
-    ),
+    "pairwise-ce, sum": lambda x, y: PairwiseCrossEntropyLoss(
+        0.01, HyperbolicDistance(c=0.1), reduction="sum"
+    )(ToPoincareBall()(x), y),
     "pairwise-ce, hyperbolic": hyperbolic_loss("pairwise-ce"),
     "triplet, hyperbolic": hyperbolic_loss("triplet"),
     "iaa": augmented("diagonal", 0.1),

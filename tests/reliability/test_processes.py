@@ -28,7 +28,8 @@ from two_processes import CASES
 
 from bgl.augment import AugmentedLoss
 from bgl.datasets import write_standin
-from bgl.training import Interrupted, Progress, train
+from bgl.pipeline import baseline_rows
+from bgl.training import Interrupted, Progress, build_encoder, train
 from bgl.training.distributed import average_gradients, gather_rows, shares
 
 FORK = multiprocessing.get_context("fork")
@@ -234,6 +235,30 @@ class At(Progress):
         self.count -= bool(amount)
         if amount and self.count == 0:
             self.act()
+
+
+def test_processes_begin_with_equal_encoders_whatever_was_drawn_before(tmp_path):
+    """Two runs of one command, and one by two processes, give the same untrained row."""
+    splits, config = make_splits(), tiny(method="dybgr", seed=5)
+
+    def rows(drawn: int) -> list[dict[str, Any]]:
+        torch.manual_seed(drawn)
+        return baseline_rows(config, splits, Progress())
+
+    def work(rank: int) -> None:
+        found = rows(rank)
+        states = [build_encoder(config)[0].model.state_dict()]
+        config.seed += rank  # as if the processes drew differently
+        states.append(build_encoder(config)[0].model.state_dict())
+        torch.save((found, states), tmp_path / f"{rank}.pt")
+
+    expected = rows(1)
+    assert expected == rows(2)
+    assert two(work, tmp_path) == [0, 0], (tmp_path / "0.log").read_text()
+    (first, states), (nothing, others) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert (first, nothing) == (expected, [])
+    for mine, theirs in zip(states, others, strict=True):
+        assert all(torch.equal(tensor, theirs[name]) for name, tensor in mine.items())
 
 
 @pytest.mark.parametrize("victim", [0, 1], ids="process {}".format)

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
+import json
+import os
 import re
+import subprocess
+import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save as save_bytes
+from safetensors.torch import save_file
 
 from bgl.hyperbolic import HyperbolicDistance, to_poincare_ball
 from bgl.images import BrokenImageError
 from bgl.models import ModelConfig, assemble_model, create_backbone, load, save
 from bgl.search import SearchIndex, find_images
 from bgl.search.__main__ import main
-from bgl.search.index import _entries, _queries, _scores
+from bgl.search.index import INDEX_FILE
+from bgl.search.page import printable
 
 ODD = 'a"<b>&.png'
 
@@ -70,28 +81,44 @@ def test_equals_brute_force(tmp_path: Path, pictures: Path, curvature, output) -
     nearest_first = expected.argsort(descending=index.measure == "cosine similarity")
     assert [hit.path for hit in hits] == [index.paths[i] for i in nearest_first]
     scores = torch.tensor([hit.score for hit in hits], dtype=torch.float64)
-    torch.testing.assert_close(scores, expected[nearest_first], rtol=1e-3, atol=2e-3)
+    torch.testing.assert_close(scores, expected[nearest_first], rtol=0, atol=1e-5)
     assert hits[0].path == query
     hyperbolic = curvature is not None and output == "head"
     assert index.measure == ("hyperbolic distance" if hyperbolic else "cosine similarity")
 
 
-@pytest.mark.parametrize("c", [0.05, 1.0])
-def test_hyperbolic_order_and_distance(c: float) -> None:
-    """The lifted inner product against the distance, in float64."""
-    x, y = torch.randn(7, 5, dtype=torch.float64), torch.randn(50, 5, dtype=torch.float64)
-    x, y = (to_poincare_ball(z / c**0.5, c=c, clip_radius=1.2 / c**0.5) for z in (x, y))
-    products = torch.from_numpy(_queries(x, c) @ _entries(y, c).T)
-    distance = HyperbolicDistance(c)(x, y)
-    # the distance's formula has a 1e-5 that the scores do not
-    torch.testing.assert_close(_scores(products, c), distance, rtol=1e-3, atol=0)
-    assert torch.equal(products.argsort(dim=1, descending=True), distance.argsort(dim=1))
+@pytest.mark.parametrize(
+    ("c", "clip_radius"), [(None, None), (0.1, 2.3), (1.0, 2.3), (1.0, None), (0.1, None)]
+)
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_nearest_as_in_float64(run: Path, c: float | None, clip_radius, scale: float) -> None:
+    """Tight clusters, near the boundary of the ball and beyond the cap of the distance."""
+    torch.manual_seed(0)
+    y = scale * (torch.randn(60, 8)[torch.arange(600) % 60] + 0.02 * torch.randn(600, 8))
+    encoder = load(run)
+    if c is not None:
+        y = to_poincare_ball(y, c=c, clip_radius=clip_radius)
+        encoder.distance = HyperbolicDistance(c)
+    index = SearchIndex("", "", encoder, "head", [Path(str(i)) for i in range(600)], y)
+    x, y = y[:40], y.double()
+    scores, rows = index.nearest(x, 10)
+    assert torch.equal(rows[:, 0], torch.arange(40))  # itself
+    if c is None:
+        expected = torch.nn.functional.cosine_similarity(x.double()[:, None], y[None], dim=2)
+        best = expected.sort(dim=1, descending=True, stable=True)[0][:, :10]
+        assert scores.max() <= 1
+    else:
+        expected = encoder.distance(x.double(), y)
+        best = expected.sort(dim=1, stable=True)[0][:, :10]
+        assert (scores[:, 0] == 0).all()
+    torch.testing.assert_close(scores, expected.gather(1, rows), rtol=1e-9, atol=1e-6)
+    torch.testing.assert_close(scores, best, rtol=1e-9, atol=1e-6)
 
 
 def test_saved_and_loaded(run: Path, pictures: Path, tmp_path: Path) -> None:
     index = SearchIndex.build(run, [pictures])
     index.save(tmp_path / "deep" / "index")
-    assert {f.name for f in (tmp_path / "deep/index").iterdir()} == {"index.faiss", "index.json"}
+    assert [f.name for f in (tmp_path / "deep/index").iterdir()] == [INDEX_FILE]
     again = SearchIndex.load(tmp_path / "deep" / "index")
     query = [pictures / "00.png", pictures / "deep" / ODD]
     assert again.query(query, k=4) == index.query(query, k=4)
@@ -140,21 +167,110 @@ def test_a_model_that_changes_before_the_index_is_saved(
         SearchIndex.load(tmp_path / "index")
 
 
-def test_broken_indexes(run: Path, pictures: Path, tmp_path: Path) -> None:
-    index = SearchIndex.build(run, [pictures])
-    with pytest.raises(FileNotFoundError, match=r"index\.json"):
+def edited(path: Path, embeddings: Any = None, **entries: Any) -> None:
+    """Change what an index file holds; its own digest follows the embeddings."""
+    with safe_open(path, "pt") as file:
+        old, about = file.get_tensor("embeddings"), json.loads(file.metadata()["index"])
+    new = old if embeddings is None else embeddings(old.clone())
+    about["digest"] = hashlib.sha256(new.numpy().tobytes()).hexdigest()
+    save_file({"embeddings": new}, path, {"index": json.dumps(about | entries)})
+
+
+def test_damaged_index_files_are_named(run: Path, pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"index\.safetensors"):
         SearchIndex.load(tmp_path)
-    index.save(tmp_path / "index")
-    entries = tmp_path / "index" / "index.json"
-    text = entries.read_text()
-    for content in ("", "[]", "{}"):
-        entries.write_text(content)
-        with pytest.raises(ValueError, match=r"index\.json to describe an index"):
-            SearchIndex.load(tmp_path / "index")
-    entries.write_text(text)
-    (tmp_path / "index" / "index.faiss").write_bytes(b"junk")  # as after half a build
-    with pytest.raises(ValueError, match="build the index again"):
-        SearchIndex.load(tmp_path / "index")
+    SearchIndex.build(run, [pictures]).save(tmp_path)
+    path = tmp_path / INDEX_FILE
+    content = path.read_bytes()
+    nested = {"index": "[" * 100_000}
+    embeddings = {"embeddings": torch.zeros(12, 6)}
+    for damaged in (
+        b"",
+        b"junk",
+        content[:-1],
+        content[:-1] + bytes([content[-1] ^ 1]),
+        save_bytes(embeddings),
+        save_bytes(embeddings, nested),
+        save_bytes(embeddings, {"index": "[]"}),
+        save_bytes(embeddings, {"index": "{}"}),
+        save_bytes({"x": torch.zeros(12, 6)}, {"index": "{}"}),
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"index\.safetensors.*build the index again"):
+            SearchIndex.load(tmp_path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(FileNotFoundError, match=r"index\.safetensors"):
+        SearchIndex.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "entries", "message"),
+    [
+        (lambda x: x[:-1].contiguous(), {}, r"12 images have .*\[11, 6\]"),
+        (lambda x: x[:, :5].contiguous(), {}, "6 columns.*got 5"),
+        (lambda x: x.double(), {}, "float64"),
+        (lambda x: x[0], {}, r"\[6\]"),
+        (lambda x: x[:0], {"images": []}, "no images"),
+        (lambda x: x.index_fill(0, torch.tensor(3), torch.nan), {}, "index 3"),
+        (None, {"images": "abcdefghijkl"}, "no list of paths"),
+        (None, {"images": [*range(12)]}, "no list of paths"),
+        (None, {"output": "tail"}, "`output`.*'tail'"),
+        (None, {"run": None}, "`run`"),
+        (None, {"model": 3}, "`model`"),
+    ],
+)
+def test_an_index_is_checked_as_a_whole(
+    run: Path, pictures: Path, tmp_path: Path, embeddings: Any, entries: Any, message: str
+) -> None:
+    SearchIndex.build(run, [pictures]).save(tmp_path)
+    edited(tmp_path / INDEX_FILE)
+    assert len(SearchIndex.load(tmp_path)) == 12
+    edited(tmp_path / INDEX_FILE, embeddings, **entries)
+    with pytest.raises(ValueError, match=f"{message}.*build the index again"):
+        SearchIndex.load(tmp_path)
+
+
+def test_a_reader_gets_the_old_index_or_the_new_one(
+    run: Path, pictures: Path, tmp_path: Path
+) -> None:
+    whole = SearchIndex.build(run, [pictures])
+    half = SearchIndex.build(run, [pictures / "deep"])
+    whole.save(tmp_path)
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            half.save(tmp_path)
+            whole.save(tmp_path)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        assert {len(SearchIndex.load(tmp_path)) for _ in range(40)} <= {6, 12}
+    finally:
+        stop.set()
+        writer.join()
+
+
+def test_a_write_that_fails_leaves_the_old_index(
+    run: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    SearchIndex.build(run, [pictures]).save(tmp_path)
+    before = (tmp_path / INDEX_FILE).read_bytes()
+    half = SearchIndex.build(run, [pictures / "deep"])
+
+    def fail(*_: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        half.save(tmp_path)
+    assert (tmp_path / INDEX_FILE).read_bytes() == before
+
+
+def test_names_cannot_steer_the_terminal() -> None:
+    assert printable("a\x1b[2J\n\udce9é🙂.png") == "a\ufffd[2J\ufffd\ufffdé🙂.png"
 
 
 def test_command_line(run: Path, pictures: Path, tmp_path: Path, capsys) -> None:
@@ -175,13 +291,27 @@ def test_command_line(run: Path, pictures: Path, tmp_path: Path, capsys) -> None
     assert "https://" not in page
 
 
+def test_names_that_a_terminal_cannot_show(run: Path, pictures: Path, tmp_path: Path) -> None:
+    (pictures / "00.png").rename(pictures / "ベクター.png")
+    arguments = ["build", str(run), str(pictures), "--index", str(tmp_path / "索引")]
+    done = subprocess.run(
+        [sys.executable, "-m", "bgl.search", *arguments],
+        env={**os.environ, "PYTHONIOENCODING": "cp1252"},
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert rb"12 images in" in done.stdout
+
+
 def test_the_page_shows_what_is_gone(run: Path, pictures: Path, tmp_path: Path, capsys) -> None:
     index, page = tmp_path / "index", tmp_path / "new" / "page.html"
     main(["build", str(run), str(pictures), "--index", str(index)])
     (pictures / "02.png").unlink()
+    (pictures / "04.png").unlink()
+    os.mkfifo(pictures / "04.png")
     query = str(pictures / "00.png")
     assert main(["query", str(index), query, "-k", "12", "--page", str(page)]) == 0
-    assert page.read_text().count("no longer there") == 1
+    assert page.read_text().count("no longer there") == 2
 
 
 def test_errors_on_the_command_line(run: Path, pictures: Path, tmp_path: Path, capsys) -> None:

@@ -258,12 +258,10 @@ def test_googlenet_from_torchvisions_file(tmp_path: Path):
 
 
 def test_googlenet_without_a_network(monkeypatch):
-    import torchvision
-
-    def offline(name: str, **options: Any) -> torch.nn.Module:
+    def offline(url: str, **options: Any) -> Any:
         raise ConnectionError("no network here")
 
-    monkeypatch.setattr(torchvision.models, "get_model", offline)
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
     with pytest.raises(FileNotFoundError, match=r"torchvision's hub.*no network here.*--weights"):
         create_backbone("torchvision:googlenet")
 

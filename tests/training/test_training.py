@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from bgl.training import (
     TrainResult,
     build_encoder,
     build_model,
+    evaluate_encoder,
     train,
 )
 from bgl.training.build import make_optimizer, make_schedule
@@ -238,9 +240,7 @@ def test_same_seed_same_bits_and_another_seed_another_model(splits, tmp_path):
         ("bgformer", "none", "soft-triple", 2),
     ],
 )
-def test_interrupted_training_goes_on_bit_by_bit(
-    splits, tmp_path, method, augmentation, loss, after
-):
+def test_interrupted_run_goes_on_bit_for_bit(splits, tmp_path, method, augmentation, loss, after):
     config = tiny(method=method, augmentation=augmentation, loss=loss, epochs=3)
     whole = train(config, splits, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
@@ -409,6 +409,7 @@ def test_augmentation_changes_the_plain_loss_alone(splits, tmp_path):
     )
     one, other = plain.history[0], augmented.history[0]
     assert one["loss_plain"] != other["loss_plain"]
+    assert one["loss_graph"] == other["loss_graph"]
 
 
 def schedule_of(config: TrainConfig, steps: int) -> list[float]:
@@ -573,6 +574,38 @@ def test_cuda_that_is_not_there(splits, tmp_path, monkeypatch):
 def test_configuration_that_does_not_fit(splits, tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         train(tiny(**options), splits, tmp_path)
+
+
+def test_reported_figures_are_those_of_the_stored_model(tmp_path, monkeypatch):
+    """Bit for bit, although the model is trained in bf16, as on a GPU."""
+    half = SimpleNamespace(
+        device=torch.device("cpu"),
+        is_main_process=True,
+        num_processes=1,
+        autocast=lambda: torch.autocast("cpu", torch.bfloat16),
+        backward=lambda loss: loss.backward(),
+        clip_grad_norm_=torch.nn.utils.clip_grad_norm_,
+        wait_for_everyone=lambda: None,
+    )
+    monkeypatch.setattr(loop, "make_accelerator", lambda _: half)
+    torch.manual_seed(3)
+    parts = [part(name, n, 4, 120, 8) for name, n in (("train", 8), ("val", 4), ("test", 40))]
+    splits = Splits("noise", *parts, gallery=part("test", 40, 4, 120, 8))
+    found: dict[str, dict[str, Tensor]] = {}
+
+    class Keep(Progress):
+        def measured(self, data: ImageDataset, vectors: Any, gallery: Any = None) -> None:
+            if data is splits.test:
+                found.update(test=vectors, gallery=gallery)
+
+    result = train(tiny(method="dybgr", epochs=1), splits, tmp_path, Keep())
+    encoder = load(tmp_path)
+    assert evaluate_encoder(encoder, splits) == result.metrics
+    for name, vectors in found.items():
+        for output, x in vectors.items():
+            assert torch.equal(x, encoder.embed(splits.parts()[name], 256, output))
+    stored = load_file(tmp_path / "embeddings.safetensors")["embeddings"]
+    assert torch.equal(stored, encoder.embed(splits.train, 256))
 
 
 def test_embedding_restores_the_mode_and_keeps_the_order(splits):
