@@ -19,7 +19,6 @@ import sys
 import time
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from recipes import dry_run
 from rich import box
@@ -30,13 +29,13 @@ from torch import OutOfMemoryError
 
 from bgl._io import write_text
 from bgl.datasets import Splits
-from bgl.pipeline import TerminalProgress, check_folder, load_splits, trained_rows
+from bgl.pipeline import TerminalProgress, load_splits, trained_rows
 from bgl.pipeline.comparison import percent
 from bgl.pipeline.recipes import TABLES, Recipe, recipes
+from bgl.pipeline.results import Row
 from bgl.training import TrainConfig
 
 PROTOCOLS = ("paper", "honest")
-Row = dict[str, Any]
 
 
 def data_folder(root: Path, dataset: str) -> Path:
@@ -76,7 +75,6 @@ def train_row(
         splits = load(config)
         config = fit_batch(config, splits)
         run = place / f"{protocol}-seed{config.seed}"
-        check_folder(config, run)
         console.print(f"[bold]{recipe.name}[/], {protocol}, seed {config.seed}")
         progress = TerminalProgress(console)
         with progress.bars:

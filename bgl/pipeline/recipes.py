@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from bgl.pipeline.options import CONFIGS, parse
 from bgl.pipeline.published import PublishedRow, published_rows
+from bgl.pipeline.results import Published
 from bgl.training import TrainConfig
 
 # table -> file in configs/DATASET/ -> (system, a part of its backbone or embedding)
@@ -79,9 +79,9 @@ def _recipes_of(dataset: str) -> list[tuple[Recipe, TrainConfig]]:
     return [(recipe, recipe.configs()[0]) for recipe in found]
 
 
-def published_beside(
+def matching_published(
     config: TrainConfig, embedding: str, metrics: dict[str, float]
-) -> dict[str, Any] | None:
+) -> Published | None:
     """The published figures of the row that a training repeats, and how far it is from them.
 
     It repeats a row if dataset, method, backbone, image size, embedding, distance, loss and

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from bgl._io import atomic_path
 from bgl._neighbors import nearest
 from bgl.datasets import ImageDataset, Splits
-from bgl.pipeline.files import FILE
+from bgl.pipeline.arrays import RECORD_FILE, Arrays, noted, write_arrays
 from bgl.training import Progress, View
 from bgl.visualization._frames import Frame, make_frame, unpack_frames
 from bgl.visualization.projection import reduce
@@ -40,12 +39,12 @@ class Recorder(Progress):
     """
 
     def __init__(self, folder: str | Path, splits: Splits) -> None:
-        self.path = Path(folder) / FILE
+        self.path = Path(folder) / RECORD_FILE
         self.splits = splits
         self.data = splits.train if splits.val is None else splits.val
         self.batch: list[int] = []
         self.frames: list[Frame] = []
-        self.found: dict[str, Any] = {}
+        self.found: Arrays = {}
         self.moments: set[int] = set()
         self.features: Tensor | None = None  # of the batch, where the loop has measured it
         self.tested: tuple[Tensor, Tensor | None] | None = None
@@ -59,8 +58,12 @@ class Recorder(Progress):
         self.moments = set(np.linspace(0, config.epochs, MOMENTS).round().astype(int).tolist())
         if not view.resumed:
             self._record(0)
-        elif self.path.exists():
-            self.frames = [f for f in read_frames(self.path) if (f.epoch or 0) <= epochs]
+        else:
+            notes: list[str] = []
+            recorded = unpack_frames(noted(self.path, notes))
+            self.frames = [frame for frame in recorded if (frame.epoch or 0) <= epochs]
+            for note in notes:
+                warnings.warn(note, stacklevel=2)
 
     def epoch(self, row: dict[str, Any]) -> None:
         if row["epoch"] in self.moments:
@@ -110,13 +113,12 @@ class Recorder(Progress):
         self._write()
 
     def _write(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         frames = self.frames
 
         def joined(parts: list[np.ndarray], kind: Any) -> np.ndarray:
             return np.concatenate([np.empty(0, kind), *parts]).astype(kind)
 
-        arrays = {
+        arrays: Arrays = {
             "part": np.array("train" if self.splits.val is None else "val"),
             "batch": np.array(self.batch, np.int64),
             "moment": np.array([(f.epoch, f.block, f.iteration) for f in frames], np.int64),
@@ -133,12 +135,15 @@ class Recorder(Progress):
             arrays |= described("test", self.splits.test)
             if self.splits.gallery is not None:
                 arrays |= described("gallery", self.splits.gallery)
-        with atomic_path(self.path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, **arrays)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_arrays(self.path, arrays)
+        except OSError as error:  # only the page needs the file
+            warnings.warn(f"The page will lack what {self.path} should hold: {error}", stacklevel=2)
 
 
-def described(name: str, data: ImageDataset, chosen: list[int] | None = None) -> dict[str, Any]:
-    """Labels, class names and image names, so that a page can be had without the dataset."""
+def described(name: str, data: ImageDataset, chosen: list[int] | None = None) -> Arrays:
+    """Labels, class names and image names, for a page without the dataset."""
     rows = list(range(len(data))) if chosen is None else chosen
     return {
         f"{name}_labels": data.labels[rows].numpy().astype(np.int32),
@@ -188,9 +193,3 @@ def batch_graphs(
             )[1]
         model.blocks.train(was_training)
     return graphs
-
-
-def read_frames(path: Path) -> list[Frame]:
-    """The graphs that a recorder has written."""
-    with np.load(path) as arrays:
-        return unpack_frames(arrays)

@@ -96,7 +96,7 @@ def train(
 
     Raises:
         ValueError: If configuration and data do not fit, or ``checkpoint.pt`` is not of this
-            configuration.
+            configuration and these data.
         FloatingPointError: If the loss or gradient of a batch is not finite; the message names
             the batch.
         Interrupted: After SIGINT or SIGTERM, when the checkpoint is written.
@@ -153,17 +153,18 @@ def _train(
         parts["augmentation"] = augmentation.to(device)
         augmented = AugmentedLoss(criterion.loss, augmentation, criterion.miner)
     position = Position()
+    digest = splits.digest
     checkpoint = folder / CHECKPOINT_FILE
     resumed = checkpoint.exists()
     if resumed:
-        position = load_checkpoint(checkpoint, config, parts)
+        position = load_checkpoint(checkpoint, config, digest, parts)
     started = time.perf_counter() - position.seconds
     history = position.history
 
     def save() -> None:
         position.seconds = time.perf_counter() - started
         if accelerator.is_main_process:
-            save_checkpoint(checkpoint, config, parts, position)
+            save_checkpoint(checkpoint, config, digest, parts, position)
         accelerator.wait_for_everyone()  # nobody goes on before it is written
 
     view = View(model, config, info, accelerator, progress, interruption, resumed)
