@@ -1,4 +1,4 @@
-"""The comparison table of one or more runs: ``python benchmarks/report.py RUN [RUN ...]``."""
+"""The comparison table of one or more runs: ``python -m benchmarks.report RUN [RUN ...]``."""
 
 from __future__ import annotations
 

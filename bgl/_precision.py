@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import Tensor
 
@@ -19,9 +21,30 @@ def at_least_float32(x: Tensor) -> Tensor:
 def exact_matmul(a: Tensor, b: Tensor) -> Tensor:
     """Multiply two matrices, or batches of them, in their own precision, float32 or float64.
 
+    Autocast is off. Where a switch of PyTorch allows float32 products in TF32 or bfloat16, they
+    are computed in float64 instead, which no switch touches, and so are those of the gradient.
+    A compiled graph on the CPU keeps to the switch that it was compiled under.
+
     Example:
         >>> exact_matmul(torch.ones(1, 2), torch.ones(2, 1))
         tensor([[2.]])
     """
     with torch.autocast(a.device.type, enabled=False):
+        if a.dtype == torch.float32 and _may_reduce_float32(a.device.type):
+            return (a.double() @ b.double()).float()
         return a @ b
+
+
+@torch.compiler.assume_constant_result
+def _may_reduce_float32(device: str) -> bool:
+    """Whether products of float32 on this type of device may be computed in less."""
+    if device == "mps":  # has no such switch, and no float64
+        return False
+    if device == "cuda" and os.environ.get("NVIDIA_TF32_OVERRIDE") == "1":
+        return True  # obeyed by cuBLAS itself, so PyTorch does not know of it
+    backend = torch.backends.cuda if device == "cuda" else torch.backends.mkldnn
+    try:
+        return backend.matmul.fp32_precision not in ("none", "ieee")
+    except AttributeError:
+        # Before PyTorch 2.9. Later versions refuse this question once the new switches were used.
+        return torch.get_float32_matmul_precision() != "highest"

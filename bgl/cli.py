@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import bgl
+from bgl._memory import out_of_memory
 
 __all__ = ["main"]
 
@@ -34,10 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("command", choices=COMMANDS, metavar="command", help=", ".join(COMMANDS))
     options = parser.parse_args(words[:1])
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), out_of_memory("use a smaller --batch-size"):
             warnings.showwarning = _show_warning
             return COMMANDS[options.command](words[1:])
-    except (ImportError, ValueError, OSError) as error:
+    except (ImportError, ValueError, OSError, MemoryError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 
@@ -74,7 +75,12 @@ def evaluate(argv: Sequence[str]) -> int:
     parser.add_argument("--dataset", help="Name of a dataset; default: the run's, else emoji.")
     _add_dataset(parser)
     parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--device", default="cpu", help='"cpu", "cuda", … (cpu).')
+    parser.add_argument(
+        "--device", default="auto", help='"cpu", "cuda", … (a GPU if there is one).'
+    )
+    parser.add_argument(
+        "--workers", type=int, default=-1, help="Processes that load images (one per core)."
+    )
     options = parser.parse_args(argv)
     from bgl.models import load
     from bgl.pipeline import load_splits, read_config
@@ -87,7 +93,7 @@ def evaluate(argv: Sequence[str]) -> int:
         config = read_config(Path(options.run))
     splits = load_splits(dataclasses.replace(config, **{**given, "download": False}))
     print(f"{splits.name}, {splits.test.num_classes} test classes")
-    metrics = evaluate_encoder(encoder, splits, options.batch_size)
+    metrics = evaluate_encoder(encoder, splits, options.batch_size, options.workers)
     for embedding, values in metrics.items():
         cells = [f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items()]
         print(f"{embedding}: {', '.join(cells)}")
@@ -147,11 +153,11 @@ def _add_dataset(parser: argparse.ArgumentParser) -> None:
 
 
 def _device(name: str) -> str:
-    """Check that there is such a device."""
+    """Check that there is such a device, before a model is built for it."""
     import torch
 
     try:
-        torch.empty(0, device=name)
+        torch.empty(0, device="cpu" if name == "auto" else name)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(

@@ -24,9 +24,10 @@ def to_batch_graph(
     Args:
         x: Features [N, C], the node features.
         y: Integer labels [N] or None.
-        learner: Called as ``learner(x, y)``, or ``learner(x, y, batch)`` when a ``batch`` vector
-            is among the attributes; returns ``(edge_index, edge_weight)``. One that learns from
-            less names it in ``learns_from``, as ``LabelGraph`` does: ``("y", "batch")``.
+        learner: Called as ``learner(x, y=y)``, or ``learner(x, y=y, batch=batch)`` when a
+            ``batch`` vector is among the attributes; returns ``(edge_index, edge_weight)``. One
+            that learns from less names it in ``learns_from``, what it is given by position first,
+            as ``LabelGraph`` does: ``("y", "batch")``.
             Default: ``AdaptiveGraph()``.
         attributes: Stored on the graph as they are (for instance ``batch=``, ``image_id=``).
 
@@ -52,5 +53,6 @@ def to_batch_graph(
     if attributes.get("batch") is not None:
         given["batch"] = attributes["batch"]
     wanted = getattr(learner, "learns_from", ("x", "y", "batch"))
-    edge_index, edge_weight = learner(*(given[name] for name in wanted if name in given))
+    first, *others = (name for name in wanted if name in given)
+    edge_index, edge_weight = learner(given[first], **{name: given[name] for name in others})
     return Data(x=x, edge_index=edge_index, edge_weight=edge_weight, y=y, **attributes)

@@ -13,7 +13,7 @@ from pytorch_metric_learning.distances import BaseDistance
 from torch import Tensor, nn
 
 from bgl._checks import check_matrix, check_real, describe
-from bgl._precision import at_least_float32
+from bgl._precision import at_least_float32, exact_matmul
 
 # The constants of the published implementation, which the results follow to the last digits.
 _NORM_EPS = 1e-5  # added to a norm before dividing by it
@@ -108,7 +108,7 @@ def distance_matrix(x: Tensor, y: Tensor, *, c: float) -> Tensor:
         centre = y.detach().mean(dim=0)
         from_x, from_y = x - centre, y - centre
         scale = _squared_norm(from_x) + _squared_norm(from_y).T
-        squared = scale - 2 * from_x @ from_y.T
+        squared = scale - 2 * exact_matmul(from_x, from_y.T)
         rounding = _ROUNDING * torch.finfo(squared.dtype).eps * scale.detach()
         squared = squared.masked_fill(squared <= rounding, 0.0)
         return _distance(squared, _squared_norm(x), _squared_norm(y).T, c)

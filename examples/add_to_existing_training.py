@@ -95,7 +95,7 @@ def main() -> None:
             # --- added: synthetic embeddings, once something is known of the classes
             loss = (augmented if epoch > 2 else criterion)(embeddings, labels)
             # --- added: the same loss after the graph
-            loss = 0.5 * loss + 0.5 * criterion(head(block(features, labels)), labels)
+            loss = 0.5 * loss + 0.5 * criterion(head(block(features, y=labels)), labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

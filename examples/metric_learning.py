@@ -94,7 +94,7 @@ def main() -> None:
             features = backbone(images)
             embeddings = head(features)
             loss = loss_func(embeddings, labels, mining_func(embeddings, labels))
-            context = head(block(features, labels))  # DyBGR 4: the same head, after the graph
+            context = head(block(features, y=labels))  # DyBGR 4: the same head, after the graph
             loss = 0.5 * loss + 0.5 * loss_func(context, labels)  # DyBGR 5
             optimizer.zero_grad()
             loss.backward()

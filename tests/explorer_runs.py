@@ -17,7 +17,7 @@ from helpers import write_noisy_classes
 
 from bgl.datasets import Splits, load_dataset
 from bgl.pipeline.recorder import Recorder
-from bgl.training import TrainConfig, View, build_model, make_accelerator, train
+from bgl.training import Evaluator, TrainConfig, build_encoder, train
 from bgl.training.config import DyBGROptions
 
 
@@ -66,9 +66,9 @@ def make_run(root: Path) -> Path:
         ]
     assert recorder.tested is not None
     torch.save(recorder.tested[0], run / "vectors.pt")
-    model, info = build_model(dataclasses.replace(config, method="none"))
+    encoder, _ = build_encoder(dataclasses.replace(config, method="none"))
     recorder = Recorder(run, splits)
-    View(model, config, info, make_accelerator("cpu"), recorder).measure(splits.test)
+    Evaluator(encoder, progress=recorder).measure(splits.test)
     recorder.finish()
     (run / "results.json").write_text(json.dumps({"started": "today", "rows": rows}))
     return run

@@ -18,7 +18,7 @@ def test_features_become_a_data_object():
     assert data.validate(raise_on_error=True)
     assert data.num_nodes == 10
     assert data.name == "cars"
-    expected = learner(x, y, batch)
+    expected = learner(x, y=y, batch=batch)
     assert torch.equal(data.edge_index, expected[0])
     assert torch.equal(data.edge_weight, expected[1])
     data.edge_weight.square().sum().backward()
@@ -38,7 +38,7 @@ def test_learners_of_labels_or_features_alone(graphs):
     x, y = torch.randn(10, 4), torch.arange(10) // 2 % 3
     batch = None if graphs == 1 else torch.arange(10) // 5
     data = to_batch_graph(x, y, learner=LabelGraph(), batch=batch)
-    expected = LabelGraph()(y, batch)
+    expected = LabelGraph()(y, batch=batch)
     assert torch.equal(data.edge_index, expected[0])
     assert torch.equal(data.edge_weight, expected[1])
 
@@ -56,7 +56,7 @@ def test_a_label_graph_needs_labels():
 
 
 def test_any_callable_is_a_learner():
-    def ring(features, labels, graphs=None):
+    def ring(features, *, y, batch=None):
         n = len(features)
         return torch.stack([torch.arange(n), torch.arange(n).roll(1)]), torch.ones(n)
 

@@ -65,7 +65,7 @@ def test_losses_and_miners_on_context(loss, miner):
     x, y = batch()
     x.requires_grad_()
     block, loss_func, mine = DyBGRBlock(C, k=4), LOSSES[loss](), MINERS[miner]()
-    context = block(x, y)
+    context = block(x, y=y)
     loss_func(context, y, None if mine is None else mine(context, y)).backward()
     for grad in (x.grad, block.mlp.fc1.weight.grad):
         assert torch.isfinite(grad).all()
@@ -91,7 +91,7 @@ def test_training_with_a_sampler_a_miner_and_iaa(block):
             assert labels.bincount().tolist() == [4] * CLASSES
             features = encoder(images)
             loss = augmented(head(features), labels)
-            loss = loss + loss_func(head(mixer(features, labels)), labels)
+            loss = loss + loss_func(head(mixer(features, y=labels)), labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -117,7 +117,7 @@ def test_distributed_loss_wrapper(loss, distributed, request):
     x, y = batch()
     plain = LOSSES[loss]()
     wrapped = DistributedLossWrapper(plain)
-    context = DyBGRBlock(C, k=4)(x, y)
+    context = DyBGRBlock(C, k=4)(x, y=y)
     assert torch.equal(wrapped(context, y), plain(context, y))
     iaa = augmentation(x, y)
     values = []
@@ -130,7 +130,7 @@ def test_distributed_loss_wrapper(loss, distributed, request):
 def test_distributed_miner_wrapper(process_group):
     x, y = batch()
     mine = miners.MultiSimilarityMiner()
-    context = DyBGRBlock(C, k=4)(x, y)
+    context = DyBGRBlock(C, k=4)(x, y=y)
     for one, other in zip(DistributedMinerWrapper(mine)(context, y), mine(context, y), strict=True):
         assert torch.equal(one, other)
     with pytest.raises(ValueError, match="`miner`"):

@@ -50,7 +50,7 @@ def test_the_base_installation_is_enough_for_graph_losses_and_augmentation() -> 
 import torch, bgl.augment, bgl.hyperbolic, bgl.layers, bgl.losses, bgl.metrics, bgl.samplers
 from bgl import to_batch_graph
 from bgl.cli import main
-x = bgl.layers.DyBGRBlock(8, k=3)(torch.randn(6, 8), torch.arange(6) // 2)
+x = bgl.layers.DyBGRBlock(8, k=3)(torch.randn(6, 8), y=torch.arange(6) // 2)
 bgl.losses.PairwiseCrossEntropyLoss()(x, torch.arange(6) // 2).backward()
 assert main(["eval", "x"]) == 2
 """

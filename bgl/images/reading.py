@@ -1,9 +1,7 @@
-"""Image files as RGB tensors, one by one or in batches."""
+"""Image files as RGB tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -61,43 +59,3 @@ def read_image(path: Path) -> Tensor:
         raise BrokenImageError(path, "it does not exist") from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ...
         raise BrokenImageError(path, f"{type(error).__name__}: {error}") from error
-
-
-def read_batches(
-    images: Tensor | Sequence[str | Path | Tensor],
-    transform: Callable[[Tensor], Tensor],
-    batch_size: int,
-    threads: int = 1,
-) -> Iterator[list[Tensor | BrokenImageError]]:
-    """Transformed images in batches, with an error in the place of each that cannot be decoded.
-
-    Threads are enough, as decoders work outside Python's lock. They are a batch ahead of what is
-    taken, so that an encoder need not wait; more is never held in memory.
-
-    Args:
-        images: Files and uint8 tensors [3, H, W], or a tensor [N, 3, H, W].
-        transform: Applied to each, for instance an :func:`eval_transform`.
-        batch_size: Images in a batch; the last one may have fewer.
-        threads: How many decode.
-
-    Example:
-        >>> images = torch.zeros(5, 3, 4, 4, dtype=torch.uint8)
-        >>> [len(batch) for batch in read_batches(images, torch.Tensor.float, batch_size=2)]
-        [2, 2, 1]
-    """
-
-    def read(image: str | Path | Tensor) -> Tensor | BrokenImageError:
-        try:
-            return transform(image if isinstance(image, Tensor) else read_image(Path(image)))
-        except BrokenImageError as error:
-            return error
-
-    ahead: list[Future[Tensor | BrokenImageError]] = []
-    with ThreadPoolExecutor(threads) as pool:
-        for start in range(0, len(images), batch_size):
-            batch = ahead
-            ahead = [pool.submit(read, image) for image in images[start : start + batch_size]]
-            if batch:
-                yield [future.result() for future in batch]
-        if ahead:
-            yield [future.result() for future in ahead]

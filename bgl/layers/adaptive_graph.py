@@ -159,17 +159,19 @@ class AdaptiveGraph(nn.Module):
     def forward(
         self,
         x: Tensor,
+        *,
         y: Tensor | None = None,
         batch: Tensor | None = None,
         context: Tensor | None = None,
         candidates: Tensor | None = None,
     ) -> Graph:
-        state = self.prepare(x, y, batch, candidates)
+        state = self.prepare(x, y=y, batch=batch, candidates=candidates)
         return self.neighbors(state, x if context is None else context).edges()
 
     def prepare(
         self,
         x: Tensor,
+        *,
         y: Tensor | None = None,
         batch: Tensor | None = None,
         candidates: Tensor | None = None,

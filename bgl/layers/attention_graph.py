@@ -46,7 +46,7 @@ class AttentionGraph(nn.Module):
         super().__init__()
         self.k = k if k is None else check_int(k, "k", 1)
 
-    def forward(self, query: Tensor, key: Tensor, batch: Tensor | None = None) -> Graph:
+    def forward(self, query: Tensor, key: Tensor, *, batch: Tensor | None = None) -> Graph:
         keep = self.mask(query, key, batch)
         with torch.autocast(query.device.type, enabled=False):  # half precision would overflow
             query, key = at_least_float32(query), at_least_float32(key)

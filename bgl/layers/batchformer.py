@@ -50,4 +50,4 @@ class BatchFormerBlock(BatchBlock):
     def mix(
         self, x: Tensor, y: Tensor | None, batch: Tensor | None, return_graph: bool
     ) -> tuple[Tensor, list[Graph]]:
-        return self.attn(x, batch), [self.attn.edges(x, batch)] if return_graph else []
+        return self.attn(x, batch=batch), [self.attn.edges(x, batch=batch)] if return_graph else []

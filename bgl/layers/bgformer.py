@@ -41,7 +41,7 @@ class GraphAttention(nn.Module):
         self.proj = nn.Linear(channels, channels)
 
     def forward(
-        self, x: Tensor, batch: Tensor | None = None, allowed: Tensor | None = None
+        self, x: Tensor, *, batch: Tensor | None = None, allowed: Tensor | None = None
     ) -> Tensor:
         """``allowed`` [N, N] restricts the pairs in place of the strongest attention."""
         query, key, value = self._heads(x)
@@ -55,10 +55,10 @@ class GraphAttention(nn.Module):
         mixed: Tensor = self.proj(out[0].transpose(0, 1).reshape(x.shape))
         return mixed
 
-    def edges(self, x: Tensor, batch: Tensor | None = None) -> Graph:
+    def edges(self, x: Tensor, *, batch: Tensor | None = None) -> Graph:
         """The graph of :meth:`forward` as ``edge_index`` [2, E] and ``edge_weight`` [E, H]."""
         query, key, _ = self._heads(x)
-        graph: Graph = self.graph(query, key, batch)
+        graph: Graph = self.graph(query, key, batch=batch)
         return graph
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -82,7 +82,7 @@ class ClassMean(nn.Module):
         self.value = nn.Linear(channels, channels)
         self.proj = nn.Linear(channels, channels)
 
-    def forward(self, x: Tensor, y: Tensor, batch: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, *, y: Tensor, batch: Tensor | None = None) -> Tensor:
         value = self.value(x)
         group = _groups(y, batch)
         sums = torch.zeros_like(value).index_add(0, group, value)
@@ -130,7 +130,7 @@ class BGFormerBlock(BatchBlock):
 
     Example:
         >>> block = BGFormerBlock(16, heads=4, k=3)
-        >>> out, graphs = block(torch.randn(6, 16), torch.arange(6) // 2, return_graph=True)
+        >>> out, graphs = block(torch.randn(6, 16), y=torch.arange(6) // 2, return_graph=True)
         >>> out.shape, len(graphs)
         (torch.Size([6, 16]), 2)
     """
@@ -156,19 +156,19 @@ class BGFormerBlock(BatchBlock):
     def mix(
         self, x: Tensor, y: Tensor | None, batch: Tensor | None, return_graph: bool
     ) -> tuple[Tensor, list[Graph]]:
-        graphs = [self.visual.edges(x, batch)] if return_graph else []
-        visual = self.visual(x, batch)
+        graphs = [self.visual.edges(x, batch=batch)] if return_graph else []
+        visual = self.visual(x, batch=batch)
         if y is None:
             return visual, graphs
         if isinstance(self.semantic, ClassMean):
-            semantic = self.semantic(x, y, batch)
+            semantic = self.semantic(x, y=y, batch=batch)
             if return_graph:
-                graphs.append(LabelGraph("symmetric")(y, batch))
+                graphs.append(LabelGraph("symmetric")(y, batch=batch))
         else:
             group = _groups(y, batch)
             semantic = self.semantic(x, allowed=group[:, None] == group[None, :])
             if return_graph:
-                graphs.append(self.semantic.edges(x, group))
+                graphs.append(self.semantic.edges(x, batch=group))
         return self.lam * visual + (1 - self.lam) * semantic, graphs
 
 

@@ -43,6 +43,7 @@ class BatchBlock(nn.Module):
     def forward(
         self,
         x: Tensor,
+        *,
         y: Tensor | None = None,
         batch: Tensor | None = None,
         return_graph: bool = False,

@@ -45,7 +45,7 @@ class DyBGR(nn.Module):
     Example:
         >>> import torch
         >>> x = torch.randn(8, 4)
-        >>> out, graphs = DyBGR(k=2)(x, torch.arange(8) // 2, return_graph=True)
+        >>> out, graphs = DyBGR(k=2)(x, y=torch.arange(8) // 2, return_graph=True)
         >>> out.shape, len(graphs), graphs[-1][0].shape
         (torch.Size([8, 4]), 3, torch.Size([2, 16]))
     """
@@ -67,11 +67,12 @@ class DyBGR(nn.Module):
     def forward(
         self,
         x: Tensor,
+        *,
         y: Tensor | None = None,
         batch: Tensor | None = None,
         return_graph: bool = False,
     ) -> Any:
-        state = self.learner.prepare(x, y, batch)
+        state = self.learner.prepare(x, y=y, batch=batch)
         out, graphs = x, []
         for _ in range(self.num_iterations):
             neighbors = self.learner.neighbors(state, out)
@@ -131,6 +132,6 @@ class DyBGRBlock(BatchBlock):
         self, x: Tensor, y: Tensor | None, batch: Tensor | None, return_graph: bool
     ) -> tuple[Tensor, list[Graph]]:
         if return_graph:
-            mixed: tuple[Tensor, list[Graph]] = self.mixer(x, y, batch, return_graph=True)
+            mixed: tuple[Tensor, list[Graph]] = self.mixer(x, y=y, batch=batch, return_graph=True)
             return mixed
-        return self.mixer(x, y, batch), []
+        return self.mixer(x, y=y, batch=batch), []

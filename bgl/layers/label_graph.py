@@ -44,7 +44,7 @@ class LabelGraph(nn.Module):
         super().__init__()
         self.normalization = check_choice(normalization, "normalization", ("row", "symmetric"))
 
-    def forward(self, y: Tensor, batch: Tensor | None = None) -> Graph:
+    def forward(self, y: Tensor, *, batch: Tensor | None = None) -> Graph:
         check_index_vector(y, y.numel() if isinstance(y, Tensor) else 0, "y")
         same = y[:, None] == y[None, :]
         if batch is not None:

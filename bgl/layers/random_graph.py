@@ -41,7 +41,7 @@ class RandomGraph(nn.Module):
         super().__init__()
         self.k = check_int(k, "k", 1)
 
-    def forward(self, x: Tensor, batch: Tensor | None = None) -> Graph:
+    def forward(self, x: Tensor, *, batch: Tensor | None = None) -> Graph:
         return self.neighbors(x, batch).edges()
 
     def neighbors(self, x: Tensor, batch: Tensor | None = None) -> Neighbors:

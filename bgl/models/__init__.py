@@ -6,7 +6,7 @@ with extra("train"):
     from bgl.models.backbone import BackboneInfo, create_backbone
     from bgl.models.batch_graph_model import BatchGraphModel, BatchGraphOutput, make_head
     from bgl.models.config import BLOCKS, BlockConfig, ModelConfig, assemble_model
-    from bgl.models.encoder import Encoder, embed_batches
+    from bgl.models.encoder import Encoder
     from bgl.models.exporting import export
     from bgl.models.files import model_digest
     from bgl.models.hub import push_to_hub
@@ -23,7 +23,6 @@ __all__ = [
     "ModelConfig",
     "assemble_model",
     "create_backbone",
-    "embed_batches",
     "export",
     "load",
     "load_released_checkpoint",

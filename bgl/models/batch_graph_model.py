@@ -42,8 +42,8 @@ class BatchGraphModel(nn.Module):
 
     Args:
         backbone: images [N, 3, H, W] -> features [N, C].
-        blocks: Modules called as ``block(x, y, batch, return_graph)``, applied in turn; may be
-            empty.
+        blocks: Modules called as ``block(x, y=labels)``, with ``return_graph=True`` where the
+            graph is asked for, and applied in turn; may be empty.
         head: features [N, C] -> embeddings [N, D].
 
     Shapes:
@@ -135,7 +135,7 @@ class BatchGraphModel(nn.Module):
         for number, block in enumerate(self.blocks):
             if return_graph:
                 nodes = context
-                context, learned = block(context, labels, None, True)
+                context, learned = block(context, y=labels, return_graph=True)
                 graphs += [
                     Data(
                         x=nodes,
@@ -148,7 +148,7 @@ class BatchGraphModel(nn.Module):
                     for iteration, (edge_index, edge_weight) in enumerate(learned)
                 ]
             else:
-                context = block(context, labels)
+                context = block(context, y=labels)
         return context, graphs
 
 

@@ -2,143 +2,199 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, overload, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bgl._checks import check_choice, check_int, describe
-from bgl.images import BrokenImageError, eval_transform
-from bgl.images.reading import read_batches
+from bgl.images import BrokenImageError, Transform, eval_transform, read_image
+from bgl.images.loading import load_batches
+from bgl.models.batch_graph_model import BatchGraphModel
+from bgl.models.config import ModelConfig
 
 _OUTPUTS = {"backbone": "features", "head": "embeddings"}  # fields of BatchGraphOutput
 
 
+@runtime_checkable
+class ImageSource(Protocol):
+    """Images to be read one by one, such as a :class:`bgl.datasets.ImageDataset`."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int, /) -> Tensor:
+        """Return a uint8 tensor [3, H, W], or raise a BrokenImageError."""
+
+
+Images = Tensor | Sequence[str | Path | Tensor] | ImageSource
+
+
 class Encoder:
-    """A model with all it takes to embed images: transform, device, distance.
+    """A model and everything needed to embed images with it: their preparation and the device.
 
     Every image is embedded by itself; the result does not depend on what else is in the batch.
-    :func:`bgl.models.load` makes one from a training's folder.
+    Embeddings are always computed in float32, whatever precision the model is trained in: what a
+    run reports of its model is what the stored model gives.
+    :func:`bgl.models.load` makes one from the folder of a run.
 
     Args:
-        model: A :class:`bgl.models.BatchGraphModel`; is put into evaluation mode.
-        image_size: Side of the model's input in pixels.
-        mean: What is subtracted from each channel, for values in [0, 1].
-        std: What each channel is then divided by.
-        distance: How to compare head embeddings: "cosine" or a
-            :class:`bgl.hyperbolic.HyperbolicDistance`. Backbone features go by cosine.
-        device: Where to compute.
-        resize: Shorter side of an image before the centre crop; see
-            :func:`bgl.images.eval_transform`.
+        model: The model; it is moved to the device and put into evaluation mode.
+        config: What the model was built from; image size, mean, std and resize are used.
+        device: Where to compute; "auto": on a GPU if there is one.
 
     Example:
-        >>> from bgl.models import BatchGraphModel, make_head
+        >>> from torch import nn
+        >>> from bgl.models import make_head
         >>> backbone = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, 8))
-        >>> encoder = Encoder(BatchGraphModel(backbone, [], make_head(8, 2)), 4, [0.5] * 3, [1] * 3)
+        >>> config = ModelConfig("mine", 4, (0.5,) * 3, (1.0,) * 3, head_dim=2)
+        >>> encoder = Encoder(BatchGraphModel(backbone, [], make_head(8, 2)), config)
         >>> encoder.embed(torch.zeros(5, 3, 6, 6, dtype=torch.uint8)).shape
         torch.Size([5, 2])
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        image_size: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        distance: Any = "cosine",
-        device: str | torch.device = "cpu",
-        resize: int | None = None,
+        self, model: BatchGraphModel, config: ModelConfig, device: str | torch.device = "cpu"
     ) -> None:
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device)
         self.model = model.to(self.device).eval()
-        self.image_size = image_size
-        self.transform = eval_transform(image_size, mean, std, resize)
-        self.distance = distance
+        self.config = config
+        self.transform = eval_transform(config.image_size, config.mean, config.std, config.resize)
 
+    @property
+    def distance(self) -> Any:
+        """How to compare head embeddings; backbone features are compared by cosine."""
+        return self.config.distance
+
+    @overload
     def embed(
         self,
-        images: Tensor | Sequence[str | Path | Tensor],
+        images: Images,
+        batch_size: int = ...,
+        output: str = ...,
+        workers: int = ...,
+        on_batch: Callable[[int], None] = ...,
+        on_broken: Callable[[int, BrokenImageError], None] | None = ...,
+    ) -> Tensor: ...
+    @overload
+    def embed(
+        self,
+        images: Images,
+        batch_size: int = ...,
+        *,
+        output: None,
+        workers: int = ...,
+        on_batch: Callable[[int], None] = ...,
+        on_broken: Callable[[int, BrokenImageError], None] | None = ...,
+    ) -> dict[str, Tensor]: ...
+    @torch.no_grad()
+    def embed(
+        self,
+        images: Images,
         batch_size: int = 64,
-        output: str = "head",
+        output: str | None = "head",
         workers: int = 0,
-    ) -> Tensor:
-        """Embed images of any size.
+        on_batch: Callable[[int], None] = lambda _: None,
+        on_broken: Callable[[int, BrokenImageError], None] | None = None,
+    ) -> Tensor | dict[str, Tensor]:
+        """Embed images of any size, each by itself. The model's mode is left as it was.
 
         Args:
-            images: A uint8 tensor [N, 3, H, W], or a sequence of paths and uint8 tensors
-                [3, H, W].
-            batch_size: Images at a time; the result does not depend on it.
-            output: "head" or "backbone".
-            workers: Threads that read the images, one at least.
+            images: A uint8 tensor [N, 3, H, W], a sequence of paths and uint8 tensors [3, H, W],
+                or a dataset.
+            batch_size: Images at a time; the result depends on it by rounding only.
+            output: "head", "backbone", or None for both by name.
+            workers: Processes that load the images; 0: this process does.
+            on_batch: Called after each batch with its number of images.
+            on_broken: Called with the index and the error of an image that cannot be read; the
+                image is then left out. None: the error is raised.
 
         Returns:
-            Embeddings [N, D] (or backbone features [N, C]) in float32 on the CPU.
+            Embeddings [N, D] or backbone features [N, C], in float32 on the CPU.
 
         Raises:
             ValueError: If there are no images, or one is neither a path nor such a tensor; a
                 file that cannot be read is named (:class:`bgl.images.BrokenImageError`).
+            ChildProcessError: If a loading process was lost.
         """
-        check_choice(output, "output", tuple(_OUTPUTS))
+        if output is not None:
+            check_choice(output, "output", tuple(_OUTPUTS))
         check_int(batch_size, "batch_size", 1)
-        threads = max(1, check_int(workers, "workers", 0))
+        check_int(workers, "workers", 0)
         _check_images(images)
-        batches = read_batches(images, self.transform, batch_size, threads)
-        return embed_batches(self.model, _whole(batches), self.device, (output,))[output]
+        rows = list(range(len(images)))
+        batches = [rows[start : start + batch_size] for start in rows[::batch_size]]
+        prepared = _Prepared(images, self.transform)
+        pin_memory = self.device.type == "cuda"
+        names = _OUTPUTS if output is None else (output,)
+        parts: dict[str, list[Tensor]] = {name: [] for name in names}
+        first: BrokenImageError | None = None
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            for batch, (x, broken) in zip(
+                batches,
+                load_batches(prepared, batches, workers, pin_memory=pin_memory),
+                strict=True,
+            ):
+                for place, error in broken.items():
+                    if on_broken is None:
+                        raise error
+                    on_broken(batch[place], error)
+                    first = first or error
+                if len(x):
+                    with torch.autocast(self.device.type, enabled=False):
+                        result = self.model(self.to_device(x))
+                    for name, part in parts.items():
+                        part.append(getattr(result, _OUTPUTS[name]).float().cpu())
+                on_batch(len(batch))
+        finally:
+            self.model.train(was_training)
+        if first is not None and not all(parts.values()):
+            raise ValueError(
+                "Expected argument `images` to have images that can be read, but none of "
+                f"{len(images)} can; the first: {first}"
+            )
+        found = {name: torch.cat(part) for name, part in parts.items()}
+        return found if output is None else found[output]
+
+    def to_device(self, images: Tensor) -> Tensor:
+        """Move a batch [N, 3, H, W] to the model, in the memory layout that is fastest there."""
+        return images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
 
     def __repr__(self) -> str:
         return (
-            f"{type(self).__name__}(image_size={self.image_size}, distance={self.distance!r}, "
-            f"device={str(self.device)!r})"
+            f"{type(self).__name__}(image_size={self.config.image_size}, "
+            f"distance={self.distance!r}, device={str(self.device)!r})"
         )
 
 
-@torch.no_grad()
-def embed_batches(
-    model: nn.Module,
-    batches: Iterable[Tensor],
-    device: torch.device,
-    outputs: Sequence[str] = tuple(_OUTPUTS),
-    on_batch: Callable[[int], None] = lambda _: None,
-) -> dict[str, Tensor]:
-    """Embed batches of transformed images [N, 3, H, W], each image by itself.
+@dataclass(frozen=True)
+class _Prepared:
+    """Images on their way into the model, by index; a loading process gets a copy."""
 
-    Args:
-        model: A :class:`bgl.models.BatchGraphModel` on ``device``; its mode is restored
-            afterwards.
-        batches: At least one.
-        device: Where the model is.
-        outputs: "backbone", "head" or both.
-        on_batch: Called with the number of images after each batch.
+    images: Images
+    transform: Transform
 
-    Returns:
-        ``{"backbone": [N, C], "head": [N, D]}`` in float32 on the CPU, in the given order.
-    """
-    for name in outputs:
-        check_choice(name, "outputs", tuple(_OUTPUTS))
-    was_training = model.training
-    model.eval()
-    parts: dict[str, list[Tensor]] = {name: [] for name in outputs}
-    for images in batches:
-        result = model(images.to(device).contiguous(memory_format=torch.channels_last))
-        for name, part in parts.items():
-            part.append(getattr(result, _OUTPUTS[name]).float().cpu())
-        on_batch(len(images))
-    model.train(was_training)
-    if not all(parts.values()):
-        raise ValueError("Expected argument `batches` to hold at least one batch, but got none")
-    return {name: torch.cat(part) for name, part in parts.items()}
+    def __getitem__(self, index: int) -> Tensor:
+        if isinstance(self.images, ImageSource):
+            return self.transform(self.images.read(index))
+        image = self.images[index]
+        return self.transform(image if isinstance(image, Tensor) else read_image(Path(image)))
 
 
-def _check_images(images: Tensor | Sequence[str | Path | Tensor]) -> None:
+def _check_images(images: Images) -> None:
     """Raise unless there are images, each a path or a uint8 tensor [3, H, W]."""
     expected = "Expected argument `images` to be paths or uint8 tensors of shape [3, H, W]"
     if isinstance(images, (str, Path)):
         raise ValueError(f"{expected} in a list, got {images!r}")
     if len(images) == 0:
         raise ValueError(f"{expected}, but got none")
-    for i, image in enumerate(images):
+    for i, image in enumerate(() if isinstance(images, ImageSource) else images):
         ok = isinstance(image, (str, Path)) or (
             isinstance(image, Tensor)
             and image.dtype == torch.uint8
@@ -147,14 +203,3 @@ def _check_images(images: Tensor | Sequence[str | Path | Tensor]) -> None:
         )
         if not ok:
             raise ValueError(f"{expected}, but got {describe(image)} at index {i}")
-
-
-def _whole(batches: Iterable[Sequence[Tensor | BrokenImageError]]) -> Iterator[Tensor]:
-    """Batches as tensors; the first image that cannot be decoded is raised."""
-    for batch in batches:
-        images = []
-        for image in batch:
-            if isinstance(image, BrokenImageError):
-                raise image
-            images.append(image)
-        yield torch.stack(images)

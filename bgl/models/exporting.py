@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from io import BytesIO
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -62,9 +61,10 @@ def export(folder: str | Path, path: str | Path, format: str = "onnx") -> Path:
     folder = locate(folder)
     encoder = load(folder)
     description = (folder / CONFIG_FILE).read_text(encoding="utf-8")
-    images = torch.zeros(2, 3, encoder.image_size, encoder.image_size)  # 1 would be kept fixed
+    size = encoder.config.image_size
+    images = torch.zeros(2, 3, size, size)  # 1 would be kept fixed
     program = torch.export.export(
-        _Embed(cast(BatchGraphModel, encoder.model)).eval(),
+        _Embed(encoder.model).eval(),
         (images,),
         dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
     )

@@ -53,7 +53,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Encoder:
         folder: Where :func:`save` or a training wrote ``model.json`` and ``model.safetensors``;
             or ``"hf-hub:USER/NAME"``, with or without ``@REVISION``, for a model that
             :func:`push_to_hub` put on the Hugging Face hub.
-        device: Where to compute.
+        device: Where to compute; "auto": on a GPU if there is one.
 
     Raises:
         FileNotFoundError: If the folder or a file of it is missing.
@@ -68,15 +68,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Encoder:
     load_strictly(
         model, read_state_dict(path, "folder"), f"Expected {path} to fit {folder / CONFIG_FILE}"
     )
-    return Encoder(
-        model,
-        config.image_size,
-        config.mean,
-        config.std,
-        config.distance,
-        device,
-        config.resize,
-    )
+    return Encoder(model, config, device)
 
 
 def read_config(folder: str | Path) -> ModelConfig:

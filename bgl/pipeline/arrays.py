@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,13 @@ Arrays = dict[str, np.ndarray]
 
 
 def write_arrays(path: Path, arrays: Arrays) -> None:
-    """Write arrays atomically.
-
-    Raises:
-        OSError: If they cannot be written.
-    """
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # read as its options
+    """Write arrays atomically; where that fails, warn: only the page needs them."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # read as its options
+    except OSError as error:
+        warnings.warn(f"The page is without what {path} should hold: {error}", stacklevel=2)
 
 
 def read_arrays(path: Path) -> Arrays:

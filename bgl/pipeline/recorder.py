@@ -13,8 +13,9 @@ from torch_geometric.data import Data
 
 from bgl._neighbors import nearest
 from bgl.datasets import ImageDataset, Splits
+from bgl.models import Encoder
 from bgl.pipeline.arrays import RECORD_FILE, Arrays, noted, write_arrays
-from bgl.training import Progress, View
+from bgl.training import Progress, TrainingRun
 from bgl.visualization._frames import Frame, make_frame, unpack_frames
 from bgl.visualization.projection import reduce
 
@@ -48,15 +49,15 @@ class Recorder(Progress):
         self.moments: set[int] = set()
         self.features: Tensor | None = None  # of the batch, where the loop has measured it
         self.tested: tuple[Tensor, Tensor | None] | None = None
-        self.view: View | None = None
+        self.run: TrainingRun | None = None
 
-    def begin(self, view: View, epochs: int) -> None:
-        self.view = view
-        config = view.config
+    def begin(self, run: TrainingRun, epochs: int) -> None:
+        self.run = run
+        config = run.config
         size = min(config.batch_size, MOST_NODES)
         self.batch = fixed_batch(self.data.labels, size, config.per_class)
         self.moments = set(np.linspace(0, config.epochs, MOMENTS).round().astype(int).tolist())
-        if not view.resumed:
+        if not run.resumed:
             self._record(0)
         else:
             notes: list[str] = []
@@ -104,9 +105,9 @@ class Recorder(Progress):
 
     def _record(self, epoch: int) -> None:
         """Learn the graph of the batch as a training step would, and keep it."""
-        assert self.view is not None
-        if self.view.config.block_names:
-            graphs = batch_graphs(self.view, self.data, self.batch, self.features)
+        assert self.run is not None
+        if self.run.config.block_names:
+            graphs = batch_graphs(self.run.encoder, self.data, self.batch, self.features)
             self.frames = [frame for frame in self.frames if frame.epoch != epoch]
             self.frames += [make_frame(graph, epoch) for graph in graphs]
         self.features = None
@@ -135,11 +136,7 @@ class Recorder(Progress):
             arrays |= described("test", self.splits.test)
             if self.splits.gallery is not None:
                 arrays |= described("gallery", self.splits.gallery)
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_arrays(self.path, arrays)
-        except OSError as error:  # only the page needs the file
-            warnings.warn(f"The page will lack what {self.path} should hold: {error}", stacklevel=2)
+        write_arrays(self.path, arrays)
 
 
 def described(name: str, data: ImageDataset, chosen: list[int] | None = None) -> Arrays:
@@ -174,22 +171,19 @@ def fixed_batch(labels: Tensor, size: int, per_class: int) -> list[int]:
 
 @torch.no_grad()
 def batch_graphs(
-    view: View, data: ImageDataset, batch: list[int], features: Tensor | None = None
+    encoder: Encoder, data: ImageDataset, batch: list[int], features: Tensor | None = None
 ) -> list[Data]:
     """The graphs that the blocks learn on a batch, on its features in evaluation mode; these are
     computed if they are not given."""
-    model: Any = view.model
+    model, device = encoder.model, encoder.device
     was_training = model.training
-    cuda = [view.accelerator.device] if view.accelerator.device.type == "cuda" else []
-    labels = data.labels[batch].to(view.accelerator.device)
-    with torch.random.fork_rng(cuda):  # a data loader draws a seed
-        if features is None:
-            features = view.embed(data.subset(batch), alone=True)["backbone"]
+    if features is None:
+        features = encoder.embed(data.subset(batch), output="backbone")
+    labels = data.labels[batch].to(device)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         model.blocks.eval()
         with warnings.catch_warnings():  # this batch may be smaller than those of the training
             warnings.filterwarnings("ignore", "k=.* needs at least")
-            graphs: list[Data] = model.contextualize(
-                features.to(view.accelerator.device), labels, return_graph=True
-            )[1]
+            graphs = model.contextualize(features.to(device), labels, return_graph=True)[1]
         model.blocks.train(was_training)
     return graphs

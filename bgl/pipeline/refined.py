@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,41 +18,53 @@ from bgl.pipeline.arrays import RECORD_FILE, REFINED_FILE, noted, write_arrays
 from bgl.pipeline.comparison import OTHER_EPOCHS
 from bgl.pipeline.results import Row, read_record
 from bgl.refinement import refine
-from bgl.training import embed, recall_at
+from bgl.training import Evaluator, Progress, TrainConfig, make_accelerator, recall_at
 
 K = 7  # refine's default, lowered for tiny test sets
 
 
-def refined_rows(rows: list[Row], folder: Path, splits: Splits) -> list[Row]:
-    """The rows of one training again, with its backbone embeddings refined without labels.
+def refined_rows(
+    rows: list[Row],
+    config: TrainConfig,
+    folder: Path,
+    splits: Splits,
+    progress: Progress | None = None,
+) -> list[Row]:
+    """Measure the model of a run once more, with its backbone embeddings refined without labels.
 
-    What was found for the queries that the folder's ``explorer.npz`` keeps goes into
-    ``refined.npz`` beside it; the rows into ``refined.json``, from where they are taken the next
-    time.
+    The embeddings are those that the run measured, computed on its device; all processes that
+    trained together must call this together, and the first gets the rows. Answers to the queries
+    that the folder's ``explorer.npz`` keeps go into ``refined.npz`` there; the rows into
+    ``refined.json``, from where they are taken the next time.
 
     Args:
-        rows: The training's rows.
+        rows: The run's rows.
+        config: What was trained.
         folder: Where its model is.
         splits: The data; the test classes are refined, or their gallery, and they against it.
+        progress: Told about the images embedded.
     """
     finished = folder / "refined.json"
     if finished.exists():
         return read_record(finished, list[Row], "remove it to refine again")
-    encoder = models.load(folder)
-
-    def vectors(part: Any) -> Tensor:
-        data = part.with_transform(encoder.transform)
-        return embed(encoder.model, data, encoder.device)["backbone"]
-
+    accelerator = make_accelerator(config.device)
+    evaluator = Evaluator(
+        models.load(folder, accelerator.device),
+        workers=config.workers,
+        progress=progress or Progress(),
+    )
     test, gallery = splits.test, splits.gallery
-    queries = vectors(test)
+    queries = evaluator.embed(test)["backbone"]
+    others = None if gallery is None else evaluator.embed(gallery)["backbone"]
+    if not accelerator.is_main_process:
+        return []
     found: Tensor | None = None
-    if gallery is None:
+    if others is None:
         refined = refine(queries, k=min(K, len(queries) - 1))
         assert isinstance(refined, Tensor)
         queries = refined
     else:
-        found, queries = refine(vectors(gallery), queries, k=min(K, len(gallery) - 1))
+        found, queries = refine(others, queries, k=min(K, len(others) - 1))
     labels = None if gallery is None else gallery.labels
     cutoffs = recall_at(splits.name)
     metrics = retrieval_metrics(queries, test.labels, found, labels, k=cutoffs)

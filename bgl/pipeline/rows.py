@@ -37,11 +37,11 @@ from bgl.pipeline.results import (
 )
 from bgl.pipeline.tracking import Trackers
 from bgl.training import (
+    Evaluator,
     Progress,
-    Several,
+    ProgressList,
     TrainConfig,
-    View,
-    build_model,
+    build_encoder,
     make_accelerator,
     recall_at,
     train,
@@ -52,10 +52,11 @@ from bgl.training.checkpoint import CHECKPOINT_FILE, check_digest
 def baseline_rows(config: TrainConfig, splits: Splits, progress: Progress) -> list[Row]:
     """What no training is needed for: raw pixels, and the encoder as training starts from it."""
     gallery = splits.gallery
-    model, info = build_model(dataclasses.replace(config, method="none"))
     accelerator = make_accelerator(config.device)
-    view = View(model.to(accelerator.device), config, info, accelerator, progress)
-    measured = view.measure(splits.test, gallery)
+    encoder, info = build_encoder(dataclasses.replace(config, method="none"), accelerator.device)
+    k = recall_at(config.dataset)
+    evaluator = Evaluator(encoder, k, config.workers, progress=progress)
+    measured = evaluator.measure(splits.test, gallery)
     if not accelerator.is_main_process:
         return []
     pixels = retrieval_metrics(
@@ -63,7 +64,7 @@ def baseline_rows(config: TrainConfig, splits: Splits, progress: Progress) -> li
         splits.test.labels,
         None if gallery is None else raw_pixels(gallery),
         None if gallery is None else gallery.labels,
-        k=recall_at(config.dataset),
+        k=k,
     )
     return [
         {"method": "pixels", "seed": None, "embedding": "pixels", "metrics": pixels},
@@ -115,7 +116,7 @@ def _train_alone(
     if tracked is not None:
         listeners.insert(1, tracked)
     try:
-        trained = train(config, splits, folder, Several(*listeners))
+        trained = train(config, splits, folder, ProgressList(*listeners))
     finally:
         if tracked is not None:
             tracked.finish()
@@ -138,6 +139,7 @@ def _train_alone(
             "parameters": trained.num_parameters,
             "seconds": trained.seconds,
             "peak_memory_mb": trained.peak_memory_mb,
+            "peak_gpu_memory_mb": trained.peak_gpu_memory_mb,
             "skipped_steps": sum(row.get("skipped_steps", 0) for row in trained.history),
             **other_epochs(trained.history, embedding),
             "published": matching_published(config, embedding, metrics),
@@ -218,17 +220,31 @@ def describe(config: TrainConfig, splits: Splits) -> About:
         "backbone": config.backbone,
         "weights": config.weights,
         "image_size": config.image_size,
-        "device": str(make_accelerator(config.device).device),
+        **hardware(config),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, "
         f"{torch.get_num_threads()} threads",
         "versions": {
             "bgl": bgl.__version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
+            "cuda": torch.version.cuda,
             "torch_geometric": torch_geometric.__version__,
             "timm": timm.__version__,
         },
         "commit": commit(),
+    }
+
+
+def hardware(config: TrainConfig) -> About:
+    """Describe where a run computes, and in which precision."""
+    accelerator = make_accelerator(config.device)
+    cuda = accelerator.device.type == "cuda"
+    training = "float32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
+    return {
+        "device": str(accelerator.device),
+        "gpu": torch.cuda.get_device_name(accelerator.device) if cuda else None,
+        "processes": accelerator.num_processes,
+        "precision": {"training": training, "evaluation": "float32"},
     }
 
 

@@ -53,7 +53,7 @@ from bgl.pipeline.results import (
 from bgl.pipeline.rows import baseline_rows, check_folder, describe, trained_rows
 from bgl.pipeline.table import print_table
 from bgl.pipeline.tracking import check_trackers
-from bgl.training import Interrupted, Progress, Several, TrainConfig, make_accelerator
+from bgl.training import Interrupted, Progress, ProgressList, TrainConfig, make_accelerator
 from bgl.training.loop import check_classes
 
 T = TypeVar("T")
@@ -129,7 +129,7 @@ def benchmark(argv: list[str], console: Console, program: str) -> int:
         try:
             with progress.bars:
                 pretrained = Recorder(folder, splits)
-                save(baseline_rows(first, splits, Several(pretrained, progress)))
+                save(baseline_rows(first, splits, ProgressList(pretrained, progress)))
                 if main_process:
                     pretrained.finish()
                 for config in command.configs:
@@ -139,13 +139,13 @@ def benchmark(argv: list[str], console: Console, program: str) -> int:
                     console.print(f"[bold]{place.name}[/]{known}")
                     trained = trained_rows(config, splits, place, progress, command.trackers)
                     save(trained)
-                    if command.refine and main_process:
-                        save(refined_rows(trained, place, splits))
+                    if command.refine:
+                        save(refined_rows(trained, config, place, splits, progress))
         except KeyboardInterrupt:
             words = f"{program} {shlex.join(['--resume', str(folder)])}"
             console.print(f"\nto go on: {words}", markup=False, highlight=False, soft_wrap=True)
             raise
-        except (ValueError, OSError, FloatingPointError) as error:
+        except (ValueError, OSError, FloatingPointError, MemoryError) as error:
             complain(error)
             return 1
         if main_process:

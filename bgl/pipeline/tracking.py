@@ -19,7 +19,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from bgl.pipeline.recorder import Recorder
-from bgl.training import Progress, View
+from bgl.training import Progress, TrainingRun
 from bgl.visualization.batch_graph import draw_batch_graph
 
 
@@ -62,15 +62,15 @@ class Trackers(Progress):
         self.recorder = recorder
         self.accelerator: Accelerator | None = None
 
-    def begin(self, view: View, epochs: int) -> None:
+    def begin(self, run: TrainingRun, epochs: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.accelerator = Accelerator(
-            cpu=view.accelerator.device.type == "cpu",
+            cpu=run.encoder.device.type == "cpu",
             log_with=self.names,
             project_dir=str(self.folder),
         )
-        self.accelerator.init_trackers("training", config=flat(dataclasses.asdict(view.config)))
-        if not view.resumed:
+        self.accelerator.init_trackers("training", config=flat(dataclasses.asdict(run.config)))
+        if not run.resumed:
             self._picture(0)
 
     def epoch(self, row: dict[str, Any]) -> None:

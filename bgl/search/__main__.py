@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bgl.images.loading import num_workers
 from bgl.search import SearchIndex, write_results
 from bgl.search.page import printable
 
@@ -21,6 +22,9 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     build.add_argument("--index", required=True, type=Path, help="Folder to write.")
     build.add_argument("--output", choices=("head", "backbone"), default="head")
     build.add_argument("--batch-size", type=int, default=64)
+    build.add_argument(
+        "--workers", type=int, default=-1, help="Processes that load images (one per core)."
+    )
     query = commands.add_parser("query", help="Find the images nearest to others.")
     query.add_argument("index", type=Path, help="Folder that build wrote.")
     query.add_argument("images", nargs="+", help="Image files, and folders to search for them.")
@@ -28,7 +32,9 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     query.add_argument("--page", type=Path, help="HTML file to write (search.html in the index).")
     query.add_argument("--run", help="Where the model is now, if it was moved.")
     for command in (build, query):
-        command.add_argument("--device", default="cpu", help='"cpu", "cuda", … (cpu).')
+        command.add_argument(
+            "--device", default="auto", help='"cpu", "cuda", … (a GPU if there is one).'
+        )
     return parser
 
 
@@ -53,6 +59,7 @@ def _build(options: argparse.Namespace) -> int:
         options.batch_size,
         options.device,
         progress,
+        num_workers(options.workers),
     )
     print(file=sys.stderr)
     index.save(options.index)

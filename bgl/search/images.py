@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from bgl._checks import check_finite, check_int
+from bgl._checks import check_finite
 from bgl.images import IMAGE_SUFFIXES, BrokenImageError
-from bgl.images.reading import read_batches
-from bgl.models import Encoder, embed_batches
+from bgl.models import Encoder
 
 
 def find_images(places: Iterable[str | Path]) -> list[Path]:
@@ -56,7 +53,7 @@ def embed_files(
     paths: Sequence[Path],
     output: str,
     batch_size: int = 64,
-    workers: int | None = None,
+    workers: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Tensor, list[Path], list[BrokenImageError]]:
     """Embed image files, a batch in memory at a time.
@@ -66,7 +63,7 @@ def embed_files(
         paths: The files.
         output: "head" or "backbone".
         batch_size: Images at a time.
-        workers: Threads that decode; default: one per core.
+        workers: Processes that load the images; 0: this process does.
         progress: Called after each batch with the number of files done and of all files.
 
     Returns:
@@ -77,31 +74,14 @@ def embed_files(
         ValueError: If no file can be read (the first error is named), or the model gives values
             that are not finite.
     """
-    check_int(batch_size, "batch_size", 1)
-    parts: list[Tensor] = []
-    kept: list[Path] = []
-    broken: list[BrokenImageError] = []
+    broken: dict[int, BrokenImageError] = {}
     done = 0
-    threads = workers or os.cpu_count() or 1
-    for batch in read_batches(paths, encoder.transform, batch_size, threads):
-        images = []
-        for path, image in zip(paths[done : done + len(batch)], batch, strict=True):
-            if isinstance(image, BrokenImageError):
-                broken.append(image)
-            else:
-                kept.append(path)
-                images.append(image)
-        if images:
-            stacked = [torch.stack(images)]
-            parts.append(embed_batches(encoder.model, stacked, encoder.device, (output,))[output])
-        done += len(batch)
+
+    def on_batch(images: int) -> None:
+        nonlocal done
+        done += images
         progress(done, len(paths))
-    if not parts:
-        first = f"; the first: {broken[0]}" if broken else ""
-        raise ValueError(
-            f"Expected argument `images` to have images that can be read, but none of "
-            f"{len(paths)} can{first}"
-        )
-    x = torch.cat(parts)
+
+    x = encoder.embed(paths, batch_size, output, workers, on_batch, broken.__setitem__)
     check_finite(x, "the embeddings")
-    return x, kept, broken
+    return x, [path for i, path in enumerate(paths) if i not in broken], list(broken.values())

@@ -84,6 +84,7 @@ class SearchIndex:
         batch_size: int = 64,
         device: str | torch.device = "cpu",
         progress: Callable[[int, int], None] = lambda done, total: None,
+        workers: int = 0,
     ) -> SearchIndex:
         """Embed images and index them; files that cannot be read are left out, in ``broken``.
 
@@ -95,6 +96,7 @@ class SearchIndex:
             batch_size: Images at a time.
             device: Where to compute.
             progress: Called after each batch with the number of files done and of all files.
+            workers: Processes that load the images; 0: this process does.
 
         Raises:
             FileNotFoundError: If the model or an image is missing.
@@ -103,7 +105,7 @@ class SearchIndex:
         check_choice(output, "output", ("head", "backbone"))
         model, encoder = model_digest(run), load(run, device)
         files = find_images(images)
-        x, paths, broken = embed_files(encoder, files, output, batch_size, progress=progress)
+        x, paths, broken = embed_files(encoder, files, output, batch_size, workers, progress)
         curvature = _curvature(encoder, output)
         stored = _entries(x, curvature)
         vectors = faiss.IndexFlatIP(stored.shape[1])

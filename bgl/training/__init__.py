@@ -3,31 +3,31 @@
 from bgl._extras import extra
 
 with extra("train"):
-    from bgl.training.build import build_model, make_accelerator
+    from bgl.training.build import build_encoder, build_model, make_accelerator
     from bgl.training.config import TrainConfig
     from bgl.training.evaluation import (
         RECALL_AT,
-        View,
-        embed,
+        Evaluator,
         evaluate,
         evaluate_encoder,
         recall_at,
     )
     from bgl.training.interruption import Interrupted, Interruption
     from bgl.training.loop import TrainResult, train
-    from bgl.training.progress import Progress, Several
+    from bgl.training.progress import Progress, ProgressList, TrainingRun
 
 __all__ = [
     "RECALL_AT",
+    "Evaluator",
     "Interrupted",
     "Interruption",
     "Progress",
-    "Several",
+    "ProgressList",
     "TrainConfig",
     "TrainResult",
-    "View",
+    "TrainingRun",
+    "build_encoder",
     "build_model",
-    "embed",
     "evaluate",
     "evaluate_encoder",
     "make_accelerator",

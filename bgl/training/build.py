@@ -1,4 +1,4 @@
-"""From a configuration to model, loss, augmentation and optimiser."""
+"""Build model, loss, augmentation and optimiser from a configuration."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import set_seed
 from torch import nn
 
 from bgl.augment import (
@@ -24,15 +25,17 @@ from bgl.models import (
     BackboneInfo,
     BatchGraphModel,
     BlockConfig,
+    Encoder,
     ModelConfig,
     assemble_model,
     create_backbone,
 )
 from bgl.training.config import TrainConfig
+from bgl.training.distributed import broadcast_module
 
 
 def make_accelerator(device: str) -> Accelerator:
-    """Device and precision: bf16 autocast on CUDA, float32 on the CPU.
+    """Choose device and precision of training: bf16 autocast on CUDA, float32 on the CPU.
 
     Raises:
         ValueError: If CUDA is asked for and there is none.
@@ -46,7 +49,7 @@ def make_accelerator(device: str) -> Accelerator:
 
 @contextmanager
 def deterministic_algorithms(wanted: bool) -> Iterator[None]:
-    """Inside, if ``wanted``, the same computation gives the same bits on a GPU as well.
+    """Compute, if ``wanted``, the same bits every time on a GPU as well.
 
     Operations that have no such algorithm raise a RuntimeError that names them.
     """
@@ -65,8 +68,22 @@ def deterministic_algorithms(wanted: bool) -> Iterator[None]:
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
 
 
+def build_encoder(
+    config: TrainConfig, device: str | torch.device = "cpu"
+) -> tuple[Encoder, BackboneInfo]:
+    """Build the encoder that a run begins with, equal in every run and on every process.
+
+    Nothing is drawn before the global random generators are seeded with ``config.seed``.
+    """
+    set_seed(config.seed)
+    model, info = build_model(config)
+    encoder = Encoder(model, describe_model(config, info), device)
+    broadcast_module(encoder.model)
+    return encoder, info
+
+
 def build_model(config: TrainConfig) -> tuple[BatchGraphModel, BackboneInfo]:
-    """The model a configuration describes, with its pretrained weights."""
+    """Build the model a configuration describes, with its pretrained weights."""
     backbone, info = create_backbone(config.backbone, config.weights, config.image_size)
     freeze_parts(backbone, config.freeze)
     model = assemble_model(backbone, info.num_features, describe_model(config, info))
@@ -76,7 +93,7 @@ def build_model(config: TrainConfig) -> tuple[BatchGraphModel, BackboneInfo]:
 
 
 def freeze_parts(backbone: nn.Module, names: list[str]) -> None:
-    """Take the named parts of an encoder out of the training.
+    """Freeze the named parts of an encoder.
 
     Raises:
         ValueError: If it has no part of that name.
@@ -92,7 +109,7 @@ def freeze_parts(backbone: nn.Module, names: list[str]) -> None:
 
 
 def describe_model(config: TrainConfig, info: BackboneInfo) -> ModelConfig:
-    """What of a configuration :func:`bgl.models.load` needs to build the model again."""
+    """Describe the model of a configuration, for :func:`bgl.models.load` to build it again."""
     return ModelConfig(
         backbone=config.backbone,
         image_size=config.image_size,
@@ -110,7 +127,7 @@ def describe_model(config: TrainConfig, info: BackboneInfo) -> ModelConfig:
 
 
 def build_criterion(config: TrainConfig, num_classes: int) -> MinedLoss:
-    """The loss a configuration describes, with its miner, both by the head's distance."""
+    """Build the loss a configuration describes, with its miner, both by the head's distance."""
     distance = head_distance(config)
     loss = create_loss(config.loss, num_classes, config.head_dim, distance, **config.loss_options)
     miner = create_miner(config.miner, config.loss, distance, **config.miner_options)
@@ -118,12 +135,12 @@ def build_criterion(config: TrainConfig, num_classes: int) -> MinedLoss:
 
 
 def head_distance(config: TrainConfig) -> Any:
-    """The distance of the head's embeddings, as :func:`bgl.metrics.retrieval_metrics` takes it."""
+    """Return the distance of the head's embeddings, for :func:`bgl.metrics.retrieval_metrics`."""
     return HyperbolicDistance(config.curvature) if config.distance == "hyperbolic" else "cosine"
 
 
 def build_augmentation(config: TrainConfig, num_classes: int) -> IntraClassAugmentation | None:
-    """The augmentation a configuration describes, or None."""
+    """Build the augmentation a configuration describes, or None."""
     if config.augmentation == "none":
         return None
     iaa = config.iaa
@@ -140,7 +157,7 @@ def build_augmentation(config: TrainConfig, num_classes: int) -> IntraClassAugme
 def make_optimizer(
     config: TrainConfig, model: BatchGraphModel, criterion: nn.Module
 ) -> torch.optim.Optimizer:
-    """AdamW or Adam with a rate for the encoder, one for head and loss, one for the blocks."""
+    """Build AdamW or Adam with rates of their own for encoder, head and loss, and blocks."""
     head_rate = config.lr * config.lr_head
     groups = [
         {"params": list(model.backbone.parameters()), "lr": config.lr},
@@ -154,7 +171,7 @@ def make_optimizer(
 def make_schedule(
     config: TrainConfig, optimizer: torch.optim.Optimizer, steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """Linear warm-up over the first ``config.warmup`` of the steps, and ``config.schedule``."""
+    """Build ``config.schedule`` after a linear warm-up over ``config.warmup`` of the steps."""
     warmup = max(1, round(config.warmup * steps))
 
     def after(step: int) -> float:

@@ -1,4 +1,4 @@
-"""Several processes that train as one: each encodes a share of the batch, and all see the whole."""
+"""Train with several processes as one: each encodes a share of the batch, all see the whole."""
 
 from __future__ import annotations
 
@@ -9,16 +9,31 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def num_processes() -> int:
-    """Processes that train together."""
+    """Return how many processes train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def process_index() -> int:
+    """Return the rank of this process among those that train together."""
+    return dist.get_rank() if num_processes() > 1 else 0
+
+
+@torch.no_grad()
+def broadcast_module(module: nn.Module) -> None:
+    """Give parameters and buffers on every process the values that they have on the first."""
+    if num_processes() > 1:
+        for tensor in (*module.parameters(), *module.buffers()):
+            value = tensor.contiguous()
+            dist.broadcast(value, src=0)
+            tensor.copy_(value)
+
+
 def shares(total: int, processes: int) -> list[range]:
-    """Which of ``total`` items each process takes: neighbours, in the order of the processes.
+    """Divide ``total`` items among processes, in order.
 
     Example:
         >>> shares(5, 2)
@@ -29,7 +44,7 @@ def shares(total: int, processes: int) -> list[range]:
 
 
 def gather_rows(x: Tensor, sizes: Sequence[int]) -> Tensor:
-    """The rows of all processes in their order, on every process, with a gradient.
+    """Gather the rows of all processes in their order, on every process, with a gradient.
 
     The gradient of a row is the sum over the losses of all processes. So where every process
     computes the same loss of the whole, and gradients of parameters are then averaged by
@@ -83,8 +98,8 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
 
 
 @contextmanager
-def own_random_numbers(seed: int, device: torch.device) -> Iterator[None]:
-    """Random numbers from ``seed`` inside; afterwards the global generators go on as before.
+def fork_rng(seed: int, device: torch.device) -> Iterator[None]:
+    """Draw random numbers from ``seed`` inside; the global generators are left as they were.
 
     What is drawn for a share of the batch, such as an encoder's dropout, must differ between
     processes; what is drawn for the whole batch must not.

@@ -1,4 +1,4 @@
-"""The rows of metrics.csv: what is known of every epoch."""
+"""The rows of metrics.csv: everything recorded of every epoch."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from bgl.training.config import TrainConfig
 
 
 def graph_statistics(graphs: list[Data]) -> dict[str, float]:
-    """Share of the edges, and of the edge weight, between samples of the same class; incoming
-    edges of a node; entropy of their weights in nats. The mean over the graphs of all blocks and
-    iterations."""
+    """Describe learned graphs, as the mean over those of all blocks and iterations.
+
+    Share of the edges, and of the edge weight, between samples of the same class; incoming edges
+    of a node; entropy of their weights in nats.
+    """
     if not graphs:
         return {}
     rows = []
@@ -42,8 +44,10 @@ def graph_statistics(graphs: list[Data]) -> dict[str, float]:
 
 
 def chosen_epoch(history: list[dict[str, Any]], config: TrainConfig) -> int:
-    """The epoch with the best validation MAP@R, with protocol "paper" with the best test
-    Recall@1 (the first of equals); where nothing was measured, the last."""
+    """Return the epoch with the best validation MAP@R, the first of equals.
+
+    With protocol "paper" the test Recall@1 counts; where nothing was measured, the last epoch.
+    """
     part, metric = ("test", "recall@1") if config.protocol == "paper" else ("val", "map@r")
     key = f"{part}_{config.select_embedding}_{metric}"
     measured = [row for row in history if key in row]
@@ -53,7 +57,7 @@ def chosen_epoch(history: list[dict[str, Any]], config: TrainConfig) -> int:
 
 
 def write_history(path: Path, history: list[dict[str, Any]]) -> None:
-    """metrics.csv, a line per epoch."""
+    """Write metrics.csv, a line per epoch."""
     text = io.StringIO()
     columns = list(dict.fromkeys(name for row in history for name in row))
     writer = csv.DictWriter(text, columns)

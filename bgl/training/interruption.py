@@ -1,9 +1,10 @@
-"""Ending a training in good order when the user or the system asks for it."""
+"""End a run in good order when the user or the system asks for it."""
 
 from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
 
@@ -11,10 +12,11 @@ import torch
 import torch.distributed as dist
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+GRACE = 1.0  # seconds; torchrun and timeout pass on what the whole process group has got already
 
 
 class Interrupted(KeyboardInterrupt):
-    """A training has ended because of a signal; ``status`` is the exit status that tells so."""
+    """A run has ended because of a signal; ``status`` is the corresponding exit status."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"interrupted by {signal.Signals(number).name}")
@@ -22,10 +24,11 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interruption:
-    """Notes SIGINT and SIGTERM inside a ``with`` block, and leaves it to :meth:`check` to act.
+    """Note SIGINT and SIGTERM inside a ``with`` block, and leave it to :meth:`check` to act.
 
-    A second signal raises KeyboardInterrupt wherever the program is. Outside its block, and in
-    threads other than the main one, which get no signals, there is never one to act on.
+    Another signal, a second or more later, raises KeyboardInterrupt wherever the program is.
+    Outside its block, and in threads other than the main one, which get no signals, there is never
+    one to act on.
 
     Example:
         >>> import os
@@ -40,6 +43,7 @@ class Interruption:
 
     def __init__(self) -> None:
         self.received = 0
+        self._when = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
@@ -69,6 +73,7 @@ class Interruption:
             raise Interrupted(received)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received:
+        if not self.received:
+            self.received, self._when = number, time.monotonic()
+        elif time.monotonic() - self._when >= GRACE:
             raise KeyboardInterrupt
-        self.received = number

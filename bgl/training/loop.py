@@ -1,9 +1,8 @@
-"""Training an encoder through its batch graph: one function that reads from top to bottom."""
+"""Train an encoder through its batch graph: one function that reads from top to bottom."""
 
 from __future__ import annotations
 
 import math
-import resource
 import time
 import warnings
 from collections.abc import Sequence
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import set_seed
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -20,18 +18,19 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bgl import models
 from bgl._io import remove_leftovers, write_tensors
+from bgl._memory import out_of_memory, peak_memory_mb
 from bgl._precision import at_least_float32
 from bgl.augment import AugmentedLoss, ClassStatistics
 from bgl.datasets import ImageDataset, Splits
 from bgl.images import train_transform
-from bgl.models import BackboneInfo
+from bgl.images.loading import num_workers
+from bgl.models import BackboneInfo, BatchGraphOutput
 from bgl.models.files import WEIGHTS_FILE
 from bgl.samplers import ClassBalancedSampler
 from bgl.training.build import (
     build_augmentation,
     build_criterion,
-    build_model,
-    describe_model,
+    build_encoder,
     deterministic_algorithms,
     make_accelerator,
     make_optimizer,
@@ -44,17 +43,25 @@ from bgl.training.checkpoint import (
     save_checkpoint,
 )
 from bgl.training.config import TrainConfig
-from bgl.training.distributed import average_gradients, gather_rows, own_random_numbers, shares
-from bgl.training.evaluation import Metrics, View
+from bgl.training.distributed import (
+    average_gradients,
+    broadcast_module,
+    fork_rng,
+    gather_rows,
+    num_processes,
+    process_index,
+    shares,
+)
+from bgl.training.evaluation import Evaluator, Metrics, recall_at
 from bgl.training.history import chosen_epoch, graph_statistics, write_history
 from bgl.training.interruption import Interrupted, Interruption
-from bgl.training.loading import dead_workers_named, deal, num_workers, train_loader
-from bgl.training.progress import Progress
+from bgl.training.loading import load_training_images, seeded_batches
+from bgl.training.progress import Progress, TrainingRun
 
 
 @dataclass
 class TrainResult:
-    """What a finished training leaves behind."""
+    """The outcome of a finished run."""
 
     metrics: dict[str, Metrics]  # test metrics by embedding, of the chosen epoch
     chosen_epoch: int
@@ -64,6 +71,7 @@ class TrainResult:
     num_parameters: int
     seconds: float
     peak_memory_mb: float
+    peak_gpu_memory_mb: float | None  # as PyTorch allocated it; None on a CPU
 
 
 def train(
@@ -79,10 +87,13 @@ def train(
 
     The folder receives ``metrics.csv`` (a line per epoch), the model of the chosen epoch
     (``model.safetensors`` and ``model.json``, for :func:`bgl.models.load`),
-    ``embeddings.safetensors`` (the training set's, by that model) and, while the training runs,
-    ``checkpoint.pt``: a training that was interrupted goes on from there when called again with
-    the same configuration and folder, with the same result as if it had not been interrupted.
-    The checkpoint is written after every epoch, and after the running step on SIGINT or SIGTERM.
+    ``embeddings.safetensors`` (the training set's, by that model) and, while it runs,
+    ``checkpoint.pt``: a run that was interrupted goes on from there when called again with the
+    same configuration and folder, with the same result as if it had not been interrupted. The
+    checkpoint is written after every epoch, after the running step on SIGINT or SIGTERM, and
+    when a loading process is lost.
+
+    On a GPU the model is trained in bf16 autocast; everything measured is embedded in float32.
 
     Where ``torch.distributed`` runs (``torchrun``), all processes call it together, with the same
     folder. They train as one: graph, losses and statistics are those of the whole batch. The
@@ -101,12 +112,15 @@ def train(
             the batch.
         Interrupted: After SIGINT or SIGTERM, when the checkpoint is written.
         BrokenImageError: If an image cannot be read, or has vanished.
-        ChildProcessError: If a process that loads images was killed.
+        ChildProcessError: If a process that loads images was lost.
+        MemoryError: If memory runs out; the last checkpoint is kept.
         OSError: If a file cannot be written; the checkpoint before it is left as it was.
     """
     with (
         deterministic_algorithms(config.deterministic),
-        dead_workers_named(),
+        out_of_memory(
+            "use a smaller --batch-size, or --checkpoint-activations; the last checkpoint is kept"
+        ),
         Interruption() as interruption,
     ):
         return _train(config, splits, Path(folder), progress or Progress(), interruption)
@@ -119,7 +133,6 @@ def _train(
     progress: Progress,
     interruption: Interruption,
 ) -> TrainResult:
-    set_seed(config.seed)
     accelerator = make_accelerator(config.device)
     device = accelerator.device
     check_processes(config, accelerator.num_processes)
@@ -128,8 +141,9 @@ def _train(
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
 
-    model, info = build_model(config)
-    criterion = build_criterion(config, splits.train.num_classes)
+    encoder, info = build_encoder(config, device)
+    model = encoder.model
+    criterion = build_criterion(config, splits.train.num_classes).to(device)
     augmentation = build_augmentation(config, splits.train.num_classes)
     data = splits.train.with_transform(
         train_transform(config.image_size, info.mean, info.std, (config.crop_scale, 1.0))
@@ -142,7 +156,7 @@ def _train(
         config.batches_per_epoch,
         config.class_neighbors,
     )
-    optimizer = make_optimizer(config, model.to(device), criterion.to(device))
+    optimizer = make_optimizer(config, model, criterion)
     schedule = make_schedule(config, optimizer, steps=config.epochs * len(sampler))
 
     parts = {"model": model, "criterion": criterion, "optimizer": optimizer, "schedule": schedule}
@@ -158,6 +172,7 @@ def _train(
     resumed = checkpoint.exists()
     if resumed:
         position = load_checkpoint(checkpoint, config, digest, parts)
+    broadcast_module(criterion)
     started = time.perf_counter() - position.seconds
     history = position.history
 
@@ -165,10 +180,15 @@ def _train(
         position.seconds = time.perf_counter() - started
         if accelerator.is_main_process:
             save_checkpoint(checkpoint, config, digest, parts, position)
-        accelerator.wait_for_everyone()  # nobody goes on before it is written
 
-    view = View(model, config, info, accelerator, progress, interruption, resumed)
-    progress.begin(view, len(history))
+    evaluator = Evaluator(
+        encoder,
+        recall_at(config.dataset),
+        config.workers,
+        progress=progress,
+        interruption=interruption,
+    )
+    progress.begin(TrainingRun(config, encoder, resumed), len(history))
     try:
         for epoch in range(len(history), config.epochs):
             plain_criterion: nn.Module = criterion
@@ -176,7 +196,7 @@ def _train(
                 first = round(config.iaa.start * config.epochs)
                 if epoch >= first:
                     if position.step == 0 and (epoch - first) % config.iaa.update_every == 0:
-                        estimate(augmentation.statistics, view, splits.train)
+                        estimate(augmentation.statistics, evaluator, splits.train)
                     augmentation.set_epoch(epoch + 1, config.epochs)
                     plain_criterion = augmented
 
@@ -185,15 +205,9 @@ def _train(
                 freeze_batch_norm(model.backbone)
             if config.class_neighbors and position.step == 0 and epoch > 0:
                 sampler.set_positions(classes.mean)
-            batches = deal(sampler, epoch)
-            own = shares(config.batch_size, accelerator.num_processes)
-            mine = own[accelerator.process_index]
-            images_of = train_loader(
-                data,
-                [batch[mine.start : mine.stop] for batch in batches[position.step :]],
-                num_workers(config.workers, data),
-                pin_memory=device.type == "cuda",
-            )
+            batches = seeded_batches(sampler, epoch)
+            own = shares(config.batch_size, num_processes())
+            mine = own[process_index()]
             if position.step == 0:
                 position.row = {"epoch": epoch + 1, "lr": schedule.get_last_lr()[0]}
                 if config.on_nonfinite == "skip":
@@ -201,32 +215,30 @@ def _train(
             row = position.row
             progress.start(f"epoch {epoch + 1}/{config.epochs}", len(sampler))
             progress.advance(position.step)
-            for images in images_of:
+            for images in load_training_images(
+                data,
+                [batch[mine.start : mine.stop] for batch in batches[position.step :]],
+                num_workers(config.workers, isinstance(data.images, Tensor)),
+                pin_memory=device.type == "cuda",
+            ):
                 batch, seeds = zip(*batches[position.step], strict=True)
                 labels = data.labels[list(batch)].to(device)
-                images = images.to(device, memory_format=torch.channels_last)
                 last = position.step + 1 == len(sampler)
                 with accelerator.autocast():
-                    with own_random_numbers(seeds[mine.start], device):
-                        features = model.encode(images)
+                    with fork_rng(seeds[mine.start], device):
+                        features = model.encode(encoder.to_device(images))
                     # from here on, every process computes the same for the whole batch
                     features = gather_rows(features, [len(share) for share in own])
                     output = model.from_features(features, labels, return_graph=last)
-                losses = {
-                    "loss_plain": plain_criterion(at_least_float32(output.embeddings), labels)
-                }
-                loss = losses["loss_plain"]
-                if output.context_embeddings is not None:
-                    context = at_least_float32(output.context_embeddings)
-                    losses["loss_graph"] = criterion(context, labels)
-                    loss = config.alpha * loss + (1 - config.alpha) * losses["loss_graph"]
-                losses["loss"] = loss
+                losses = compute_losses(output, labels, plain_criterion, criterion, config.alpha)
                 optimizer.zero_grad(set_to_none=True)
-                accelerator.backward(loss)
+                accelerator.backward(losses["loss"])
                 average_gradients(p for group in optimizer.param_groups for p in group["params"])
                 norm = accelerator.clip_grad_norm_(model.parameters(), config.grad_clip)
                 # the one place in a step that waits for the device
-                *found, norm = torch.stack([*losses.values(), norm.to(loss.dtype)]).tolist()
+                *found, norm = torch.stack(
+                    [*losses.values(), norm.to(losses["loss"].dtype)]
+                ).tolist()
                 values = dict(zip(losses, found, strict=True))
                 if math.isfinite(values["loss"]) and math.isfinite(norm):
                     optimizer.step()
@@ -237,10 +249,12 @@ def _train(
                         position.sums[name] = position.sums.get(name, 0.0) + value
                 else:
                     where = f"epoch {epoch + 1}, step {position.step + 1}"
-                    said = describe_batch(where, values, norm, output.features, batch, data.paths)
+                    description = describe_batch(
+                        where, values, norm, output.features, batch, data.paths
+                    )
                     if config.on_nonfinite == "stop":
-                        raise FloatingPointError(said)
-                    warnings.warn(f"Skipped a batch. {said}", stacklevel=3)
+                        raise FloatingPointError(description)
+                    warnings.warn(f"Skipped a batch. {description}", stacklevel=3)
                     row["skipped_steps"] += 1
                 schedule.step()
                 if last:
@@ -253,53 +267,90 @@ def _train(
             if good == 0:
                 raise FloatingPointError(f"No loss of epoch {epoch + 1} was finite")
             row |= {name: value / good for name, value in position.sums.items()}
-            for part, measured in look(view, splits, row["epoch"]).items():
-                row |= {f"{part}_{e}_{m}": v for e, ms in measured.items() for m, v in ms.items()}
+            row |= evaluate_epoch(evaluator, config, splits, row["epoch"])
             row["seconds"] = time.perf_counter() - started
             history.append(row)
             position = Position(history)
             if accelerator.is_main_process:
                 if chosen_epoch(history, config) == row["epoch"]:
-                    models.save(model, folder, describe_model(config, info))
+                    models.save(model, folder, encoder.config)
                 write_history(folder / "metrics.csv", history)
             save()
+            accelerator.wait_for_everyone()  # nobody goes on before it is written
             progress.epoch(row)
             interruption.check(device)
     except Interrupted:
         save()
+        accelerator.wait_for_everyone()
+        raise
+    except ChildProcessError as error:  # while this process waited for images, between two steps
+        save()
+        if interruption.received:  # whoever stops this run may have ended that process as well
+            raise Interrupted(interruption.received) from error
         raise
 
     model.load_state_dict(load_file(folder / WEIGHTS_FILE))
-    vectors = view.embed(splits.train)["head"]
+    vectors = evaluator.embed(splits.train)["head"]
     if accelerator.is_main_process:
         write_tensors(
             folder / "embeddings.safetensors",
             {"embeddings": vectors, "labels": splits.train.labels},
         )
     return TrainResult(
-        metrics=view.measure(splits.test, splits.gallery),
+        metrics=evaluator.measure(splits.test, splits.gallery),
         chosen_epoch=chosen_epoch(history, config),
         history=history,
         backbone=info,
         dimensions={"backbone": info.num_features, "head": config.head_dim},
         num_parameters=sum(p.numel() for p in model.parameters()),
         seconds=time.perf_counter() - started,
-        peak_memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        peak_memory_mb=peak_memory_mb(),
+        peak_gpu_memory_mb=torch.cuda.max_memory_allocated(device) / 2**20
+        if device.type == "cuda"
+        else None,
     )
 
 
-def look(view: View, splits: Splits, epoch: int) -> dict[str, dict[str, Metrics]]:
-    """The metrics that are due after an epoch, by part of the data and embedding."""
-    config = view.config
-    due = config.test_every_epoch
-    found = {}
+def compute_losses(
+    output: BatchGraphOutput,
+    labels: Tensor,
+    plain_criterion: nn.Module,
+    criterion: nn.Module,
+    alpha: float,
+) -> dict[str, Tensor]:
+    """Compute the losses of a batch by name; "loss" is the one to minimise.
+
+    With contextual embeddings it is alpha * loss_plain + (1 - alpha) * loss_graph.
+    """
+    plain = plain_criterion(at_least_float32(output.embeddings), labels)
+    if output.context_embeddings is None:
+        return {"loss_plain": plain, "loss": plain}
+    graph = criterion(at_least_float32(output.context_embeddings), labels)
+    return {
+        "loss_plain": plain,
+        "loss_graph": graph,
+        "loss": alpha * plain + (1 - alpha) * graph,
+    }
+
+
+def evaluate_epoch(
+    evaluator: Evaluator, config: TrainConfig, splits: Splits, epoch: int
+) -> dict[str, float]:
+    """Measure what is due after an epoch, as columns ``PART_EMBEDDING_METRIC``."""
+    parts = {}
+    test_is_due = config.test_every_epoch
     if config.protocol == "paper":
-        due = epoch % config.eval_every == 0 or epoch == config.epochs
+        test_is_due = epoch % config.eval_every == 0 or epoch == config.epochs
     elif splits.val is not None:
-        found["val"] = view.measure(splits.val)
-    if due:
-        found["test"] = view.measure(splits.test, splits.gallery)
-    return found
+        parts["val"] = evaluator.measure(splits.val)
+    if test_is_due:
+        parts["test"] = evaluator.measure(splits.test, splits.gallery)
+    return {
+        f"{part}_{embedding}_{metric}": value
+        for part, measured in parts.items()
+        for embedding, metrics in measured.items()
+        for metric, value in metrics.items()
+    }
 
 
 def freeze_batch_norm(module: nn.Module) -> None:
@@ -314,7 +365,7 @@ def freeze_batch_norm(module: nn.Module) -> None:
 
 
 def check_classes(config: TrainConfig, splits: Splits) -> None:
-    """Raise unless the training classes are enough for a batch."""
+    """Raise unless there are enough training classes for a batch."""
     classes = splits.train.num_classes
     most = classes * config.per_class
     if config.batch_size <= most:
@@ -341,11 +392,11 @@ def check_processes(config: TrainConfig, processes: int) -> None:
         )
 
 
-def estimate(statistics: ClassStatistics, view: View, data: ImageDataset) -> None:
-    """Estimate the classes over the training set, as each process adds a share of its own."""
-    own = slice(view.accelerator.process_index, None, view.accelerator.num_processes)
-    device = view.accelerator.device
-    vectors = view.embed(data)["head"]
+def estimate(statistics: ClassStatistics, evaluator: Evaluator, data: ImageDataset) -> None:
+    """Estimate the classes over the training set; each process adds a share of its own."""
+    own = slice(process_index(), None, num_processes())
+    device = evaluator.encoder.device
+    vectors = evaluator.embed(data)["head"]
     statistics.estimate(vectors[own].to(device), data.labels[own].to(device))
 
 
@@ -357,7 +408,7 @@ def describe_batch(
     batch: Sequence[int],
     paths: list[str],
 ) -> str:
-    """What to know of a batch whose loss or gradient is not finite."""
+    """Describe a batch whose loss or gradient is not finite."""
     norms = features.detach().float().norm(dim=1)
     return (
         f"The loss or its gradient is not finite in {where}: {losses}; gradient norm "

@@ -1,32 +1,46 @@
-"""Who listens to a training: bars, records, trackers."""
+"""Listeners of a run: progress bars, records, trackers."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from bgl.datasets import ImageDataset
+from bgl.models import Encoder
+from bgl.training.config import TrainConfig
 
-if TYPE_CHECKING:
-    from bgl.training.evaluation import View
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """A run in progress, as its listeners see it.
+
+    Args:
+        config: What is trained.
+        encoder: The model as it is at the moment.
+        resumed: Whether the run goes on from a checkpoint.
+    """
+
+    config: TrainConfig
+    encoder: Encoder
+    resumed: bool = False
 
 
 class Progress:
-    """Where the loop reports to; this one keeps silent. The command line shows bars.
+    """Listener of a run; this one ignores everything, subclasses override what they need.
 
-    A listener never changes a training: it leaves the global random generators as they are.
+    A listener never changes a run: it leaves the global random generators as they are.
     """
 
-    def begin(self, view: View, epochs: int) -> None:
-        """A training begins, or goes on after ``epochs`` epochs; ``view`` shows its model as long
-        as it runs."""
+    def begin(self, run: TrainingRun, epochs: int) -> None:
+        """Note that a run begins, or goes on after ``epochs`` epochs."""
 
     def start(self, what: str, total: int) -> None:
-        """A new stage with ``total`` items begins."""
+        """Note that a stage with ``total`` items begins."""
 
     def advance(self, amount: int) -> None:
-        """``amount`` items are done."""
+        """Note that ``amount`` items are done."""
 
     def measured(
         self,
@@ -34,21 +48,21 @@ class Progress:
         vectors: dict[str, Tensor],
         gallery: dict[str, Tensor] | None = None,
     ) -> None:
-        """``data`` was embedded, and is about to be measured (against a ``gallery``)."""
+        """Note the embeddings of ``data``, about to be measured (against a ``gallery``)."""
 
     def epoch(self, row: dict[str, Any]) -> None:
-        """An epoch has ended; ``row`` is its line of metrics.csv."""
+        """Note the end of an epoch; ``row`` is its line of metrics.csv."""
 
 
-class Several(Progress):
-    """Passes everything on to several listeners, in their order."""
+class ProgressList(Progress):
+    """Pass everything on to several listeners, in their order."""
 
     def __init__(self, *listeners: Progress) -> None:
         self.listeners = listeners
 
-    def begin(self, view: View, epochs: int) -> None:
+    def begin(self, run: TrainingRun, epochs: int) -> None:
         for listener in self.listeners:
-            listener.begin(view, epochs)
+            listener.begin(run, epochs)
 
     def start(self, what: str, total: int) -> None:
         for listener in self.listeners:

@@ -15,13 +15,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-import refine
-import report
-import reranking
-
 import bgl
+from benchmarks import report
+from benchmarks.refinement import peers
+from benchmarks.refinement import run as refine
 from bgl import models, pipeline
 from bgl.datasets import load_dataset
 from bgl.metrics import retrieval_metrics
@@ -38,7 +35,7 @@ def x() -> Tensor:
 def test_ranking_metrics_are_those_of_the_library(x):
     y = EVERY // 5
     expected = retrieval_metrics(x, y)
-    assert reranking.ranking_metrics(reranking.plain(x), y) == pytest.approx(expected)
+    assert peers.ranking_metrics(peers.plain(x), y) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 3.0])
@@ -49,9 +46,9 @@ def test_expansion_by_definition(x, alpha):
         order = (unit @ item).argsort(descending=True)[:4]  # itself and three
         expanded.append(sum((unit[j] @ item) ** alpha * unit[j] for j in order))
     expanded = normalize(torch.stack(expanded))
-    actual = reranking.query_expansion(x, 3, alpha)(EVERY)
+    actual = peers.query_expansion(x, 3, alpha)(EVERY)
     torch.testing.assert_close(actual, -expanded @ unit.t())
-    actual = reranking.database_augmentation(x, 3, alpha)(EVERY)
+    actual = peers.database_augmentation(x, 3, alpha)(EVERY)
     torch.testing.assert_close(actual, -expanded @ expanded.t())
 
 
@@ -83,13 +80,13 @@ def k_reciprocal_by_definition(x: Tensor, k1: int, k2: int, lam: float) -> Tenso
 
 @pytest.mark.parametrize(("k1", "k2", "lam"), [(6, 2, 0.3), (9, 4, 0.0), (5, 1, 1.0)])
 def test_k_reciprocal_by_definition(x, k1, k2, lam):
-    actual = reranking.k_reciprocal(x, k1, k2, lam)(EVERY)
+    actual = peers.k_reciprocal(x, k1, k2, lam)(EVERY)
     expected = k_reciprocal_by_definition(x, k1, k2, lam)
     torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_whitening_without_shrinkage_leaves_the_identity(x):
-    white = reranking.whitened(x, 1e-12)
+    white = peers.whitened(x, 1e-12)
     centered = normalize(x) - normalize(x).mean(0)
     full = centered @ torch.linalg.pinv(centered.t() @ centered / 40) @ centered.t()
     scale = full.diagonal().sqrt()
@@ -106,7 +103,7 @@ def test_the_choice_keeps_recall(monkeypatch):
     monkeypatch.setattr(
         refine,
         "METHODS",
-        {"plain": (reranking.plain, [{}]), "a": (None, settings), "b": (None, settings)},
+        {"plain": (peers.plain, [{}]), "a": (None, settings), "b": (None, settings)},
     )
     rows = [entry("plain", {}, 0.5, 0.3)]
     rows += [entry("a", {"k": k}, r, p) for k, r, p in ((1, 0.5, 0.4), (2, 0.6, 0.5), (3, 0.4, 1))]
@@ -169,9 +166,9 @@ def test_the_page_shows_what_refinement_changed(finished):
 
 def test_benchmark(finished, tmp_path, monkeypatch, capsys):
     methods = {
-        "plain": (reranking.plain, [{}]),
-        "DBA": (reranking.database_augmentation, [{"k": 1, "alpha": 3.0}, {"k": 2, "alpha": 3.0}]),
-        "refined": (reranking.refined, [{"k": 2}, {"k": 3, "shrinkage": 0.3}]),
+        "plain": (peers.plain, [{}]),
+        "DBA": (peers.database_augmentation, [{"k": 1, "alpha": 3.0}, {"k": 2, "alpha": 3.0}]),
+        "refined": (peers.refined, [{"k": 2}, {"k": 3, "shrinkage": 0.3}]),
     }
     monkeypatch.setattr(refine, "METHODS", methods)
     page = tmp_path / "page.md"

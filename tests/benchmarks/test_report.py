@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
 from helpers import result_row
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-import report
+from benchmarks import report
 
 
 def test_rows_of_two_runs(tmp_path):

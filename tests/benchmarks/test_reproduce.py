@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-import reproduce
-from recipes import dry_run
-
+from benchmarks.reproduce import run as reproduce
+from benchmarks.reproduce.dry_run import dry_run
 from bgl.datasets import write_standin
 from bgl.pipeline import parse
 from bgl.pipeline.published import published, published_rows

@@ -1,33 +1,28 @@
-"""benchmarks/speed.py at tiny sizes: every case runs, its sides agree, and the page is made."""
+"""benchmarks/speed at tiny sizes: every case runs, its sides agree, and the page is made."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "speed.py"
+from benchmarks.speed import peers, report, step
+from benchmarks.speed import run as speed
 
-pytest.importorskip("faiss")
-pytest.importorskip("timm")
-
-
-@pytest.fixture
-def speed(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    return importlib.import_module("speed")
+ROOT = Path(__file__).parents[2]
 
 
 def run(*options: str) -> str:
     result = subprocess.run(
-        [sys.executable, str(SCRIPT), "--small", "--repeats", "1", *options],
+        [sys.executable, "-m", "benchmarks.speed", "--small", "--repeats", "1", *options],
         capture_output=True,
         check=False,
+        cwd=ROOT,
         encoding="utf-8",
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"},
     )
@@ -35,15 +30,13 @@ def run(*options: str) -> str:
     return result.stdout
 
 
-def test_every_case_agrees_and_prints_a_row(speed):
+def test_every_case_agrees_and_prints_a_row():
     printed = run("--markdown")
     assert "1 thread" in printed
     lines = [line for line in printed.splitlines() if line.startswith("|")]
     header, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)
     installed = {
-        case.name: case
-        for case in speed.CASES
-        if case.library is None or importlib.util.find_spec(case.library)
+        case.name: case for case in speed.CASES if case.library is None or find_spec(case.library)
     }
     assert [row[0] for row in rows] == list(installed)
     for row in rows:
@@ -59,7 +52,7 @@ def test_every_case_agrees_and_prints_a_row(speed):
             assert cells["MiB ours"] == cells["MiB peer"] == "–"
 
 
-def test_stored_results_make_the_page(speed, tmp_path):
+def test_stored_results_make_the_page(tmp_path):
     stored, page = tmp_path / "speed.json", tmp_path / "performance.md"
     run("--only", "conv", "update", "--json", str(stored))
     run("--only", "update", "--json", str(stored))  # takes the place of the first
@@ -73,7 +66,6 @@ def test_stored_results_make_the_page(speed, tmp_path):
 
     names = ("machine", "cases", "step", "growth")
     page.write_text("\n".join(f"<!-- {name} -->\n<!-- /{name} -->" for name in names))
-    report = importlib.import_module("speed_report")
     assert report.main([str(stored), str(page)]) == 0
     text = page.read_text(encoding="utf-8")
     for expected in ("torch ", "class statistics, 512-d", "default benchmark", "60 given"):
@@ -81,9 +73,8 @@ def test_stored_results_make_the_page(speed, tmp_path):
     assert (tmp_path / "performance_growth.png").stat().st_size > 0
 
 
-def test_flop_of_a_step_are_those_of_its_products(speed):
+def test_flop_of_a_step_are_those_of_its_products():
     """A vision transformer's operations are known: two per weight and token, and attention."""
-    step = importlib.import_module("speed_step")
     found = step.measure_step(step.STEPS[1], 1, small=True)
     n, c, k = found["images"], found["channels"], 27
     blocks = len(step.STEPS[1].config(small=True).block_names)
@@ -93,8 +84,7 @@ def test_flop_of_a_step_are_those_of_its_products(speed):
     assert found["flop"]["head"] == 3 * 2 * (2 * n) * c * 128
 
 
-def test_a_wrong_result_is_reported_and_not_timed(speed, monkeypatch, capsys):
-    peers = importlib.import_module("peers")
+def test_a_wrong_result_is_reported_and_not_timed(monkeypatch, capsys):
     right = peers.pairwise_loss
     monkeypatch.setattr(peers, "pairwise_loss", lambda *given: 1.001 * right(*given))
     assert speed.main(["--small", "--repeats", "1", "--only", "pairwise-loss"]) == 1
@@ -103,14 +93,14 @@ def test_a_wrong_result_is_reported_and_not_timed(speed, monkeypatch, capsys):
     assert "0 cases" in printed
 
 
-def test_list_names_every_case(speed, capsys):
+def test_list_names_every_case(capsys):
     assert speed.main(["--list"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in printed] == [case.name for case in speed.CASES]
 
 
 @pytest.mark.parametrize("arguments", [["--only", "nothing"], ["--repeats", "0"]])
-def test_wrong_options_are_refused(speed, arguments, capsys):
+def test_wrong_options_are_refused(arguments, capsys):
     with pytest.raises(SystemExit) as refused:
         speed.main(arguments)
     assert refused.value.code == 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import zipfile
 from collections import defaultdict
 from pathlib import Path
@@ -15,11 +14,7 @@ from torch.nn.functional import normalize
 
 import bgl.datasets
 from bgl.datasets import Splits, load_dataset, raw_pixels
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-import build_emoji
-import emoji_groups
+from tools import build_emoji, emoji_groups
 
 DATA = Path(bgl.datasets.__file__).parent / "data"
 STYLES = {

@@ -37,7 +37,7 @@ def features(n=20, c=8, per_class=4, dtype=torch.float64):
 def test_first_iteration_equals_released_code(golden, name, k, lam, beta):
     g = golden(f"dybgr_graph_learning__{name}")
     learner = AdaptiveGraph(k, lam, beta)
-    state = learner.prepare(g["x"], g["labels"])
+    state = learner.prepare(g["x"], y=g["labels"])
     neighbors = learner.neighbors(state, g["x"])
     assert torch.equal(neighbors.source, g["nbr_index"])
     assert_close(neighbors.weight, g["A"][0])
@@ -59,7 +59,7 @@ def test_paper_rows_minimise_the_objective(k, beta):
     lam = 0.3
     x, y = features()
     context = torch.randn(20, 5, dtype=torch.float64)
-    a = dense(AdaptiveGraph(k, lam, beta, "paper")(x, y, context=context), 20).numpy()
+    a = dense(AdaptiveGraph(k, lam, beta, "paper")(x, y=y, context=context), 20).numpy()
     h = (x / x.norm(dim=1, keepdim=True)).numpy()
     f = (context / context.norm(dim=1, keepdim=True)).numpy()
     same = (y[:, None] == y[None, :]).numpy()
@@ -88,7 +88,7 @@ def test_candidates_of_everything_equal_no_candidates(formulation):
     x, y = features()
     learner = AdaptiveGraph(4, formulation=formulation)
     everyone = torch.stack([torch.randperm(20) for _ in range(20)])  # self among them: left out
-    assert_close(dense(learner(x, y, candidates=everyone), 20), dense(learner(x, y), 20), 1e-12)
+    assert_close(dense(learner(x, y=y, candidates=everyone), 20), dense(learner(x, y=y), 20), 1e-12)
 
 
 @pytest.mark.parametrize("formulation", FORMULATIONS)
@@ -99,13 +99,13 @@ def test_samples_without_candidates_are_only_chosen(formulation, graphs):
     candidates = torch.stack([torch.randperm(20)[:9] for _ in range(20)])
     candidates[5:] = -1
     learner = AdaptiveGraph(3, formulation=formulation)
-    few, weight = learner(x, y, batch, candidates=candidates[:5])
+    few, weight = learner(x, y=y, batch=batch, candidates=candidates[:5])
     if formulation == "paper":  # the released γ is a mean over all rows
-        all_rows = learner(x, y, batch, candidates=candidates)
+        all_rows = learner(x, y=y, batch=batch, candidates=candidates)
         assert_close(dense((few, weight), 20), dense(all_rows, 20), 1e-12)
     assert few[1].max() == 4
     x.requires_grad_()
-    with_gradient = learner(x, y, batch, candidates=candidates[:5])
+    with_gradient = learner(x, y=y, batch=batch, candidates=candidates[:5])
     assert torch.equal(with_gradient[0], few)
     assert_close(with_gradient[1], weight, 1e-12)
     with_gradient[1].square().sum().backward()
@@ -117,7 +117,9 @@ def test_candidates_restrict_the_neighbours(formulation):
     x, y = features()
     candidates = (torch.arange(20)[:, None] + torch.arange(1, 7)) % 20
     candidates[0, 2:] = -1  # two candidates left
-    edge_index, edge_weight = AdaptiveGraph(3, formulation=formulation)(x, y, candidates=candidates)
+    edge_index, edge_weight = AdaptiveGraph(3, formulation=formulation)(
+        x, y=y, candidates=candidates
+    )
     allowed = {(int(j), i) for i in range(20) for j in candidates[i] if j >= 0}
     assert {(int(j), int(i)) for j, i in edge_index.t()} <= allowed
     assert (edge_index[1] == 0).sum() == 1  # k + 1 of them are needed
@@ -132,16 +134,16 @@ def test_batch_vector_equals_separate_calls(formulation, labels):
     batch = torch.tensor([2] * 11 + [0] * 2 + [5] * 1 + [1] * 16)[torch.randperm(30)]
     y = y if labels else None
     learner = AdaptiveGraph(8, formulation=formulation)
-    together = learner(x, y, batch)
+    together = learner(x, y=y, batch=batch)
     expected = torch.zeros(30, 30, dtype=torch.float64)
     edges = 0
     for b in batch.unique():
         rows = (batch == b).nonzero().flatten()
         if len(rows) < 10:
             with pytest.warns(UserWarning, match="k=8 needs at least 10 samples"):
-                alone = learner(x[rows], None if y is None else y[rows])
+                alone = learner(x[rows], y=None if y is None else y[rows])
         else:
-            alone = learner(x[rows], None if y is None else y[rows])
+            alone = learner(x[rows], y=None if y is None else y[rows])
         edges += alone[1].numel()
         expected[rows[:, None], rows[None, :]] = dense(alone, len(rows))
     assert_close(dense(together, 30), expected, 1e-12)
@@ -153,8 +155,8 @@ def test_permutation_of_the_batch_permutes_the_graph(formulation):
     x, y = features()
     p = torch.randperm(20)
     learner = AdaptiveGraph(4, formulation=formulation)
-    original = dense(learner(x, y), 20)
-    assert_close(dense(learner(x[p], y[p]), 20), original[p][:, p], 1e-12)
+    original = dense(learner(x, y=y), 20)
+    assert_close(dense(learner(x[p], y=y[p]), 20), original[p][:, p], 1e-12)
 
 
 @pytest.mark.parametrize("formulation", FORMULATIONS)
@@ -163,7 +165,7 @@ def test_gradcheck(formulation):
     x.requires_grad_()
     context = torch.randn(9, 3, dtype=torch.float64, requires_grad=True)
     learner = AdaptiveGraph(3, formulation=formulation)
-    assert torch.autograd.gradcheck(lambda a, b: learner(a, y, context=b)[1], (x, context))
+    assert torch.autograd.gradcheck(lambda a, b: learner(a, y=y, context=b)[1], (x, context))
 
 
 DEGENERATE = {
@@ -186,7 +188,7 @@ DEGENERATE = {
 def test_degenerate_batches_stay_bounded(case, dtype, k, formulation):
     x, y = DEGENERATE[case]()
     x = x.to(dtype).requires_grad_()
-    edge_index, weight = AdaptiveGraph(k, formulation=formulation)(x, y)
+    edge_index, weight = AdaptiveGraph(k, formulation=formulation)(x, y=y)
     assert weight.numel() == 12 * k
     assert (edge_index[0] != edge_index[1]).all()
     assert torch.isfinite(weight).all()
@@ -231,13 +233,13 @@ def test_too_few_samples(formulation):
 def test_autocast_and_half_precision_run_in_float32(formulation, dtype):
     x, y = features(dtype=torch.float32)
     learner = AdaptiveGraph(4, formulation=formulation)
-    expected = learner(x, y)
+    expected = learner(x, y=y)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        under_autocast = learner(x, y)
+        under_autocast = learner(x, y=y)
     assert torch.equal(under_autocast[1], expected[1])
-    half = learner(x.to(dtype), y)[1]
+    half = learner(x.to(dtype), y=y)[1]
     assert half.dtype == torch.float32
-    assert torch.equal(half, learner(x.to(dtype).float(), y)[1])
+    assert torch.equal(half, learner(x.to(dtype).float(), y=y)[1])
 
 
 @pytest.mark.parametrize(
@@ -254,7 +256,7 @@ def test_edges_feed_pyg_convs(conv, formulation):
     """The gradient reaches x through edge_weight alone (the conv's input is a constant)."""
     x, y = features(dtype=torch.float32)
     x.requires_grad_()
-    edge_index, edge_weight = AdaptiveGraph(4, formulation=formulation)(x, y)
+    edge_index, edge_weight = AdaptiveGraph(4, formulation=formulation)(x, y=y)
     layer = conv()
     attribute = edge_weight if isinstance(layer, GCNConv) else edge_weight[:, None]
     layer(torch.randn(20, 8), edge_index, attribute).square().sum().backward()
@@ -266,7 +268,7 @@ def test_labels_pull_and_push():
     x, y = features(24, 8, 4)
 
     def share(beta):
-        edge_index, _ = AdaptiveGraph(3, beta=beta, formulation="paper")(x, y)
+        edge_index, _ = AdaptiveGraph(3, beta=beta, formulation="paper")(x, y=y)
         return (y[edge_index[0]] == y[edge_index[1]]).double().mean().item()
 
     assert share(5.0) == 1.0

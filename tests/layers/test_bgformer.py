@@ -66,7 +66,7 @@ def test_semantic_branch_equals_released_code(golden, name, c, heads, k, lam):
     rename = lambda n: n.replace("qkv", "value")  # noqa: E731
     semantic = load(ClassMean(c), g, rename)
     x = g["x"].requires_grad_()
-    out = semantic(x, g["labels"])
+    out = semantic(x, y=g["labels"])
     assert_close(out, g["out"])
     out.backward(g["cotangent"])
     assert_gradients(semantic, x, g, rename)
@@ -77,7 +77,7 @@ def test_block_equals_released_code(golden, name, c, heads, k, lam):
     g = golden(f"bgformer_block__{name}")
     block = load(BGFormerBlock(c, heads, k, lam, ffn_ratio=2.0), g, ours)
     x = g["x"].requires_grad_()
-    out = block(x, g["labels"])
+    out = block(x, y=g["labels"])
     assert_close(out, g["out"])
     out.backward(g["cotangent"])
     assert_gradients(block, x, g, ours)
@@ -103,9 +103,9 @@ def test_attention_graph_against_a_loop(k):
 def test_graph_and_messages_equal_the_fused_path(monkeypatch):
     attention = GraphAttention(8, 2, k=3).double()
     x, batch = torch.randn(10, 8).double(), torch.tensor([0] * 6 + [1] * 4)
-    edge_index, weight = attention.edges(x, batch)
+    edge_index, weight = attention.edges(x, batch=batch)
     value = attention.qkv(x).view(10, 3, 2, 4)[:, 2]
-    expected = attention(x, batch)
+    expected = attention(x, batch=batch)
     for nodes in (1024, 0):  # dense product, messages
         monkeypatch.setattr(batch_graph_conv, "DENSE_NODES", nodes)
         out = StructureConstrainedAttention()(value, edge_index, weight)
@@ -120,16 +120,16 @@ def test_class_mean_is_message_passing_on_the_label_graph(labels):
     layer = ClassMean(4).double()
     x = torch.randn(10, 4).double()
     for b in (None, batch):
-        edge_index, weight = LabelGraph("symmetric")(y, b)
+        edge_index, weight = LabelGraph("symmetric")(y, batch=b)
         out = StructureConstrainedAttention()(layer.value(x)[:, None], edge_index, weight.double())
-        assert_close(layer(x, y, b), layer.proj(out[:, 0]), 1e-7)  # label graph is float32
+        assert_close(layer(x, y=y, batch=b), layer.proj(out[:, 0]), 1e-7)  # label graph is float32
 
 
 def test_semantic_attention_stays_in_the_class():
     block = BGFormerBlock(8, 2, 3, lam=0.0, semantic="attention").double()
     x = torch.randn(6, 8).double().requires_grad_()
     y = torch.tensor([0, 0, 0, 1, 1, 1])
-    (grad,) = torch.autograd.grad(block(x, y)[0].sum(), x)
+    (grad,) = torch.autograd.grad(block(x, y=y)[0].sum(), x)
     assert grad[:3].abs().min() > 0
     assert torch.equal(grad[3:], torch.zeros(3, 8).double())
 
@@ -140,7 +140,7 @@ def test_without_labels_the_visual_branch_has_full_weight(semantic):
     visual_only = BGFormerBlock(8, 2, 3, lam=1.0, semantic=semantic)
     visual_only.load_state_dict(block.state_dict())
     x = torch.randn(6, 8)
-    torch.testing.assert_close(block(x), visual_only(x, torch.arange(6) // 2))
+    torch.testing.assert_close(block(x), visual_only(x, y=torch.arange(6) // 2))
 
 
 @blocks
@@ -148,7 +148,7 @@ def test_without_labels_the_visual_branch_has_full_weight(semantic):
 def test_permutation_equivariance(make, norm):
     block = make(norm=norm).double()
     x, y, p = torch.randn(12, 8).double(), torch.arange(12) // 3, torch.randperm(12)
-    assert_close(block(x[p], y[p]), block(x, y)[p], 1e-12)
+    assert_close(block(x[p], y=y[p]), block(x, y=y)[p], 1e-12)
 
 
 @blocks
@@ -157,15 +157,15 @@ def test_batch_vector_equals_separate_calls(make, norm):
     block = make(norm=norm).double()
     x, y = torch.randn(9, 8).double(), torch.arange(9) // 3
     batch = torch.tensor([0] * 2 + [1] * 6 + [2])
-    separate = torch.cat([block(x[batch == b], y[batch == b]) for b in range(3)])
-    assert_close(block(x, y, batch), separate, 1e-12)
+    separate = torch.cat([block(x[batch == b], y=y[batch == b]) for b in range(3)])
+    assert_close(block(x, y=y, batch=batch), separate, 1e-12)
 
 
 @blocks
 def test_gradcheck(make):
     block = make().double()
     x = torch.randn(6, 8, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda a: block(a, torch.arange(6) // 2), x)
+    assert torch.autograd.gradcheck(lambda a: block(a, y=torch.arange(6) // 2), x)
 
 
 @blocks
@@ -174,7 +174,7 @@ def test_autocast_and_small_batches(make, n):
     block = make()
     x = torch.randn(n, 8, requires_grad=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = block(x, torch.arange(n) // 2)
+        out = block(x, y=torch.arange(n) // 2)
     out.float().square().sum().backward()
     assert torch.isfinite(out).all()
     assert torch.isfinite(x.grad).all()
@@ -184,8 +184,8 @@ def test_autocast_and_small_batches(make, n):
 def test_return_graph(make):
     block = make()
     x, y = torch.randn(8, 8), torch.arange(8) // 2
-    out, graphs = block(x, y, return_graph=True)
-    torch.testing.assert_close(out, block(x, y))
+    out, graphs = block(x, y=y, return_graph=True)
+    torch.testing.assert_close(out, block(x, y=y))
     assert len(graphs) == (1 if isinstance(block, BatchFormerBlock) else 2)
     for edge_index, weight in graphs:
         rows = torch.zeros(8, *weight.shape[1:]).index_add(0, edge_index[1], weight)

@@ -30,7 +30,7 @@ FORMULATIONS = ["released", "paper"]
 def test_equals_released_code(golden, name, k, t, lam, beta, epsilon):
     g = golden(f"dybgr_graph_learning__{name}")
     x = g["x"].requires_grad_()
-    out = DyBGR(k, t, lam, beta, epsilon)(x, g["labels"])
+    out = DyBGR(k, t, lam, beta, epsilon)(x, y=g["labels"])
     assert_close(out, g["out"])
     (grad,) = torch.autograd.grad(out, x, g["cotangent"])
     assert_close(grad, g["grad_x"])
@@ -40,7 +40,7 @@ def test_equals_released_code_on_duplicates(golden):
     """Which of several equal rows is a neighbour is arbitrary; output and summed gradient not."""
     g = golden("dybgr_graph_learning__edge_duplicate_rows_beta.5")
     x = g["x"].requires_grad_()
-    out = DyBGR(4, 2)(x, g["labels"])
+    out = DyBGR(4, 2)(x, y=g["labels"])
     assert_close(out, g["out"])
     (grad,) = torch.autograd.grad(out, x, g["cotangent"])
     twins = torch.tensor([0, 1, 7])
@@ -69,7 +69,7 @@ def test_block_equals_released_code(golden, name, k, t, depth, ratio):
             {n.removeprefix(prefix): v for n, v in g.items() if n.startswith(prefix)}, strict=True
         )
         blocks.append(block)
-        out = block(out, g["labels"])
+        out = block(out, y=g["labels"])
     assert_close(out, g["out"])
     out.backward(g["cotangent"])
     assert_close(x.grad, g["grad_x"])
@@ -83,7 +83,7 @@ def test_block_equals_released_code(golden, name, k, t, depth, ratio):
 def test_permutation_equivariance(norm, formulation):
     block = DyBGRBlock(8, k=4, norm=norm, formulation=formulation).double()
     x, y, p = torch.randn(20, 8).double(), torch.arange(20) // 4, torch.randperm(20)
-    assert_close(block(x[p], y[p]), block(x, y)[p], 1e-12)
+    assert_close(block(x[p], y=y[p]), block(x, y=y)[p], 1e-12)
 
 
 @pytest.mark.parametrize("formulation", FORMULATIONS)
@@ -92,22 +92,24 @@ def test_batch_vector_equals_separate_calls(norm, formulation):
     block = DyBGRBlock(8, k=4, norm=norm, formulation=formulation).double()
     x, y = torch.randn(22, 8).double(), torch.arange(22) // 4
     batch = torch.tensor([0] * 10 + [1] * 12)
-    separate = torch.cat([block(x[:10], y[:10]), block(x[10:], y[10:])])
-    assert_close(block(x, y, batch), separate, 1e-12)
+    separate = torch.cat([block(x[:10], y=y[:10]), block(x[10:], y=y[10:])])
+    assert_close(block(x, y=y, batch=batch), separate, 1e-12)
 
 
 @pytest.mark.parametrize("formulation", FORMULATIONS)
 def test_gradcheck(formulation):
     x = torch.randn(8, 4, dtype=torch.float64, requires_grad=True)
     layer = DyBGR(3, 2, formulation=formulation)
-    assert torch.autograd.gradcheck(lambda a: layer(a, torch.arange(8) // 2), x)
+    assert torch.autograd.gradcheck(lambda a: layer(a, y=torch.arange(8) // 2), x)
 
 
 @pytest.mark.parametrize("formulation", FORMULATIONS)
 def test_float32_is_as_close_as_the_reference(golden, formulation):
     g = golden("dybgr_graph_learning__B36_C16_K10_T3")
     layer = DyBGR(10, 3, formulation=formulation)
-    assert_close(layer(g["x"].float(), g["labels"]).double(), layer(g["x"], g["labels"]), tol=1e-3)
+    assert_close(
+        layer(g["x"].float(), y=g["labels"]).double(), layer(g["x"], y=g["labels"]), tol=1e-3
+    )
 
 
 @pytest.mark.parametrize("formulation", FORMULATIONS)
@@ -115,7 +117,7 @@ def test_autocast_stays_finite(formulation):
     block = DyBGRBlock(16, k=4, formulation=formulation)
     x = torch.randn(20, 16, requires_grad=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = block(x, torch.arange(20) // 4)
+        out = block(x, y=torch.arange(20) // 4)
     out.float().square().sum().backward()
     assert torch.isfinite(out).all()
     assert torch.isfinite(x.grad).all()
@@ -126,7 +128,7 @@ def test_autocast_stays_finite(formulation):
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_tiny_batches(n, formulation):
     x = torch.randn(n, 4, requires_grad=True)
-    out, graphs = DyBGR(formulation=formulation)(x, torch.arange(n), return_graph=True)
+    out, graphs = DyBGR(formulation=formulation)(x, y=torch.arange(n), return_graph=True)
     assert len(graphs) == 3
     assert torch.isfinite(out).all()
     assert torch.isfinite(torch.autograd.grad(out.sum(), x)[0]).all()
@@ -136,11 +138,11 @@ def test_tiny_batches(n, formulation):
 
 def test_return_graph_gives_every_iteration():
     x, y = torch.randn(20, 8).double(), torch.arange(20) // 4
-    out, graphs = DyBGRBlock(8, k=4, num_iterations=3).double()(x, y, return_graph=True)
+    out, graphs = DyBGRBlock(8, k=4, num_iterations=3).double()(x, y=y, return_graph=True)
     assert out.shape == x.shape
     assert [edge_index.shape for edge_index, _ in graphs] == [(2, 80)] * 3
     h = torch.randn(20, 8).double()
-    mixed, graphs = DyBGR(4, 3)(h, y, return_graph=True)
+    mixed, graphs = DyBGR(4, 3)(h, y=y, return_graph=True)
     assert_close(BatchGraphConv()(h, *graphs[-1]), mixed, 1e-12)
 
 
@@ -194,7 +196,7 @@ def test_messages_come_and_go_in_pieces(monkeypatch, heads):
         (lambda: DyBGRBlock(8, ffn_ratio=0.0), "`ffn_ratio`"),
         (lambda: DyBGRBlock(8, norm="batch"), "`norm`"),
         (lambda: DyBGRBlock(8)(torch.randn(4, 7)), "8 channels, but got 7"),
-        (lambda: DyBGRBlock(8)(torch.randn(4, 8), torch.zeros(3).long()), "`y`"),
+        (lambda: DyBGRBlock(8)(torch.randn(4, 8), y=torch.zeros(3).long()), "`y`"),
         (lambda: BatchGraphConv()(torch.randn(4, 8), torch.zeros(3, 5).long()), "`edge_index`"),
         (
             lambda: BatchGraphConv()(torch.randn(4, 8), torch.zeros(2, 5).long(), torch.ones(4)),

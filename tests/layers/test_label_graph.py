@@ -21,7 +21,7 @@ def test_equals_released_code(golden, name, normalization):
 
 def test_classes_of_different_graphs_are_apart():
     y, batch = torch.zeros(4).long(), torch.tensor([0, 0, 1, 1])
-    edge_index, _ = LabelGraph()(y, batch)
+    edge_index, _ = LabelGraph()(y, batch=batch)
     assert (batch[edge_index[0]] == batch[edge_index[1]]).all()
     assert edge_index.size(1) == 8
 
@@ -32,4 +32,4 @@ def test_errors():
     with pytest.raises(ValueError, match="`y`"):
         LabelGraph()(torch.zeros(3))
     with pytest.raises(ValueError, match="`batch`"):
-        LabelGraph()(torch.zeros(3).long(), torch.zeros(2).long())
+        LabelGraph()(torch.zeros(3).long(), batch=torch.zeros(2).long())

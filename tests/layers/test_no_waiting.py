@@ -65,7 +65,7 @@ def batch() -> tuple[Tensor, Tensor]:
 @blocks
 def test_blocks(fake, make, labels, graphs):
     x, y = batch()
-    out = without_values(make())(x, y if labels else None, y // 2 if graphs else None)
+    out = without_values(make())(x, y=y if labels else None, batch=y // 2 if graphs else None)
     out.sum().backward()
     assert x.grad.shape == x.shape
 
@@ -107,7 +107,7 @@ def test_reading_a_value_is_noticed(fake):
 # --- torch.compile -----------------------------------------------------------------------------
 
 
-def assert_compiles_once(function: nn.Module, sizes: tuple[int, ...]) -> None:
+def assert_compiles_once(function: Callable[..., Tensor], sizes: tuple[int, ...]) -> None:
     """The same output and gradient as without, from one graph for all batch sizes."""
     torch._dynamo.reset()
     compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
@@ -124,7 +124,8 @@ def assert_compiles_once(function: nn.Module, sizes: tuple[int, ...]) -> None:
 
 @blocks
 def test_blocks_compile_once_for_all_batch_sizes(make):
-    assert_compiles_once(make().double(), (12, 20, 36))
+    block = make().double()
+    assert_compiles_once(lambda x, y: block(x, y=y), (12, 20, 36))
 
 
 def test_pairwise_loss_compiles_once_for_all_batch_sizes():

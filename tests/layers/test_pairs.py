@@ -14,7 +14,7 @@ from bgl.layers.pairs import _PairDots
 def run(formulation, x, y, batch=None, candidates=None):
     x = x.clone().requires_grad_()
     learner = AdaptiveGraph(4, formulation=formulation)
-    edge_index, weight = learner(x, y, batch, context=x[:, :3], candidates=candidates)
+    edge_index, weight = learner(x, y=y, batch=batch, context=x[:, :3], candidates=candidates)
     (grad,) = torch.autograd.grad((weight * torch.arange(weight.numel())).sum(), x)
     return edge_index, weight.detach(), grad
 

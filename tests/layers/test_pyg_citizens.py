@@ -31,6 +31,23 @@ def data(n: int = N) -> Data:
     return Data(x=torch.randn(n, C, dtype=torch.float64), y=torch.arange(n) % 3)
 
 
+@pytest.fixture(autouse=True)
+def _own_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyG's Sequential writes the forward of its last instance on the class."""
+    monkeypatch.setattr(Sequential, "forward", Sequential.forward)
+
+
+class ByName(nn.Module):
+    """What PyG's Sequential passes by position, passed on by name."""
+
+    def __init__(self, layer: nn.Module, *names: str) -> None:
+        super().__init__()
+        self.layer, self.names = layer, names
+
+    def forward(self, x: Tensor, *others: Tensor | None) -> object:
+        return self.layer(x, **dict(zip(self.names, others, strict=True)))
+
+
 class Heads(nn.Module):
     """[N, C] as [N, HEADS, C / HEADS]."""
 
@@ -48,16 +65,19 @@ BLOCKS = {
 }
 GRAPHS = {
     "AdaptiveGraph": [
-        (AdaptiveGraph(3), "x, y, batch -> edge_index, edge_weight"),
+        (ByName(AdaptiveGraph(3), "y", "batch"), "x, y, batch -> edge_index, edge_weight"),
         (BatchGraphConv(), "x, edge_index, edge_weight -> x"),
     ],
     "LabelGraph": [
-        (LabelGraph(), "y, batch -> edge_index, edge_weight"),
+        (ByName(LabelGraph(), "batch"), "y, batch -> edge_index, edge_weight"),
         (BatchGraphConv(), "x, edge_index, edge_weight -> x"),
     ],
     "AttentionGraph": [
         (Heads(), "x -> v"),
-        (AttentionGraph(3), "v, v, batch -> edge_index, edge_weight"),
+        (
+            lambda v, batch: AttentionGraph(3)(v, v, batch=batch),
+            "v, batch -> edge_index, edge_weight",
+        ),
         (StructureConstrainedAttention(), "v, edge_index, edge_weight -> v"),
         (nn.Flatten(), "v -> x"),
     ],
@@ -66,7 +86,11 @@ GRAPHS = {
 
 def sequential(name: str) -> nn.Module:
     """The layer between two linear ones, in PyG's Sequential."""
-    middle = [(BLOCKS[name], "x, y, batch -> x")] if name in BLOCKS else GRAPHS[name]
+    middle = (
+        [(ByName(BLOCKS[name], "y", "batch"), "x, y, batch -> x")]
+        if name in BLOCKS
+        else GRAPHS[name]
+    )
     ends = [(nn.Linear(C, C), "x -> x")], [(nn.Linear(C, 4), "x -> x")]
     return Sequential("x, y, batch", [*ends[0], *middle, *ends[1]]).double()
 
@@ -83,6 +107,13 @@ def test_in_sequential_on_data_and_batch(name):
     out.square().sum().backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
     assert float(next(model.parameters()).grad.abs().sum()) > 0
+
+
+@pytest.mark.parametrize("layer", [AdaptiveGraph(3), *BLOCKS.values()], ids=str)
+def test_graph_numbers_are_never_taken_for_labels(layer):
+    """PyG's habit is layer(x, batch); here the second place is nobody's."""
+    with pytest.raises(TypeError, match="positional argument"):
+        layer(torch.randn(N, C), torch.zeros(N).long())
 
 
 def adjacencies(edge_index: Tensor, weight: Tensor) -> dict[str, tuple[object, ...]]:

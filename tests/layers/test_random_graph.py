@@ -12,7 +12,7 @@ from bgl.layers import DyBGRBlock, RandomGraph, RandomGraphBlock
 @pytest.mark.parametrize("k", [1, 3, 20])
 def test_draws_distinct_neighbours_of_its_own_graph(k):
     batch = torch.tensor([0, 0, 0, 0, 0, 1, 1, 2])
-    (source, target), weight = RandomGraph(k)(torch.zeros(8, 2), batch)
+    (source, target), weight = RandomGraph(k)(torch.zeros(8, 2), batch=batch)
     for i, others in enumerate([4, 4, 4, 4, 4, 1, 1, 0]):
         mine = source[target == i]
         assert len(mine) == len(mine.unique()) == min(k, others)
@@ -65,4 +65,4 @@ def test_errors():
     with pytest.raises(ValueError, match="`x`"):
         RandomGraph(2)(torch.zeros(3))
     with pytest.raises(ValueError, match="`batch`"):
-        RandomGraph(2)(torch.zeros(3, 1), torch.zeros(2).long())
+        RandomGraph(2)(torch.zeros(3, 1), batch=torch.zeros(2).long())

@@ -88,7 +88,7 @@ def test_training_embeds_both_branches_through_one_head(images, labels):
     assert_close(output.context_embeddings, model.head(output.context_features), 1e-12)
     context = output.features
     for block in model.blocks:
-        context = block(context, labels)
+        context = block(context, y=labels)
     assert_close(output.context_features, context, 1e-12)
     assert output.graph is None
     assert output.graphs == []
@@ -164,7 +164,7 @@ def test_return_graph_gives_every_block_and_iteration(images, labels):
                 assert_close(graph.x, entered, 1e-12)
                 assert torch.equal(graph.y, labels)
                 assert graph.edge_weight.size(0) == graph.num_edges
-        entered = block(entered, labels)
+        entered = block(entered, y=labels)
     first, second, visual, semantic, attention = output.graphs
     assert first.num_edges == second.num_edges == 3 * N
     assert visual.edge_weight.shape[1] == 4

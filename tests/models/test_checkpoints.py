@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bgl.hyperbolic import HyperbolicDistance, ToPoincareBall
 from bgl.layers import BGFormerBlock, DyBGRBlock
 from bgl.losses import PairwiseCrossEntropyLoss
-from bgl.models import Encoder, create_backbone, load_released_checkpoint
+from bgl.models import Encoder, ModelConfig, create_backbone, load_released_checkpoint
 
 State = dict[str, Tensor]
 C, D = 12, 5
@@ -227,7 +227,9 @@ def test_backbone_by_name_needs_no_pretrained_weights(monkeypatch):
     model = load_released_checkpoint({"params": state}, "test_vit")
     assert asked == ["none"]
     assert torch.equal(model.backbone.pos_embed, state["body.pos_embed"])
-    encoder = Encoder(model, 160, info.mean, info.std, HyperbolicDistance(0.1))
+    encoder = Encoder(
+        model, ModelConfig("test_vit", 160, info.mean, info.std, head_dim=D, curvature=0.1)
+    )
     images = torch.randint(0, 256, (2, 3, 180, 200), dtype=torch.uint8)
     assert encoder.embed(images).shape == (2, D)
 

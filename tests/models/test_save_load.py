@@ -27,7 +27,7 @@ from bgl.models import (
     make_head,
     save,
 )
-from bgl.training import TrainConfig, build_model, embed, train
+from bgl.training import TrainConfig, build_model, train
 from bgl.training.build import describe_model
 from bgl.training.config import BGFormerOptions, DyBGROptions
 from bgl.training.loop import freeze_batch_norm
@@ -81,7 +81,7 @@ def test_round_trip(saved):
         for name, tensor in encoder.model.state_dict().items()
     )
     assert repr(encoder.model) == repr(model.eval())  # every option of every layer
-    assert encoder.image_size == SIDE
+    assert encoder.config == CONFIG
     assert isinstance(encoder.distance, HyperbolicDistance)
     assert encoder.distance.c == 0.2
     images = torch.stack([encoder.transform(image) for image in pictures(6)])
@@ -205,7 +205,7 @@ def test_wrong_options_of_embed(saved):
 
 def test_encoder_around_any_model():
     model = BatchGraphModel(nn.Sequential(nn.Flatten(), nn.Linear(48, 8)), [], make_head(8, 2))
-    encoder = Encoder(model, 4, [0.5] * 3, [0.5] * 3)
+    encoder = Encoder(model, ModelConfig("mine", 4, (0.5,) * 3, (0.5,) * 3, 2))
     assert repr(encoder) == "Encoder(image_size=4, distance='cosine', device='cpu')"
     assert encoder.embed(pictures(3), output="backbone").shape == (3, 8)
 
@@ -416,9 +416,39 @@ def test_configurations_older_than_an_option_compare_by_its_default():
     assert other.changed(stored) == ["checkpoint_activations"]
 
 
-def test_evaluation_embeds_as_the_encoder_does(saved):
+def test_a_dataset_is_embedded_as_its_images_are(saved, tmp_path):
     encoder = load(saved[1])
-    data = ImageDataset(pictures(5), torch.zeros(5).long(), ["a"], encoder.transform)
-    vectors = embed(encoder.model, data, encoder.device)
-    assert torch.equal(vectors["head"], encoder.embed(data.images))
-    assert torch.equal(vectors["backbone"], encoder.embed(data.images, output="backbone"))
+    paths = []
+    for i, image in enumerate(pictures(5)):
+        paths.append(tmp_path / f"{i}.png")
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(paths[-1])
+    data = ImageDataset(paths, torch.zeros(5).long(), ["a"], transform=torch.flip)  # not used
+    for workers in (0, 2):
+        vectors = encoder.embed(data, output=None, workers=workers)
+        assert list(vectors) == ["backbone", "head"]
+        for output, x in vectors.items():
+            assert torch.equal(x, encoder.embed(paths, output=output))
+
+
+def test_embed_leaves_out_broken_images_if_it_may(saved, tmp_path):
+    encoder = load(saved[1])
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    images = [pictures(1)[0], tmp_path / "broken.png", pictures(1)[0], tmp_path / "missing.png"]
+    for workers in (0, 2):
+        broken: dict[int, BrokenImageError] = {}
+        counts: list[int] = []
+        x = encoder.embed(
+            images, 2, workers=workers, on_batch=counts.append, on_broken=broken.__setitem__
+        )
+        assert torch.equal(x, encoder.embed([images[0], images[2]], 1))
+        assert {i: error.path for i, error in broken.items()} == {1: images[1], 3: images[3]}
+        assert counts == [2, 2]
+    with pytest.raises(ValueError, match=r"none of 1 can; the first: .*broken\.png"):
+        encoder.embed(images[1:2], on_broken=lambda *_: None)
+
+
+def test_embeddings_are_float32_inside_autocast(saved):
+    encoder = load(saved[1])
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = encoder.embed(pictures(3))
+    assert torch.equal(inside, encoder.embed(pictures(3)))

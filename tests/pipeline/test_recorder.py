@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from bgl.pipeline.arrays import read_arrays
 from bgl.pipeline.recorder import Recorder, batch_graphs, fixed_batch, map_items
-from bgl.training import Progress, Several, View, build_model, make_accelerator, train
+from bgl.training import ProgressList, build_encoder, train
 from bgl.training.config import DyBGROptions
 from bgl.visualization._frames import unpack_frames
 
@@ -28,7 +28,7 @@ def test_recorder_changes_nothing(method, workers, tmp_path):
     config = small(method=method, workers=workers)
     train(config, splits, tmp_path / "plain")
     recorder = Recorder(tmp_path / "watched", splits)
-    train(config, splits, tmp_path / "watched", Several(recorder))
+    train(config, splits, tmp_path / "watched", ProgressList(recorder))
     recorder.finish()
     for name in ("model.safetensors", "embeddings.safetensors"):
         one, other = (load_file(tmp_path / folder / name) for folder in ("plain", "watched"))
@@ -47,9 +47,7 @@ def test_recorder_changes_nothing(method, workers, tmp_path):
 def test_small_batch_of_the_page_brings_no_warning(recwarn):
     """Its size is not the user's choice."""
     config = small(dybgr=DyBGROptions(k=30))
-    model, info = build_model(config)
-    view = View(model, config, info, make_accelerator("cpu"), Progress())
-    graphs = batch_graphs(view, make_splits().test, list(range(8)))
+    graphs = batch_graphs(build_encoder(config)[0], make_splits().test, list(range(8)))
     assert graphs[0].num_edges == 8 * 6
     assert not [w for w in recwarn if "needs at least" in str(w.message)]
 

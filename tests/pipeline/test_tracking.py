@@ -13,7 +13,7 @@ from explorer_runs import make_splits, small
 from bgl.pipeline import tracking
 from bgl.pipeline.recorder import Recorder
 from bgl.pipeline.tracking import Trackers, check_trackers, log_picture
-from bgl.training import Several, train
+from bgl.training import ProgressList, train
 
 
 def test_tensorboard(tmp_path: Path) -> None:
@@ -23,7 +23,7 @@ def test_tensorboard(tmp_path: Path) -> None:
     splits = make_splits()
     recorder = Recorder(tmp_path, splits)
     trackers = Trackers(["tensorboard"], tmp_path / "logs", recorder)
-    result = train(small(), splits, tmp_path, Several(recorder, trackers))
+    result = train(small(), splits, tmp_path, ProgressList(recorder, trackers))
     trackers.finish()
     events = EventAccumulator(str(tmp_path / "logs" / "training"))
     events.Reload()
@@ -83,7 +83,7 @@ def test_any_registered_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     splits = make_splits()
     recorder = Recorder(tmp_path, splits)
     trackers = Trackers(["notebook"], tmp_path / "logs", recorder)
-    result = train(small(), splits, tmp_path, Several(recorder, trackers))
+    result = train(small(), splits, tmp_path, ProgressList(recorder, trackers))
     trackers.finish()
     (book,) = Notebook.opened
     assert (book.project, book.closed) == ("training", True)

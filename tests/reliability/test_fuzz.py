@@ -126,6 +126,11 @@ def small_model() -> models.BatchGraphModel:
 
 
 @functools.cache
+def small_encoder() -> models.Encoder:
+    return training.build_encoder(tiny(method="dybgr"))[0]
+
+
+@functools.cache
 def graph() -> Data:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -543,21 +548,8 @@ FUZZ: dict[str, Entry] = {
         short=10,
         long=200,
     ),
-    "models.embed_batches": entry(
-        lambda batches, outputs: models.embed_batches(
-            small_model(), batches, torch.device("cpu"), outputs
-        ),
-        batches=mostly(st.just([torch.randn(2, 3, 32, 32)]), st.just([])),
-        outputs=mostly(st.sampled_from([("head",), ("head", "backbone")]), st.just(("x",))),
-        short=10,
-        long=300,
-    ),
     "models.Encoder": entry(
-        lambda images, batch_size, output, **options: models.Encoder(
-            small_model(), mean=[0.5] * 3, std=[0.5] * 3, **options
-        ).embed(images, batch_size, output),
-        image_size=mostly(st.just(32), st.integers(-2, 0)),
-        resize=optional(mostly(st.just(40), st.integers(-2, 3))),
+        lambda images, batch_size, output: small_encoder().embed(images, batch_size, output),
         images=st.one_of(pictures, st.just(["/no/such.png"]), st.just([])),
         batch_size=count,
         output=name("head", "backbone"),
@@ -620,6 +612,12 @@ FUZZ: dict[str, Entry] = {
         short=20,
         long=300,
     ),
+    "training.build_encoder": entry(
+        changed(lambda **options: training.build_encoder(train_config(**options))),
+        **fields(training.TrainConfig, "backbone", "seed"),
+        short=10,
+        long=300,
+    ),
     "training.train": entry(
         training_call,
         splits=st.builds(make_splits),
@@ -638,12 +636,12 @@ FUZZ: dict[str, Entry] = {
         short=20,
         long=300,
     ),
-    "training.embed": entry(
-        lambda dataset, batch_size: training.embed(
-            small_model(), dataset, torch.device("cpu"), batch_size
-        ),
-        dataset=st.builds(lambda: image_dataset(transform=lambda image: image.float())),
+    "training.Evaluator": entry(
+        lambda batch_size, workers: training.Evaluator(
+            small_encoder(), workers=workers, batch_size=batch_size
+        ).measure(make_splits().test),
         batch_size=count,
+        workers=st.sampled_from([0, -1]),
         short=10,
         long=300,
     ),
@@ -657,9 +655,7 @@ FUZZ: dict[str, Entry] = {
         k=mostly(st.just((1, 2)), st.just((0,))),
     ),
     "training.evaluate_encoder": entry(
-        lambda batch_size: training.evaluate_encoder(
-            models.Encoder(small_model(), 32, [0.5] * 3, [0.5] * 3), make_splits(), batch_size
-        ),
+        lambda batch_size: training.evaluate_encoder(small_encoder(), make_splits(), batch_size),
         batch_size=count,
         short=5,
         long=50,
@@ -744,8 +740,13 @@ RECORDS = {
     *("datasets.IMAGE_SUFFIXES", "datasets.KNOWN_FIGURES", "datasets.BrokenImageError"),
     *("datasets.Figures", "datasets.Transform", "losses.LOSS_NAMES", "losses.MINER_NAMES"),
     *("models.BLOCKS", "models.BackboneInfo", "models.BatchGraphOutput", "training.RECALL_AT"),
-    *("training.Interrupted", "training.Interruption", "training.Progress", "training.Several"),
-    *("training.TrainResult", "training.View"),
+    *(
+        "training.Interrupted",
+        "training.Interruption",
+        "training.Progress",
+        "training.ProgressList",
+    ),
+    *("training.TrainResult", "training.TrainingRun"),
     "search.Hit",
     # command lines and what they are made of
     *("cli.main", "pipeline.CONFIGS", "pipeline.TerminalProgress", "pipeline.as_csv"),

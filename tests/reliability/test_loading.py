@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 from tiny_training import assert_same_files, make_splits, tiny
 
-import bgl.training.loading as loading
+import bgl.images.loading as loading
 import bgl.training.loop as loop
 from bgl.datasets import BrokenImageError, ImageDataset, Splits, load_dataset
 from bgl.training import Progress, train
-from bgl.training.loading import deal, train_loader
+from bgl.training.loading import load_training_images, seeded_batches
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_images_have_seeds_of_their_own():
     def seeds(seed: int, epoch: int) -> list[int]:
         config, data = tiny(), make_splits().train
         sampler = loop.ClassBalancedSampler(data.labels, config.batch_size, config.per_class, seed)
-        return [s for batch in deal(sampler, epoch) for _, s in batch]
+        return [s for batch in seeded_batches(sampler, epoch) for _, s in batch]
 
     first = seeds(0, 0)
     assert len(set(first)) == len(first) == 32
@@ -148,7 +148,7 @@ def test_seeds_of_loading_processes_differ_and_can_be_had_again():
     def seeds(seed: int) -> dict[int, int]:
         keys = [[(0, seed + i)] for i in range(6)]
         before = torch.get_rng_state()
-        rows = torch.cat(list(train_loader(seeded, keys, workers=3))).tolist()
+        rows = torch.cat(list(load_training_images(seeded, keys, workers=3))).tolist()
         assert torch.equal(torch.get_rng_state(), before)
         return dict(rows)
 

@@ -57,21 +57,21 @@ def conv(x: Tensor, y: Tensor) -> Tensor:
 
 
 LAYERS: dict[str, Layer] = {
-    "AdaptiveGraph, released": lambda x, y: AdaptiveGraph(k=3)(x, y)[1],
-    "AdaptiveGraph, paper": lambda x, y: AdaptiveGraph(k=3, formulation="paper")(x, y)[1],
+    "AdaptiveGraph, released": lambda x, y: AdaptiveGraph(k=3)(x, y=y)[1],
+    "AdaptiveGraph, paper": lambda x, y: AdaptiveGraph(k=3, formulation="paper")(x, y=y)[1],
     # the released weights reach 1e3, and the result must stay in float16
-    "DyBGR": lambda x, y: DyBGR(k=3)(x.clamp(-16, 16) if x.dtype == torch.float16 else x, y),
-    "DyBGR, paper": lambda x, y: DyBGR(k=3, formulation="paper")(x, y),
-    "RandomGraphBlock": lambda x, y: RandomGraphBlock(WIDTH, k=3).to(x.dtype)(x, y),
+    "DyBGR": lambda x, y: DyBGR(k=3)(x.clamp(-16, 16) if x.dtype == torch.float16 else x, y=y),
+    "DyBGR, paper": lambda x, y: DyBGR(k=3, formulation="paper")(x, y=y),
+    "RandomGraphBlock": lambda x, y: RandomGraphBlock(WIDTH, k=3).to(x.dtype)(x, y=y),
     "attention": attention,
     "LabelGraph, BatchGraphConv": conv,
-    "DyBGRBlock": lambda x, y: DyBGRBlock(WIDTH, k=3).to(x.dtype)(x, y),
-    "DyBGRBlock, GraphNorm": lambda x, y: DyBGRBlock(WIDTH, k=3, norm="graph").to(x.dtype)(x, y),
-    "BGFormerBlock": lambda x, y: BGFormerBlock(WIDTH, HEADS, k=3).to(x.dtype)(x, y),
+    "DyBGRBlock": lambda x, y: DyBGRBlock(WIDTH, k=3).to(x.dtype)(x, y=y),
+    "DyBGRBlock, GraphNorm": lambda x, y: DyBGRBlock(WIDTH, k=3, norm="graph").to(x.dtype)(x, y=y),
+    "BGFormerBlock": lambda x, y: BGFormerBlock(WIDTH, HEADS, k=3).to(x.dtype)(x, y=y),
     "BGFormerBlock, attention": lambda x, y: BGFormerBlock(
         WIDTH, HEADS, k=3, semantic="attention"
-    ).to(x.dtype)(x, y),
-    "BatchFormerBlock": lambda x, y: BatchFormerBlock(WIDTH, HEADS).to(x.dtype)(x, y),
+    ).to(x.dtype)(x, y=y),
+    "BatchFormerBlock": lambda x, y: BatchFormerBlock(WIDTH, HEADS).to(x.dtype)(x, y=y),
     "ToPoincareBall": lambda x, y: ToPoincareBall()(x),
     "ToPoincareBall, not clipped": lambda x, y: ToPoincareBall(c=1.0, clip_radius=None)(x),
     "HyperbolicDistance": lambda x, y: HyperbolicDistance()(ToPoincareBall()(x)),

@@ -15,7 +15,7 @@ import torch
 from tiny_training import make_splits, tiny
 from torch import Tensor, nn
 
-import bgl.training.loop as loop
+import bgl.training.build as building
 from bgl.datasets import Splits
 from bgl.losses import LOSS_NAMES
 from bgl.models import BackboneInfo, BatchGraphModel
@@ -66,7 +66,7 @@ def build(config: TrainConfig) -> tuple[BatchGraphModel, BackboneInfo]:
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
-    loop.build_model = build  # type: ignore[attr-defined]
+    building.build_model = build  # type: ignore[attr-defined]
     splits = make_splits()
     # 15 images: the last share has one less
     parts = [part.subset(range(15)) for part in (splits.val, splits.test) if part is not None]

@@ -12,7 +12,7 @@ import torch
 import bgl.training.loop as loop
 from bgl.datasets import ImageDataset, Splits
 from bgl.models import create_backbone, load
-from bgl.training import RECALL_AT, TrainConfig, build_model, recall_at, train
+from bgl.training import RECALL_AT, TrainConfig, build_encoder, build_model, recall_at, train
 from bgl.training.build import make_optimizer, make_schedule
 from bgl.training.loop import chosen_epoch
 
@@ -73,13 +73,13 @@ def test_paper_protocol_looks_at_the_test_classes(splits, tmp_path, monkeypatch,
     datasets: list[ImageDataset] = []
     states: list[torch.Tensor] = []
 
-    def measure(self: loop.View, queries: ImageDataset, gallery: Any = None) -> dict[str, Any]:
+    def measure(self: loop.Evaluator, queries: ImageDataset, gallery: Any = None) -> dict[str, Any]:
         datasets.append(queries)
-        states.append(next(iter(self.model.parameters())).detach().clone())
+        states.append(next(iter(self.encoder.model.parameters())).detach().clone())
         recall = next(recalls, 0.0)
         return {e: {"recall@1": recall, "map@r": 0.0} for e in ("backbone", "head")}
 
-    monkeypatch.setattr(loop.View, "measure", measure)
+    monkeypatch.setattr(loop.Evaluator, "measure", measure)
     result = train(tiny(protocol="paper", eval_every=every), splits, tmp_path)
     measured = [row["epoch"] for row in result.history if "test_backbone_recall@1" in row]
     assert measured == epochs
@@ -94,11 +94,11 @@ def test_honest_protocol_may_look_at_every_epoch_and_chooses_by_validation_alone
 ):
     scores = {"val": iter([0.2, 0.9, 0.4]), "test": iter([0.5, 0.1, 0.8, 0.1])}
 
-    def measure(self: loop.View, queries: ImageDataset, gallery: Any = None) -> dict[str, Any]:
+    def measure(self: loop.Evaluator, queries: ImageDataset, gallery: Any = None) -> dict[str, Any]:
         score = next(scores["test" if queries is splits.test else "val"])
         return {e: {"recall@1": score, "map@r": score} for e in ("backbone", "head")}
 
-    monkeypatch.setattr(loop.View, "measure", measure)
+    monkeypatch.setattr(loop.Evaluator, "measure", measure)
     result = train(tiny(epochs=3, test_every_epoch=True), splits, tmp_path)
     assert result.chosen_epoch == 2
     assert [row["test_head_map@r"] for row in result.history] == [0.5, 0.1, 0.8]
@@ -189,8 +189,7 @@ def test_frozen_parts_stay_as_they_are(splits, tmp_path):
     config = tiny(epochs=1, freeze=["conv1", "layer1"], checkpoint_activations=True)
     train(config, splits, tmp_path)
     torch.manual_seed(0)
-    loop.set_seed(config.seed)
-    fresh = build_model(config)[0].state_dict()
+    fresh = build_encoder(config)[0].model.state_dict()
     trained = load(tmp_path).model.state_dict()
     still = ("backbone.conv1.", "backbone.layer1.")
     for name, tensor in trained.items():

@@ -10,16 +10,25 @@ import pytest
 import torch
 from pytorch_metric_learning.distances import CosineSimilarity
 from safetensors.torch import load_file
-from tiny_training import DIM, SIDE, WIDTH, assert_same_files, make_splits, part, read_csv, tiny
+from tiny_training import DIM, WIDTH, assert_same_files, make_splits, part, read_csv, tiny
 from torch import Tensor
 from torch_geometric.data import Data
 
 import bgl.training.loop as loop
-from bgl.datasets import ImageDataset, Splits, eval_transform
+from bgl.datasets import ImageDataset, Splits
 from bgl.hyperbolic import HyperbolicDistance
 from bgl.losses import LOSS_NAMES
+from bgl.models import load
 from bgl.samplers import ClassBalancedSampler
-from bgl.training import Progress, TrainConfig, TrainResult, build_model, embed, evaluate, train
+from bgl.training import (
+    Evaluator,
+    Progress,
+    TrainConfig,
+    TrainResult,
+    build_encoder,
+    build_model,
+    train,
+)
 from bgl.training.build import make_optimizer, make_schedule
 from bgl.training.config import BGFormerOptions, DyBGROptions, IAAOptions
 from bgl.training.history import chosen_epoch, graph_statistics
@@ -99,12 +108,9 @@ def test_every_method_leaves_its_files(splits, tmp_path, method, augmentation):
         assert 0 <= metrics["map@r"] <= 1
 
 
-def measure(config: TrainConfig, folder: Path, dataset: ImageDataset) -> dict[str, Any]:
+def measure(folder: Path, dataset: ImageDataset) -> dict[str, Any]:
     """What the stored weights are worth on ``dataset``, without the loop's help."""
-    model, info = build_model(config)
-    model.load_state_dict(load_file(folder / "model.safetensors"))
-    images = dataset.with_transform(eval_transform(config.image_size, info.mean, info.std))
-    return evaluate(embed(model, images, torch.device("cpu")), dataset.labels, (1, 2, 4, 8))
+    return Evaluator(load(folder)).measure(dataset)
 
 
 @pytest.mark.parametrize("select", ["backbone", "head"])
@@ -119,18 +125,15 @@ def test_the_best_validation_epoch_is_the_one_that_is_stored(tmp_path, select):
     best = values.index(max(values))
     assert result.chosen_epoch == best + 1
     assert len(set(values)) > 1
-    stored = measure(config, tmp_path, splits.val)
+    stored = measure(tmp_path, splits.val)
     for embedding, metrics in stored.items():
         for name, value in metrics.items():
             assert value == pytest.approx(result.history[best][f"val_{embedding}_{name}"], abs=1e-6)
     # and the test metrics are those of the same weights
-    for embedding, metrics in measure(config, tmp_path, splits.test).items():
+    for embedding, metrics in measure(tmp_path, splits.test).items():
         assert metrics == pytest.approx(result.metrics[embedding], abs=1e-6)
     vectors = load_file(tmp_path / "embeddings.safetensors")["embeddings"]
-    model, info = build_model(config)
-    model.load_state_dict(load_file(tmp_path / "model.safetensors"))
-    data = splits.train.with_transform(eval_transform(SIDE, info.mean, info.std))
-    again = embed(model, data, torch.device("cpu"), batch_size=5)["head"]
+    again = load(tmp_path).embed(splits.train, batch_size=5)
     torch.testing.assert_close(vectors, again, rtol=0, atol=1e-5)
 
 
@@ -140,13 +143,13 @@ def test_test_images_meet_the_weights_of_the_best_epoch(splits, tmp_path, monkey
     measured: list[dict[str, Tensor]] = []
     datasets: list[ImageDataset] = []
 
-    def measure(self: loop.View, queries: ImageDataset, gallery: Any = None) -> dict[str, Any]:
-        measured.append({name: t.clone() for name, t in self.model.state_dict().items()})
+    def measure(self: loop.Evaluator, queries: ImageDataset, gallery: Any = None) -> dict[str, Any]:
+        measured.append({name: t.clone() for name, t in self.encoder.model.state_dict().items()})
         datasets.append(queries)
         i = len(measured) - 1
         return {e: {"map@r": [*v, 0.0][i], "recall@1": 0.0} for e, v in figures.items()}
 
-    monkeypatch.setattr(loop.View, "measure", measure)
+    monkeypatch.setattr(loop.Evaluator, "measure", measure)
     result = train(tiny(epochs=4), splits, tmp_path)
     assert result.chosen_epoch == 2
     assert datasets == [splits.val] * 4 + [splits.test]  # the test images once, at the end
@@ -170,7 +173,7 @@ def test_without_validation_the_last_epoch_is_stored(splits, tmp_path):
     result = train(config, Splits("colours", splits.train, None, splits.test), tmp_path)
     assert result.chosen_epoch == 2
     assert not any(name.startswith("val_") for row in result.history for name in row)
-    metrics = measure(config, tmp_path, splits.test)
+    metrics = measure(tmp_path, splits.test)
     assert metrics["head"] == pytest.approx(result.metrics["head"], abs=1e-6)
 
 
@@ -572,17 +575,17 @@ def test_configuration_that_does_not_fit(splits, tmp_path, options, message):
         train(tiny(**options), splits, tmp_path)
 
 
-def test_embed_restores_the_mode_and_keeps_the_order(splits):
-    model, info = build_model(tiny(method="dybgr"))
-    data = splits.test.with_transform(eval_transform(SIDE, info.mean, info.std))
+def test_embedding_restores_the_mode_and_keeps_the_order(splits):
+    encoder, _ = build_encoder(tiny(method="dybgr"))
+    model, data = encoder.model, splits.test
     counts: list[int] = []
     model.train()
-    first = embed(model, data, torch.device("cpu"), batch_size=6, on_batch=counts.append)
+    first = encoder.embed(data, 6, output=None, on_batch=counts.append)
     assert model.training
     assert model.backbone.training
     assert counts == [6, 6, 4]
     model.eval()
-    turned = embed(model, data.subset(range(15, -1, -1)), torch.device("cpu"))
+    turned = encoder.embed(data.subset(range(15, -1, -1)), output=None)
     assert not model.training
     for name, width in (("backbone", WIDTH), ("head", DIM)):
         assert first[name].shape == (16, width)

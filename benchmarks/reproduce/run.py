@@ -1,4 +1,4 @@
-"""Train the rows of a published table: ``python benchmarks/reproduce.py --table dybgr``
+"""Train the rows of a published table: ``python -m benchmarks.reproduce --table dybgr``
 
 Every row is trained from its file under configs/, twice: as papers do it (all train classes,
 the epoch chosen on the test classes: optimistic) and honestly (the epoch chosen on validation
@@ -20,13 +20,13 @@ import time
 from functools import cache
 from pathlib import Path
 
-from recipes import dry_run
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from torch import OutOfMemoryError
 
+from benchmarks.reproduce.dry_run import dry_run
 from bgl._io import write_text
 from bgl.datasets import Splits
 from bgl.pipeline import TerminalProgress, load_splits, trained_rows
@@ -125,7 +125,7 @@ def dry_runs(wanted: list[Recipe], console: Console) -> int:
 def make_parser() -> argparse.ArgumentParser:
     """The options of this program alone."""
     parser = argparse.ArgumentParser(
-        prog="reproduce.py",
+        prog="python -m benchmarks.reproduce",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from speed_base import SHORTEST, Case, Comparison, Scale, flop
+
+from benchmarks.speed.case import SHORTEST, Case, Comparison, Scale, flop
 
 
 def seconds(value: float) -> str:

@@ -20,16 +20,16 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from study_plan import Store, Study, Training, resolve
 
+from benchmarks.studies.plan import Store, Study, Training, resolve
 from bgl._io import write_text
 from bgl.datasets import Splits
 from bgl.pipeline import check_folder, load_splits, trained_rows
 from bgl.pipeline.rows import RESULT_FILE
 from bgl.samplers import ClassBalancedSampler
 from bgl.training import Progress as Silent
-from bgl.training import TrainConfig, View, build_model, make_accelerator
-from bgl.training.loop import graph_statistics
+from bgl.training import TrainConfig, build_encoder
+from bgl.training.history import graph_statistics
 
 
 def run(study: Study, store: Store, folder: Path, jobs: int, console: Console) -> list[str]:
@@ -113,16 +113,16 @@ def work(command: list[str], folder: Path) -> None:
 def untrained_graphs(config: TrainConfig, splits: Splits, batches: int = 4) -> dict[str, float]:
     """Statistics of the graphs that the blocks learn before any training: means over the first
     batches of the first epoch, without augmentation of the images."""
-    model, info = build_model(config)
+    encoder, _ = build_encoder(config)
+    model = encoder.model
     if not model.blocks:
         return {}
-    view = View(model, config, info, make_accelerator("cpu"), Silent())
     sampler = ClassBalancedSampler(
         splits.train.labels, config.batch_size, config.per_class, config.seed
     )
     found = []
     for batch in itertools.islice(sampler, batches):
-        features = view.embed(splits.train.subset(batch))["backbone"]
+        features = encoder.embed(splits.train.subset(batch), output="backbone")
         with torch.no_grad():
             graphs = model.contextualize(features, splits.train.labels[batch], return_graph=True)[1]
         found.append(graph_statistics(graphs))

@@ -1,4 +1,4 @@
-"""Label-free refinement against its peers: ``python benchmarks/refine.py RUN [RUN ...]``
+"""Label-free refinement against its peers: ``python -m benchmarks.refinement RUN [RUN ...]``
 
 RUN is a run folder of ``run.py``, or the folder of one training. The models embed the validation
 and the test classes, and every image is looked up among all others. Each method has eight settings;
@@ -22,16 +22,16 @@ from collections.abc import Callable
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import reranking
 import torch
 import yaml
-from pages import fill, signed
-from reranking import Ranking, ranking_metrics
 from safetensors.torch import load_file
 from torch import Tensor
 
+from benchmarks.pages import fill, signed
+from benchmarks.refinement import peers
+from benchmarks.refinement.peers import Ranking, ranking_metrics
 from bgl import RefinedGallery, models
 from bgl._io import write_tensors, write_text
 from bgl.datasets import ImageDataset, load_dataset
@@ -39,7 +39,6 @@ from bgl.metrics import retrieval_metrics
 from bgl.models import create_backbone
 from bgl.pipeline.comparison import METRICS, paired_difference, percent
 from bgl.pipeline.table import markdown_table
-from bgl.training import embed
 
 Row = dict[str, Any]
 Method = Callable[..., Ranking]
@@ -56,24 +55,24 @@ def grid(**values: list[Any]) -> list[dict[str, Any]]:
 # Eight settings each; the published ones of k-reciprocal are among them.
 SETS = [(6, 2), (8, 3), (12, 4), (20, 6)]
 METHODS: dict[str, tuple[Method, list[dict[str, Any]]]] = {
-    PLAIN: (reranking.plain, [{}]),
-    "AQE": (reranking.query_expansion, grid(k=[1, 2, 3, 4, 5, 7, 10, 20])),
-    "αQE": (reranking.query_expansion, grid(k=[1, 2, 3, 5], alpha=[3.0, 8.0])),
-    "DBA": (reranking.database_augmentation, grid(k=[1, 2, 3, 5], alpha=[3.0, 8.0])),
+    PLAIN: (peers.plain, [{}]),
+    "AQE": (peers.query_expansion, grid(k=[1, 2, 3, 4, 5, 7, 10, 20])),
+    "αQE": (peers.query_expansion, grid(k=[1, 2, 3, 5], alpha=[3.0, 8.0])),
+    "DBA": (peers.database_augmentation, grid(k=[1, 2, 3, 5], alpha=[3.0, 8.0])),
     "k-reciprocal": (
-        reranking.k_reciprocal,
+        peers.k_reciprocal,
         [{"k1": a, "k2": b, "lam": lam} for (a, b), lam in product(SETS, [0.3, 0.5])],
     ),
     "whitening + k-reciprocal": (
-        reranking.whitened_k_reciprocal,
+        peers.whitened_k_reciprocal,
         [{"k1": a, "k2": b, "shrinkage": s} for (a, b), s in product(SETS, [0.1, 0.3])],
     ),
     "refined, metric alone": (
-        reranking.refined,
+        peers.refined,
         grid(k=[5, 7], epsilon=[0.0], shrinkage=[0.03, 0.1, 0.3, 1.0]),
     ),
-    "refined, cosine": (reranking.refined, grid(k=[5, 7], epsilon=[0.2, 0.35, 0.5, 0.65])),
-    OURS: (reranking.refined, grid(k=[5, 7], epsilon=[0.35, 0.5], shrinkage=[0.1, 0.3])),
+    "refined, cosine": (peers.refined, grid(k=[5, 7], epsilon=[0.2, 0.35, 0.5, 0.65])),
+    OURS: (peers.refined, grid(k=[5, 7], epsilon=[0.35, 0.5], shrinkage=[0.1, 0.3])),
 }
 CHOOSING = 2  # models of a kind that choose
 
@@ -124,12 +123,12 @@ def embed_all(folders: list[Path], output: Path) -> list[Model]:
         if folder is None:
             words = (config[name] for name in ("backbone", "weights", "image_size"))
             backbone, _ = create_backbone(*words)
-            cast(Any, encoder.model).backbone.load_state_dict(backbone.state_dict())
+            encoder.model.backbone.load_state_dict(backbone.state_dict())
         tensors: dict[str, Tensor] = {}
         for part in ("val", "test"):
-            data: ImageDataset = getattr(splits, part).with_transform(encoder.transform)
-            vectors = embed(encoder.model, data, encoder.device, batch_size=128)
-            tensors |= {f"{part}_embeddings": vectors["backbone"], f"{part}_labels": data.labels}
+            data: ImageDataset = getattr(splits, part)
+            vectors = encoder.embed(data, batch_size=128, output="backbone")
+            tensors |= {f"{part}_embeddings": vectors, f"{part}_labels": data.labels}
         write_tensors(path, tensors)
         print(f"embedded {name}", flush=True)
     return found

@@ -1,11 +1,10 @@
-"""benchmarks/study*.py: what is trained, what is kept, what is shown."""
+"""benchmarks/studies: what is trained, what is kept, what is shown."""
 
 from __future__ import annotations
 
 import csv
 import json
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,10 @@ import yaml
 from PIL import Image
 from scipy.stats import t as student
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-import study
-import study_plan
-import study_report
-import study_run
-from study_plan import Store, Study, Training
+from benchmarks.studies import plan, train
+from benchmarks.studies import report as study_report
+from benchmarks.studies import run as study
+from benchmarks.studies.plan import Store, Study, Training
 
 STUDY: dict[str, Any] = {
     "base": {"dataset": "emoji"},
@@ -117,7 +113,7 @@ def test_key_of_an_older_configuration_has_the_defaults_of_its_time():
     stored = finish(training, 0.5, 0.5)["config"]
     del stored["deterministic" if "deterministic" in stored else "eval_every"]
     del stored["dybgr"]["norm"]
-    assert study_plan.config_key(stored) == training.key
+    assert plan.config_key(stored) == training.key
 
 
 @pytest.mark.parametrize(
@@ -203,7 +199,7 @@ def test_a_study_is_trained_once_and_goes_on(small, tmp_path, monkeypatch, capsy
         raise AssertionError("trained again")
 
     monkeypatch.setattr(
-        study_run.multiprocessing, "get_context", lambda _: type("C", (), {"Process": never})
+        train.multiprocessing, "get_context", lambda _: type("C", (), {"Process": never})
     )
     assert study.main(words) == 0
     assert study.main([*words, "--list"]) == 0

@@ -1,4 +1,4 @@
-"""Data for the studies that ask what carries over: ``python benchmarks/build_carry_over.py``
+"""Data for the studies that ask what carries over: ``python -m tools.build_carry_over``
 
 Writes image folders (train/CLASS/*.png, test/CLASS/*.png) for ``configs/studies``:
 

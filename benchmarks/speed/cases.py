@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-import peers
 import torch
-from speed_base import Case, Comparison, Scale, Values, class_data, flop, train_step
-from speed_retrieval import (
+from torch import Tensor, nn
+
+from benchmarks.speed import peers
+from benchmarks.speed.case import Case, Comparison, Scale, Values, class_data, flop, train_step
+from benchmarks.speed.retrieval import (
     recall_faiss,
     recall_hyperbolic,
     recall_library,
     recall_oml,
     recall_rows,
 )
-from torch import Tensor, nn
-
 from bgl.augment import AugmentedLoss, ClassStatistics, NeighborCorrection
 from bgl.hyperbolic import ToPoincareBall
 from bgl.layers import BatchGraphConv, BGFormerBlock, DyBGRBlock
@@ -39,7 +39,7 @@ def dybgr(scale: Scale, ffn: bool, gather: bool) -> Comparison:
 
     def ours(x: Tensor) -> Tensor:
         for block in blocks:
-            x = block(x, y) if ffn else x + block.mixer(block.norm1(x), y)
+            x = block(x, y=y) if ffn else x + block.mixer(block.norm1(x), y=y)
         return x
 
     def peer(x: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ def bgformer(scale: Scale) -> Comparison:
     linear = 6 * [(n, channels, channels)] + 2 * [(n, channels, 4 * channels)]
     attention = heads * [(n, width, n), (n, n, width)]
     return Comparison(
-        lambda: train_step(lambda x: block(x, y), x, parameters),
+        lambda: train_step(lambda x: block(x, y=y), x, parameters),
         lambda: train_step(peer, x, parameters),
         products=flop(linear + attention),
     )
@@ -258,9 +258,11 @@ def compiled(scale: Scale, name: str) -> Comparison:
     backend = "aot_eager" if scale.small else "inductor"
     whole = torch.compile(module, fullgraph=True, dynamic=True, backend=backend)
     parameters = list(module.parameters())
+    labels = (y,) if name == "pairwise-loss" else ()
+    options = {} if labels else {"y": y}
     return Comparison(
-        lambda: train_step(lambda x: whole(x, y), x, parameters),
-        lambda: train_step(lambda x: module(x, y), x, parameters),
+        lambda: train_step(lambda x: whole(x, *labels, **options), x, parameters),
+        lambda: train_step(lambda x: module(x, *labels, **options), x, parameters),
     )
 
 

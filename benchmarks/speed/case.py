@@ -71,9 +71,6 @@ class Case:
         return ", ".join(parts) or "–"
 
 
-# ---------------------------------------------------------------------------------------- cases
-
-
 def train_step(
     function: Callable[[Tensor], Tensor], x: Tensor, parameters: Iterable[Tensor] = ()
 ) -> Values:

@@ -1,4 +1,4 @@
-"""How time and memory grow: ``python benchmarks/speed.py --growth``
+"""How time and memory grow: ``python -m benchmarks.speed --growth``
 
 Each point is measured in a process of its own, peak memory beside the inputs and CPU seconds:
 graph learning without labels and a convolution along the graph, forward and backward, on up to
@@ -17,8 +17,8 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
-from pages import save
 
+from benchmarks.pages import save
 from bgl.layers import AdaptiveGraph, BatchGraphConv, DyBGRBlock
 
 PAPER = {"N": 405, "k": 30, "T": 3, "C": 768}
@@ -71,7 +71,7 @@ def block(n: int, k: int, t: int, channels: int) -> Callable[[], object]:
 
     def work() -> None:
         x.grad = None
-        mixer(x, y).square().sum().backward()
+        mixer(x, y=y).square().sum().backward()
 
     return work
 

@@ -7,7 +7,7 @@ Fetch the icon sets, each with ``npm pack @iconify-json/NAME@VERSION``:
         @iconify-json/fluent-emoji-high-contrast@1.2.6 @iconify-json/fxemoji@1.2.2 \\
         @iconify-json/emojione@1.2.3
 
-and run ``python benchmarks/build_emoji.py FOLDER`` on the folder with the .tgz files (or with one
+and run ``python -m tools.build_emoji FOLDER`` on the folder with the .tgz files (or with one
 folder for each, unpacked). It needs ``resvg-py`` and Pillow, and takes about a minute.
 
 Icons are the same emoji if they have the same Unicode codepoints, variation selectors aside. Sets
@@ -32,8 +32,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from emoji_groups import group_key, split_groups
 from PIL import Image
+
+from tools.emoji_groups import group_key, split_groups
 
 VERSIONS = {
     "noto": "1.2.9",

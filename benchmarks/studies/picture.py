@@ -1,6 +1,6 @@
-"""Draw the learned graph of one validation batch: ``python benchmarks/picture.py TRAINING FILE``.
+"""Draw the graph of one validation batch: ``python -m benchmarks.studies.picture RUN FILE``.
 
-TRAINING is the folder of one training inside a run folder, for instance ``runs/x/dybgr-seed0``.
+RUN is the folder of one method and seed inside a run folder, for instance ``runs/x/dybgr-seed0``.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 import yaml
-from pages import save
 
+from benchmarks.pages import save
 from bgl import models
 from bgl.datasets import load_dataset
 from bgl.samplers import ClassBalancedSampler
@@ -23,13 +23,13 @@ from bgl.visualization import draw_batch_graph
 def main() -> None:
     """Load the training's model, learn the graph of a batch it never trained on, and draw it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("training", type=Path, help="folder with config.yaml and the model")
+    parser.add_argument("run", type=Path, help="folder with config.yaml and the model")
     parser.add_argument("file", type=Path, help="picture to write")
     parser.add_argument("--classes", type=int, default=8, help="classes in the batch")
     parser.add_argument("--max-edges", type=int, default=160, help="the strongest to draw")
     options = parser.parse_args()
 
-    config = yaml.safe_load((options.training / "config.yaml").read_text())
+    config = yaml.safe_load((options.run / "config.yaml").read_text())
     splits = load_dataset(
         config["dataset"], config["data_root"], val_fraction=config["val_fraction"]
     )
@@ -37,7 +37,7 @@ def main() -> None:
     per_class = config["per_class"]
     batch = next(iter(ClassBalancedSampler(data.labels, options.classes * per_class, per_class)))
 
-    encoder = models.load(options.training)
+    encoder = models.load(options.run)
     freeze_batch_norm(encoder.model.train())
     raw = [data.read(i) for i in batch]
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Compare methods over seeds: ``python benchmarks/study.py configs/studies/emoji.yaml``
+"""Compare methods over seeds: ``python -m benchmarks.studies configs/studies/emoji.yaml``
 
 The YAML file names the arms of the study by their options of run.py, the seeds, a grid that every
 arm is tuned on (by validation MAP@R, with few seeds) and sweeps over single options. Trainings run
@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from study_plan import Store, Study
-from study_run import run
 
+from benchmarks.studies.plan import Store, Study
+from benchmarks.studies.train import run
 from bgl.pipeline import baseline_rows, load_splits
 from bgl.training import Progress
 
@@ -26,7 +26,9 @@ from bgl.training import Progress
 def main(argv: list[str] | None = None) -> int:
     """Run a study; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="study.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.studies",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("study", type=Path, help="YAML file of the study")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="trainings at a time")

@@ -1,4 +1,4 @@
-"""Ours against straightforward peers: ``python benchmarks/speed.py [--only NAME ...] [--list]``
+"""Ours against straightforward peers: ``python -m benchmarks.speed [--only NAME ...] [--list]``
 
 Each case computes one result in two ways: with bgl, and plainly (``peers.py``) or with the library
 one would take instead. First the two results are compared, in float64 where the peer allows it;
@@ -14,7 +14,7 @@ from what is resident then (on Linux; elsewhere from the peak so far).
 
 ``--full`` takes SOP's 60,000 test images for retrieval (20,000 without) and more than an hour.
 ``--step`` measures the parts of a training step instead, and ``--growth`` how time and memory
-grow. With ``--json FILE`` results are kept, for ``speed_report.py``.
+grow. With ``--json FILE`` results are kept, for ``python -m benchmarks.speed.report``.
 """
 
 from __future__ import annotations
@@ -36,12 +36,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from speed_base import Case, Scale
-from speed_cases import CASES
-from speed_growth import measure_point, points
-from speed_measure import Row, compare_times, disagreement, grown, in_children, peak_memory, seconds
-from speed_step import STEP_HEADER, STEPS, measure_step, step_cells
 
+from benchmarks.speed.case import Case, Scale
+from benchmarks.speed.cases import CASES
+from benchmarks.speed.growth import measure_point, points
+from benchmarks.speed.measure import (
+    Row,
+    compare_times,
+    disagreement,
+    grown,
+    in_children,
+    peak_memory,
+    seconds,
+)
+from benchmarks.speed.step import STEP_HEADER, STEPS, measure_step, step_cells
 from bgl._io import write_text
 
 
@@ -67,9 +75,6 @@ HEADER = [
     "wall peer", "MiB ours", "MiB peer", "target", "result", "notes",
 ]  # fmt: skip
 WIDTHS = [19, 52, 37, 9, 10, 8, 8, 9, 9, 8, 8, 20, 7, 0]
-
-
-# ----------------------------------------------------------------------------------------- main
 
 
 def environment() -> str:
@@ -113,7 +118,9 @@ def line(cells: Sequence[str], markdown: bool) -> str:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        "speed.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "python -m benchmarks.speed",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     names = [case.name for case in CASES]
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=names, help="these cases only")

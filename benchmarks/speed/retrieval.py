@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import peers
 import torch
-from speed_base import Comparison, Scale, Values, class_data, flop
 from torch import Tensor
 
+from benchmarks.speed import peers
+from benchmarks.speed.case import Comparison, Scale, Values, class_data, flop
 from bgl.hyperbolic import HyperbolicDistance, ToPoincareBall
 from bgl.metrics import retrieval_metrics
 

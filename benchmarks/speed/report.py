@@ -1,7 +1,7 @@
-"""The tables and the plot of docs/performance.md: ``python benchmarks/speed_report.py``
+"""The tables and the plot of docs/performance.md: ``python -m benchmarks.speed.report``
 
 The page holds the text; between ``<!-- NAME -->`` and ``<!-- /NAME -->`` stand tables (machine,
-cases, step, growth), which are made anew from the results that ``speed.py --json`` has stored. The
+cases, step, growth), which are made anew from the results that ``--json`` has stored. The
 plot goes beside the page.
 """
 
@@ -13,16 +13,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pages import fill
-from speed import HEADER, cells
-from speed_growth import plot_growth
-from speed_measure import seconds
-from speed_step import STEP_HEADER, step_cells
-
+from benchmarks.pages import fill
+from benchmarks.speed.growth import plot_growth
+from benchmarks.speed.measure import seconds
+from benchmarks.speed.run import HEADER, cells
+from benchmarks.speed.step import STEP_HEADER, step_cells
 from bgl._io import write_text
 from bgl.pipeline.table import markdown_table
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 def growth_table(rows: list[dict[str, Any]]) -> str:

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: ``python benchmarks/speed.py --step``
+"""Where the time of a training step goes: ``python -m benchmarks.speed --step``
 
 The parts of a step (``bgl/training/loop.py``) are run one after the other and timed alone: data
 (decoding, transforms, batching), encoder, graph blocks, head and loss, each forward and backward,

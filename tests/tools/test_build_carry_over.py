@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import zipfile
 from pathlib import Path
 
@@ -11,10 +10,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from bgl.datasets import Splits, load_dataset, load_emoji
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-import build_carry_over
+from tools import build_carry_over
 
 
 @pytest.fixture(scope="module")

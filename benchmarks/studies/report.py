@@ -1,4 +1,4 @@
-"""Tables and plots of a study: ``python benchmarks/study_report.py STUDY RESULTS PAGE [PAGE ...]``
+"""Tables and plots: ``python -m benchmarks.studies.report STUDY RESULTS PAGE [PAGE ...]``
 
 The pages hold the text; between ``<!-- STUDY-NAME -->`` and ``<!-- /STUDY-NAME -->``, with the
 name of the study's file, stand its tables (arms, heads, controls, grid, selection, sweeps, graphs,
@@ -21,9 +21,9 @@ from typing import Any
 
 import matplotlib
 from matplotlib import pyplot as plt
-from pages import fill, save, signed
-from study_plan import Store, Study, Training, validation
 
+from benchmarks.pages import fill, save, signed
+from benchmarks.studies.plan import Store, Study, Training, validation
 from bgl._io import write_text
 from bgl.pipeline.comparison import mean_and_interval, percent
 from bgl.pipeline.table import markdown_table

@@ -1,0 +1,1 @@
+"""Label-free refinement against its peers: ``python -m benchmarks.refinement RUN``"""

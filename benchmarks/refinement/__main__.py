@@ -1,0 +1,5 @@
+import sys
+
+from benchmarks.refinement.run import main
+
+sys.exit(main())

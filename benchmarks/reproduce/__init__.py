@@ -1,0 +1,1 @@
+"""The rows of published tables: ``python -m benchmarks.reproduce --table TABLE``"""

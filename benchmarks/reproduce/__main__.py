@@ -1,0 +1,5 @@
+import sys
+
+from benchmarks.reproduce.run import main
+
+sys.exit(main())

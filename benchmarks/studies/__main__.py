@@ -1,0 +1,5 @@
+import sys
+
+from benchmarks.studies.run import main
+
+sys.exit(main())

@@ -1,0 +1,1 @@
+"""Builders of data that the package and the studies hold."""
