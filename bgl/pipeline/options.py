@@ -45,7 +45,7 @@ def make_parser(description: str | None = None) -> ArgumentParser:
         prog="bgl train", description=description, exit_on_error=False, parser_mode="bgl"
     )
     parser.add_argument(
-        "--config", action="append", type=str, help="YAML file with any options; several: in turn."
+        "--config", action="append", help="YAML file with any options; several: in turn."
     )
     parser.add_argument(
         "--method",
