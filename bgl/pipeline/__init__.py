@@ -1,4 +1,4 @@
-"""The whole pipeline: data, trainings, measurements, a table and a page; ``bgl train``."""
+"""The whole pipeline, ``bgl train``: load data, train, measure, write a table and a page."""
 
 from bgl._extras import extra
 

@@ -1,4 +1,4 @@
-"""The data that a configuration names: the one answer for trainings, measurements and pages."""
+"""Load the data that a configuration names, for training, measuring and pages alike."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ CURVES = {
 
 @dataclass
 class Pictures:
-    """The images of the run's dataset, if they can be had."""
+    """The images of the run's dataset, where they can be read."""
 
     read: dict[str, Callable[[int], Tensor]] = field(default_factory=dict)  # by part
 
@@ -153,7 +153,7 @@ def _pictures(splits: Splits, recorded: list[Training], notes: list[str]) -> Pic
 
 
 def _atlas(pictures: Pictures, wanted: list[tuple[str, int]], notes: list[str]) -> Any:
-    """The pictures of (part, row), or None if they cannot be had."""
+    """The pictures of (part, row), or None if they cannot be read."""
     if not wanted or any(part not in pictures.read for part, _ in wanted):
         return None
     try:
@@ -190,7 +190,7 @@ def _graphs(
             graph_payload(training.name, frames, labels.tolist(), classes, nodes, sheet, about)
         )
     if recorded and not graphs:
-        notes.append("No training of this run learned a graph.")
+        notes.append("No model of this run was trained with a graph.")
     return graphs
 
 
@@ -318,7 +318,7 @@ def _table(rows: list[Row]) -> dict[str, Any] | None:
 
 
 def _curves(trainings: list[Training]) -> list[dict[str, Any]]:
-    """Lines by panel: a colour for each training, a dash for each quantity."""
+    """Lines by panel: a colour for each model, a dash for each quantity."""
     panels = []
     for title, columns in CURVES.items():
         lines = []

@@ -41,7 +41,7 @@ class Training:
 
 
 def is_training(path: Path) -> bool:
-    """Whether this is the folder of a training."""
+    """Whether a model was trained in this folder."""
     return path.is_dir() and ((path / CONFIG_FILE).exists() or (path / RECORD_FILE).exists())
 
 

@@ -69,7 +69,7 @@ def recipes(table: str, datasets: list[str] | None = None) -> list[Recipe]:
     ]
 
 
-# what has to agree for a training to be held against a published row
+# what has to agree before a row is compared with a published one
 _SAME = ("method", "backbone", "image_size", "head_dim", "distance", "loss", "augmentation")
 
 
@@ -82,7 +82,7 @@ def _recipes_of(dataset: str) -> list[tuple[Recipe, TrainConfig]]:
 def matching_published(
     config: TrainConfig, embedding: str, metrics: dict[str, float]
 ) -> Published | None:
-    """The published figures of the row that a training repeats, and how far it is from them.
+    """Find the published row that a configuration repeats, and the difference to its figures.
 
     It repeats a row if dataset, method, backbone, image size, embedding, distance, loss and
     augmentation are those of the row's recipe.

@@ -1,4 +1,4 @@
-"""What a training must remember for the explorer page."""
+"""Record what the explorer page shows of a training process."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ MAP_ITEMS, MAP_DIM = 1200, 32
 
 
 class Recorder(Progress):
-    """Keeps the graphs of one validation batch, and what was found on the test classes.
+    """Keep the graphs of one validation batch, and the answers to test queries.
 
-    It listens to a training and writes ``explorer.npz`` (some hundred kilobytes) into the
-    training's folder. The training does not notice: the recorder draws from no global random
-    generator. Before it starts, one batch more is embedded; afterwards the recorder takes the
-    features that the loop measures anyway.
+    The recorder listens to the training loop and writes ``explorer.npz`` (some hundred kilobytes)
+    into its folder. It does not change the result: it draws from no global random generator.
+    Before the first step it embeds one batch more; afterwards it takes the features that the loop
+    measures anyway.
 
     Args:
-        folder: Of the training.
-        splits: The data that is trained on.
+        folder: Where the model is trained.
+        splits: The data that are trained on.
     """
 
     def __init__(self, folder: str | Path, splits: Splits) -> None:
@@ -77,14 +77,16 @@ class Recorder(Progress):
         gallery: dict[str, Tensor] | None = None,
     ) -> None:
         if data is self.splits.test:
-            # by the backbone, which has a meaning before training as well
+            # by the backbone, which means something before training, too
             self.tested = vectors["backbone"], None if gallery is None else gallery["backbone"]
         elif data is self.data:
             self.features = vectors["backbone"][self.batch]
 
     def finish(self) -> None:
-        """Keep the answers to queries and the map of the last measured test classes; to be called
-        when the training is over."""
+        """Keep the answers to queries and the map of the last measured test classes.
+
+        Call it when training is over.
+        """
         if self.tested is None:
             return
         x, gallery = self.tested
@@ -182,7 +184,7 @@ def batch_graphs(
     labels = data.labels[batch].to(device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         model.blocks.eval()
-        with warnings.catch_warnings():  # this batch may be smaller than those of the training
+        with warnings.catch_warnings():  # this batch may be smaller than those that are trained on
             warnings.filterwarnings("ignore", "k=.* needs at least")
             graphs = model.contextualize(features.to(device), labels, return_graph=True)[1]
         model.blocks.train(was_training)

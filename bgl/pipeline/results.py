@@ -19,7 +19,7 @@ Record = TypeVar("Record")
 
 
 class Published(TypedDict):
-    """The published figures of the row that a training repeats, in percent."""
+    """The published figures of the row that a configuration repeats, in percent."""
 
     system: str
     source: str

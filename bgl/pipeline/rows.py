@@ -50,7 +50,7 @@ from bgl.training.checkpoint import CHECKPOINT_FILE, check_digest
 
 
 def baseline_rows(config: TrainConfig, splits: Splits, progress: Progress) -> list[Row]:
-    """What no training is needed for: raw pixels, and the encoder as training starts from it."""
+    """Measure what needs no training: raw pixels, and the encoder before the first step."""
     gallery = splits.gallery
     accelerator = make_accelerator(config.device)
     encoder, info = build_encoder(dataclasses.replace(config, method="none"), accelerator.device)
@@ -183,8 +183,7 @@ def read_result(folder: Path) -> Result:
 
 
 def check_folder(config: TrainConfig, folder: Path, splits: Splits) -> None:
-    """Refuse a folder with the result of another configuration or of other data, or with a
-    training of another configuration that has not ended.
+    """Refuse a folder that belongs to another configuration or to other data.
 
     Raises:
         ValueError: If there is one; the message says what differs.
