@@ -9,7 +9,6 @@ from pathlib import Path
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from bgl._io import atomic_path
 from bgl.pipeline.comparison import percent
 
 
@@ -42,6 +41,5 @@ def fill(page: str, tables: dict[str, str], markers: str = "[a-z]+") -> str:
 
 def save(figure: Figure, path: Path, dpi: int = 110) -> None:
     """Write a plot, in the format that the file's name ends in."""
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:], dpi=dpi)
+    figure.savefig(path, dpi=dpi)
     plt.close(figure)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+# Rows that a median is taken of; it need not be exact.
+MEDIAN_ROWS = 256
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -18,12 +23,23 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def exact_matmul(a: Tensor, b: Tensor) -> Tensor:
+def in_precision_of(loss: Callable[..., Tensor], embeddings: Tensor) -> Tensor:
+    """Embeddings in the precision of a loss's parameters; at least float32 where it has none.
+
+    Losses with proxies would convert their parameters to the type of the embeddings, for good.
+    """
+    parameters = loss.parameters() if isinstance(loss, nn.Module) else ()
+    dtype = next((p.dtype for p in parameters if p.is_floating_point()), None)
+    return at_least_float32(embeddings) if dtype is None else embeddings.to(dtype)
+
+
+def exact_matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """Multiply two matrices, or batches of them, in their own precision, float32 or float64.
 
     Autocast is off. Where a switch of PyTorch allows float32 products in TF32 or bfloat16, they
     are computed in float64 instead, which no switch touches, and so are those of the gradient.
-    A compiled graph on the CPU keeps to the switch that it was compiled under.
+    A compiled graph on the CPU keeps to the switch that it was compiled under. As with
+    ``torch.matmul``, nothing is differentiated through ``out``.
 
     Example:
         >>> exact_matmul(torch.ones(1, 2), torch.ones(2, 1))
@@ -31,8 +47,23 @@ def exact_matmul(a: Tensor, b: Tensor) -> Tensor:
     """
     with torch.autocast(a.device.type, enabled=False):
         if a.dtype == torch.float32 and _may_reduce_float32(a.device.type):
-            return (a.double() @ b.double()).float()
-        return a @ b
+            product = (a.double() @ b.double()).float()
+            return product if out is None else out.copy_(product)
+        return torch.matmul(a, b, out=out)
+
+
+def central_point(points: Tensor) -> Tensor:
+    """The median of every channel [C], from where squared distances lose the fewest digits.
+
+    Unlike the mean it stays with the bulk of the points. And it is made of their own numbers:
+    subtracting it does not round integers, codes and points that share an offset.
+
+    Example:
+        >>> central_point(torch.tensor([[1.0, 0.0], [2.0, 0.0], [90.0, 1.0]]))
+        tensor([2., 0.])
+    """
+    some = points[:: max(1, math.ceil(len(points) / MEDIAN_ROWS))]
+    return at_least_float32(some).median(dim=0).values
 
 
 @torch.compiler.assume_constant_result

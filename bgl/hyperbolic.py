@@ -13,7 +13,7 @@ from pytorch_metric_learning.distances import BaseDistance
 from torch import Tensor, nn
 
 from bgl._checks import check_matrix, check_real, describe
-from bgl._precision import at_least_float32, exact_matmul
+from bgl._precision import at_least_float32, central_point, exact_matmul
 
 # The constants of the published implementation, which the results follow to the last digits.
 _NORM_EPS = 1e-5  # added to a norm before dividing by it
@@ -104,11 +104,8 @@ def distance_matrix(x: Tensor, y: Tensor, *, c: float) -> Tensor:
     """
     with torch.autocast(x.device.type, enabled=False):
         x, y = _one_type(x, y)
-        # Distances do not change with the origin; a central one loses the fewest digits.
-        centre = y.detach().mean(dim=0)
-        from_x, from_y = x - centre, y - centre
-        scale = _squared_norm(from_x) + _squared_norm(from_y).T
-        squared = scale - 2 * exact_matmul(from_x, from_y.T)
+        # A median would be too slow for every step of a training.
+        squared, scale = _squared_distances(x, y, y.detach().mean(dim=0))
         rounding = _ROUNDING * torch.finfo(squared.dtype).eps * scale.detach()
         squared = squared.masked_fill(squared <= rounding, 0.0)
         return _distance(squared, _squared_norm(x), _squared_norm(y).T, c)
@@ -158,13 +155,10 @@ def rank_matrix(x: Tensor, y: Tensor, *, c: float) -> Tensor:
     """
     with torch.autocast(x.device.type, enabled=False):
         x, y = _one_type(x, y)
-        x_norm, y_norm = _squared_norm(x), _squared_norm(y).T
-        squared = torch.addmm(y_norm, x, y.T, alpha=-2).add_(x_norm).clamp_min_(0)
-        # In place: this runs once per block of a whole gallery, and memory is what it waits for.
-        delta = ((1 - c * x_norm) * (1 - c * y_norm)).add_(squared, alpha=c).clamp_min_(0)
-        key = squared.mul_(delta)
-        delta.add_(_RATIO_EPS)
-        return key.div_(delta).div_(delta)
+        squared = _squared_distances(x, y, central_point(y))[0].clamp_min_(0)
+        inside = (1 - c * _squared_norm(x)) * (1 - c * _squared_norm(y).T)
+        delta = inside.add_(squared, alpha=c).clamp_min_(0)
+        return squared * delta / (delta + _RATIO_EPS).square_()
 
 
 @torch.no_grad()
@@ -308,7 +302,17 @@ def _norm(x: Tensor) -> Tensor:
 
 
 def _squared_norm(x: Tensor) -> Tensor:
-    return _norm(x).square()
+    return x.square().sum(dim=-1, keepdim=True)
+
+
+def _squared_distances(x: Tensor, y: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
+    """|x-y|² of all pairs, and the size of the terms that it is the difference of.
+
+    Distances do not change with the origin; a central one loses the fewest digits.
+    """
+    x, y = x - centre, y - centre
+    scale = _squared_norm(x) + _squared_norm(y).T
+    return scale - 2 * exact_matmul(x, y.T), scale
 
 
 def _distance(squared: Tensor, x_norm: Tensor, y_norm: Tensor, c: float) -> Tensor:

@@ -42,17 +42,17 @@ class ClassBalancedSampler(Sampler[list[int]]):
     for Generalizable Person Re-Identification*, CVPR 2022.
 
     Args:
-        labels: class of every sample, any integers, of shape [N].
-        batch_size: samples in a batch; a multiple of ``per_class``.
-        per_class: samples of each class in a batch.
-        seed: a non-negative integer.
-        batches_per_epoch: length of an epoch; by default as many batches as N samples fill, or
+        labels: Class of every sample, any integers, of shape [N].
+        batch_size: Samples in a batch; a multiple of ``per_class``.
+        per_class: Samples of each class in a batch.
+        seed: A non-negative integer.
+        batches_per_epoch: Length of an epoch; by default as many batches as N samples fill, or
             more if it takes more to cover every class.
-        neighbors: similar classes that follow each class drawn; 0: classes at random. They are
+        neighbors: Similar classes that follow each class drawn; 0: classes at random. They are
             so too until :meth:`set_positions` is called.
 
     Raises:
-        ValueError: if ``labels`` is not an integer vector with at least one entry,
+        ValueError: If ``labels`` is not an integer vector with at least one entry,
             ``batch_size`` is not a multiple of ``per_class``, there are fewer classes than a
             batch holds, or ``batches_per_epoch`` is too small to cover all classes.
 
@@ -110,7 +110,7 @@ class ClassBalancedSampler(Sampler[list[int]]):
         """Choose the epoch that the next iteration yields.
 
         Raises:
-            ValueError: if ``epoch`` is not a non-negative integer.
+            ValueError: If ``epoch`` is not a non-negative integer.
         """
         self.epoch = check_int(epoch, "epoch", 0)
 
@@ -121,7 +121,7 @@ class ClassBalancedSampler(Sampler[list[int]]):
             positions: [K, C], a row for each of :attr:`classes` (labels in ascending order).
 
         Raises:
-            ValueError: if ``positions`` is no such matrix, or not finite.
+            ValueError: If ``positions`` is no such matrix, or not finite.
         """
         check_matrix(positions, "positions", "[K, C]")
         if len(positions) != len(self.classes):

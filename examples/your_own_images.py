@@ -20,14 +20,15 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 import bgl.models
-from bgl.datasets import IMAGE_SUFFIXES, ImageDataset, Splits, load_emoji, read_image
+from bgl.datasets import ImageDataset, Splits, load_dataset
+from bgl.images import IMAGE_SUFFIXES, read_image
 from bgl.training import TrainConfig, train
 from bgl.visualization import retrieval_grid
 
 
 def make_folder(root: Path, classes: int) -> Path:
     """Some emoji as files, for those who have no images at hand."""
-    emoji = load_emoji().train.select_classes(range(classes))
+    emoji = load_dataset("emoji").train.select_classes(range(classes))
     for i, name in enumerate(emoji.paths):  # "class/style"
         file = root / f"{name}.png"
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +19,6 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
-
-
-@pytest.fixture
-def full_precision() -> Iterator[None]:
-    """Float32 products in float32 again after a test that changed their precision."""
-    yield
-    torch.set_float32_matmul_precision("highest")
 
 
 @pytest.fixture

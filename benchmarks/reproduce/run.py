@@ -15,7 +15,6 @@ import argparse
 import dataclasses
 import json
 import statistics
-import sys
 import time
 from functools import cache
 from pathlib import Path
@@ -24,10 +23,9 @@ from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from torch import OutOfMemoryError
 
 from benchmarks.reproduce.dry_run import dry_run
-from bgl._io import write_text
+from benchmarks.schedule import Outcome, run_all
 from bgl.datasets import Splits
 from bgl.pipeline import TerminalProgress, load_splits, trained_rows
 from bgl.pipeline.comparison import percent
@@ -161,39 +159,23 @@ def main(argv: list[str] | None = None) -> int:
         return dry_runs(wanted, console)
 
     folder = options.output_dir / options.table
-    skipped: dict[str, str] = {}
-    failed: dict[str, str] = {}
     lines, stored = [], []
     seeds = ["--seed", *map(str, options.seeds)]
-    try:
+
+    def train(outcome: Outcome) -> None:
         for recipe in wanted:
             results: dict[str, list[Row]] = {}
             for protocol in options.protocols:
-                name = f"{recipe.name}, {protocol}"
                 arguments = (recipe, protocol, [*words, *seeds], options.data_root, folder, console)
-                try:
+                with outcome.attempt(f"{recipe.name}, {protocol}"):
                     results[protocol] = train_row(*arguments)
-                except (FileNotFoundError, ConnectionError) as error:
-                    skipped[name] = " ".join(str(error).split())
-                except (ValueError, OSError, FloatingPointError, OutOfMemoryError) as error:
-                    failed[name] = " ".join(str(error).split())
             if results:
                 lines.append(line(recipe, results))
                 stored.append({**dataclasses.asdict(recipe.published), "results": results})
                 folder.mkdir(parents=True, exist_ok=True)
-                write_text(folder / "table.json", json.dumps({"rows": stored}, indent=1))
-    except KeyboardInterrupt as stopped:
-        console.print("\nstopped; to go on, repeat the command")
-        return int(getattr(stopped, "status", 130))
-    changed = f"; changed: {' '.join(words)}" if words else ""
-    if lines:
-        print_lines(lines, f"{options.table}: Recall@1 in percent{changed}", console)
-    for what, reasons in (("skipped", skipped), ("failed", failed)):
-        for name, reason in reasons.items():
-            text = escape(f"{what}: {name}: {reason}")
-            console.print(text, highlight=False, soft_wrap=True)
-    return int(bool(failed))
+                (folder / "table.json").write_text(json.dumps({"rows": stored}, indent=1))
+        changed = f"; changed: {' '.join(words)}" if words else ""
+        if lines:
+            print_lines(lines, f"{options.table}: Recall@1 in percent{changed}", console)
 
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return run_all(train, console)

@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from bgl.datasets import load_emoji
+from bgl.datasets import load_dataset
 from bgl.images import train_transform
 from bgl.models import BatchGraphModel
 from bgl.pipeline import CONFIGS, parse
@@ -97,7 +97,7 @@ def measure_step(step: Step, repeats: int, small: bool) -> dict[str, Any]:
     torch.manual_seed(0)
     model, info = build_model(config)
     freeze_batch_norm(model.train())
-    train = load_emoji().train
+    train = load_dataset("emoji").train
     criterion = build_criterion(config, train.num_classes)
     optimizer = make_optimizer(config, model, criterion)
     n, encoded = config.batch_size, min(step.encoded or config.batch_size, config.batch_size)

@@ -14,7 +14,6 @@ from typing import Any
 
 import yaml
 
-from bgl._checks import check_choice
 from bgl._io import write_text
 from bgl.models import BLOCKS
 from bgl.pipeline import parse
@@ -141,7 +140,8 @@ class Study:
         named = [*study.baselines.items(), *study.controls.items()]
         others = [name for _, given in named for name in ([given] if type(given) is str else given)]
         for arm in (*dict(named), *others, *(s.arm for s in sweeps.values())):
-            check_choice(arm, "arm", tuple(study.arms))
+            if arm not in study.arms:
+                raise ValueError(f"Expected `arm` to be one of {list(study.arms)}, but got {arm!r}")
         for training in study.possible():
             _ = training.config  # refuses unknown options and values
         return study

@@ -24,7 +24,6 @@ from matplotlib import pyplot as plt
 
 from benchmarks.pages import fill, save, signed
 from benchmarks.studies.plan import Store, Study, Training, validation
-from bgl._io import write_text
 from bgl.pipeline.comparison import mean_and_interval, percent
 from bgl.pipeline.table import markdown_table
 
@@ -296,19 +295,21 @@ def main(argv: list[str] | None = None) -> int:
         name = options.study.stem
         tables = {f"{name}-{table}": text for table, text in tables.items()}
         markers = f"{re.escape(name)}-[a-z]+"
-        filled = {page: fill(page.read_text(), tables, markers) for page in options.pages}
+        filled = {
+            page: fill(page.read_text(encoding="utf-8"), tables, markers) for page in options.pages
+        }
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for page, text in filled.items():
-        write_text(page, text)
+        page.write_text(text, encoding="utf-8")
     first = options.pages[0]
     for kind, draw in {"gains": plot_gains, "graphs": plot_purity}.items():
         picture = first.with_name(f"{first.stem}_{name}_{kind}.png")
         if picture.name in filled[first]:
             draw(results, picture)
     if options.csv:
-        write_text(options.csv, as_csv(results))
+        options.csv.write_text(as_csv(results), encoding="utf-8")
     return 0
 
 

@@ -12,11 +12,13 @@ import argparse
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
+from benchmarks.schedule import run_all
 from benchmarks.studies.plan import Store, Study
 from benchmarks.studies.train import run
 from bgl.pipeline import baseline_rows, load_splits
@@ -57,17 +59,8 @@ def main(argv: list[str] | None = None) -> int:
             rows = baseline_rows(first, load_splits(first), Progress())
             store.untrained = [dict(row) for row in rows]
             store.write()
-        failed = run(study, store, folder, options.jobs, console)
+        train = partial(run, study, store, folder, options.jobs, console)
+        return run_all(train, console)
     except (ValueError, OSError) as error:
         console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         return 2
-    except KeyboardInterrupt:
-        console.print("\nstopped; to go on, repeat the command")
-        return 130
-    for line in failed:
-        console.print(f"failed: {line}", style="red", markup=False, soft_wrap=True)
-    return int(bool(failed))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -21,8 +21,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from benchmarks.schedule import Outcome
 from benchmarks.studies.plan import Store, Study, Training, resolve
-from bgl._io import write_text
 from bgl.datasets import Splits
 from bgl.pipeline import check_folder, load_splits, trained_rows
 from bgl.pipeline.rows import RESULT_FILE
@@ -32,10 +32,12 @@ from bgl.training import TrainConfig, build_encoder
 from bgl.training.history import graph_statistics
 
 
-def run(study: Study, store: Store, folder: Path, jobs: int, console: Console) -> list[str]:
-    """Train what is missing; returns the trainings that failed."""
+def run(
+    study: Study, store: Store, folder: Path, jobs: int, console: Console, outcome: Outcome
+) -> None:
+    """Train what is missing, and note what fails."""
     running: dict[str, tuple[Training, SpawnProcess, Path]] = {}
-    failed: dict[str, str] = {}
+    failed: set[str] = set()
     context = multiprocessing.get_context("spawn")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=console) as bars:
@@ -58,7 +60,7 @@ def run(study: Study, store: Store, folder: Path, jobs: int, console: Console) -
                     epochs = wanted[key].config.epochs
                     tasks[key] = bars.add_task(f"  {wanted[key]}", total=epochs)
                 if not running:
-                    return list(failed.values())
+                    return
                 time.sleep(0.5)
                 for key, (training, process, place) in list(running.items()):
                     bars.update(tasks[key], completed=epochs_in(place))
@@ -72,7 +74,8 @@ def run(study: Study, store: Store, folder: Path, jobs: int, console: Console) -
                     else:
                         log = place / "error.txt"
                         why = log.read_text() if log.exists() else f"exit {process.exitcode}"
-                        failed[key] = f"{training}: {why}"
+                        failed.add(key)
+                        outcome.failed[str(training)] = why
         finally:
             for _, process, _ in running.values():
                 process.terminate()
@@ -86,7 +89,7 @@ def _guarded(command: list[str], folder: Path) -> None:
         work(command, folder)
     except Exception as error:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "error.txt", f"{type(error).__name__}: {error}")
+        (folder / "error.txt").write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
         sys.exit(1)
 
 
@@ -107,7 +110,7 @@ def work(command: list[str], folder: Path) -> None:
     check_folder(config, folder, splits)
     before = untrained_graphs(config, splits)
     trained_rows(config, splits, folder, Silent())
-    write_text(folder / "before.json", json.dumps(before))
+    (folder / "before.json").write_text(json.dumps(before))
 
 
 def untrained_graphs(config: TrainConfig, splits: Splits, batches: int = 4) -> dict[str, float]:

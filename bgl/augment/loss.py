@@ -10,7 +10,7 @@ from pytorch_metric_learning.distances import BaseDistance
 from pytorch_metric_learning.losses import AngularLoss, MarginLoss, TripletMarginLoss
 from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricLossFunction
 from pytorch_metric_learning.losses.generic_pair_loss import GenericPairLoss
-from pytorch_metric_learning.miners import BaseMiner, BatchEasyHardMiner
+from pytorch_metric_learning.miners import BaseMiner, BatchEasyHardMiner, HDCMiner
 from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 from pytorch_metric_learning.utils.distributed import (
     DistributedLossWrapper,
@@ -19,6 +19,7 @@ from pytorch_metric_learning.utils.distributed import (
 from torch import Tensor, nn
 
 from bgl._checks import check_callable, check_index_vector, check_matrix
+from bgl._precision import in_precision_of
 from bgl.augment.intra_class import IntraClassAugmentation
 from bgl.augment.statistics import ClassStatistics
 
@@ -44,6 +45,10 @@ class AugmentedLoss(nn.Module):
     A miner sees the same anchors and candidates. An anchor's own copies are held out of its
     choice: the miner's distance shows them closer than anything else (or further, where it
     looks for the easiest positive), and what it still returns of them is dropped.
+
+    It is called as losses of pytorch-metric-learning are, by their trainers too; pairs come from
+    ``miner`` alone, because those found outside know of no copies. Half-precision embeddings are
+    taken in the precision of the loss's parameters, at least float32.
 
     A ``DistributedLossWrapper`` is looked through: what it wraps decides. With several processes
     pairs and triplets are those of each process; losses of the third kind see all embeddings.
@@ -100,58 +105,73 @@ class AugmentedLoss(nn.Module):
             )
         self.loss = loss
         self.augmentation = augmentation
-        self.miner = _holding_out_copies(miner) if isinstance(miner, BaseMiner) else miner
+        self.miner = copy.deepcopy(miner)
+        if isinstance(self.miner, BaseMiner):
+            self.miner.distance = _HeldOutDistance(self.miner)
 
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        indices_tuple: None = None,
+        ref_emb: None = None,
+        ref_labels: None = None,
+    ) -> Tensor:
         """The loss of ``embeddings`` [N, D] with ``labels`` [N] and their copies: a scalar."""
+        given = {"indices_tuple": indices_tuple, "ref_emb": ref_emb, "ref_labels": ref_labels}
+        for name, value in given.items():
+            if value is not None:
+                raise ValueError(
+                    f"Expected argument `{name}` to be None: candidates are the batch and its "
+                    "copies, and pairs are found among them by AugmentedLoss(..., miner=...)"
+                )
         check_matrix(embeddings, "embeddings", "[N, D]")
         check_index_vector(labels, embeddings.size(0), "labels")
         labels = labels.long()  # losses with proxies take nothing else
+        embeddings = in_precision_of(self.loss, embeddings)
         copies, copy_labels = self.augmentation(embeddings, labels)
         candidates = torch.cat([embeddings, copies])
         candidate_labels = torch.cat([labels, copy_labels])
+        n = len(labels)
 
         kind = self.loss.loss if isinstance(self.loss, DistributedLossWrapper) else self.loss
         if isinstance(kind, GenericPairLoss | AngularLoss):
-            mined = self._mine(labels, embeddings, labels, candidates, candidate_labels)
-            pairs = mined or lmu.get_all_pairs_indices(labels, candidate_labels)
-            pairs = _without_own(pairs, len(labels))
+            pairs = self._mine(n, embeddings, labels, candidates, candidate_labels)
+            pairs = pairs or lmu.get_all_pairs_indices(labels, candidate_labels)
+            pairs = _proper(pairs, candidate_labels, n)
             return self.loss(embeddings, labels, pairs, candidates, candidate_labels)
         if isinstance(kind, TripletMarginLoss | MarginLoss):
-            mined = self._mine(labels, embeddings, labels, candidates, candidate_labels)
+            mined = self._mine(n, embeddings, labels, candidates, candidate_labels)
             triplets = lmu.convert_to_triplets(
                 mined, labels, candidate_labels, t_per_anchor=kind.triplets_per_anchor
             )
             # As one batch rather than as references: `swap` needs the distances of candidates
             # to each other. The anchors of the triplets are originals all the same.
-            triplets = _without_own(triplets, len(labels))
-            return self.loss(candidates, candidate_labels, triplets)
-        mined = self._mine(labels, candidates, candidate_labels)
+            return self.loss(candidates, candidate_labels, _proper(triplets, candidate_labels, n))
+        mined = self._mine(n, candidates, candidate_labels)
         if mined is None:
             return self.loss(candidates, candidate_labels)
-        return self.loss(candidates, candidate_labels, _without_own(mined, len(labels)))
+        return self.loss(candidates, candidate_labels, mined)
 
     @torch.no_grad()
-    def _mine(self, originals: Tensor, *batch: Tensor) -> Indices | None:
-        """What the miner finds in ``batch``; None without a miner."""
+    def _mine(self, num_originals: int, *batch: Tensor) -> Indices | None:
+        """What the miner finds in ``batch``, the last of which are all labels; None without one."""
         if self.miner is None:
             return None
         if isinstance(self.miner, BaseMiner):
-            self.miner.distance.num_originals = len(originals)
-        return self.miner(*batch)
+            self.miner.distance.num_originals = num_originals
+        if isinstance(self.miner, HDCMiner):  # keeps a share of all pairs: own copies do not count
+            pairs = lmu.get_all_pairs_indices(*batch[1::2])
+            self.miner.set_idx_externally(_proper(pairs, batch[-1], num_originals), batch[-1])
+        return _proper(self.miner(*batch), batch[-1], num_originals)
 
 
-def _holding_out_copies(miner: BaseMiner) -> BaseMiner:
-    miner = copy.deepcopy(miner)
-    miner.distance = _OwnCopiesApart(miner)
-    return miner
+class _HeldOutDistance(BaseDistance):
+    """The distance of a miner, by which an anchor's own copies are the last positives to choose.
 
-
-class _OwnCopiesApart(BaseDistance):
-    """The distance of a miner, except between rows that stem from the same original.
-
-    Those are out of the miner's reach: at no distance at all (so never a hard positive, never
-    what the negatives are measured against), or for easiest positives infinitely far.
+    They are nearer than all others (further, for a miner of the easiest positives): never hard,
+    and nothing that negatives are measured against. By half the largest number: infinity and the
+    largest one are how the miners mark what is no candidate at all.
     """
 
     def __init__(self, miner: BaseMiner) -> None:
@@ -159,24 +179,35 @@ class _OwnCopiesApart(BaseDistance):
         super().__init__(inner.normalize_embeddings, inner.p, inner.power, inner.is_inverted)
         self.inner = inner
         self.num_originals = 0
-        wants_easy = (
-            isinstance(miner, BatchEasyHardMiner) and miner.pos_strategy == BatchEasyHardMiner.EASY
-        )
-        self.own = torch.inf if inner.is_inverted != wants_easy else -torch.inf
+        easiest = getattr(miner, "pos_strategy", None) == BatchEasyHardMiner.EASY
+        self.largest = inner.is_inverted != easiest
 
     def forward(self, query_emb: Tensor, ref_emb: Tensor | None = None) -> Tensor:
         matrix = self.inner(query_emb, ref_emb)
         source = [torch.arange(n, device=matrix.device) % self.num_originals for n in matrix.shape]
-        return matrix.masked_fill(source[0].unsqueeze(1) == source[1], self.own)
+        extreme = torch.finfo(matrix.dtype).max / 2
+        own = source[0].unsqueeze(1) == source[1]
+        return matrix.masked_fill(own, extreme if self.largest else -extreme)
 
     def pairwise_distance(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
         return self.inner.pairwise_distance(query_emb, ref_emb)
 
 
-def _without_own(indices: Indices, num_originals: int) -> Indices:
-    """Drop the positives that are the anchor itself or its copy, from pairs or triplets."""
-    anchor, positive, *rest = indices
-    keep = anchor % num_originals != positive % num_originals
-    if len(rest) == 1:
-        return anchor[keep], positive[keep], rest[0][keep]
-    return anchor[keep], positive[keep], *rest
+def _proper(indices: Indices, labels: Tensor, num_originals: int) -> Indices:
+    """Pairs or triplets without positives that are the anchor, its copies or of another class.
+
+    Args:
+        indices: (anchors, positives, negatives), or pairs (anchors, positives, anchors,
+            negatives). Where both kinds of pairs share one tensor of anchors, they are triplets.
+        labels: of all candidates; the anchors are the first of them.
+        num_originals: row i is the sample i % num_originals or a copy of it.
+    """
+    anchor, positive, *others, negative = indices
+    keep = (labels[anchor] == labels[positive]) & (
+        anchor % num_originals != positive % num_originals
+    )
+    if not others or others[0] is anchor:
+        keep = keep & (labels[anchor] != labels[negative])
+        return tuple(index[keep] for index in indices)
+    differ = labels[others[0]] != labels[negative]
+    return anchor[keep], positive[keep], others[0][differ], negative[differ]

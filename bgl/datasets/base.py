@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,15 +23,15 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     one, and an ``int``.
 
     Args:
-        images: paths of image files, or a uint8 tensor of shape [N, 3, H, W].
-        labels: int64 tensor of shape [N] with ids into ``class_names``.
-        class_names: one name a class.
-        transform: applied to an image when it is asked for.
-        paths: a name of every image for people to read; by default the files' paths, and the
+        images: Paths of image files, or a uint8 tensor of shape [N, 3, H, W].
+        labels: Int64 tensor of shape [N] with ids into ``class_names``.
+        class_names: One name a class.
+        transform: Applied to an image when it is asked for.
+        paths: A name of every image for people to read; by default the files' paths, and the
             position for images in memory.
 
     Raises:
-        ValueError: if the shapes or types do not fit, or a label is no id into ``class_names``.
+        ValueError: If the shapes or types do not fit, or a label is no id into ``class_names``.
             Reading an image that cannot be decoded raises
             :class:`~bgl.images.BrokenImageError`, a ``ValueError`` that names the file.
 
@@ -101,28 +100,28 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         return len(self.class_names)
 
     def read(self, index: int) -> Tensor:
-        """The image before the transform, a uint8 tensor [3, H, W].
+        """Read the image before the transform, a uint8 tensor [3, H, W].
 
         Raises:
-            BrokenImageError: if its file cannot be decoded.
+            BrokenImageError: If its file cannot be decoded.
         """
         image = self.images[index]
         return image if isinstance(image, Tensor) else read_image(image)
 
     def with_transform(self, transform: Transform | None) -> ImageDataset:
-        """A copy with another transform that shares images and labels."""
+        """Make a copy with another transform that shares images and labels."""
         other = copy.copy(self)
         other.transform = transform
         return other
 
     def subset(self, indices: Tensor | Sequence[int]) -> ImageDataset:
-        """The images at ``indices``, in that order.
+        """Select the images at ``indices``, in that order.
 
         Classes that none of them belongs to are dropped and the others numbered again, in their
         old order and under their old names.
 
         Raises:
-            ValueError: if there are no indices, or one is out of range.
+            ValueError: If there are no indices, or one is out of range.
         """
         chosen = _index_vector(indices, "indices", len(self))
         if chosen.numel() == 0:
@@ -140,10 +139,10 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         )
 
     def select_classes(self, ids: Tensor | Sequence[int]) -> ImageDataset:
-        """All images of the classes ``ids``, numbered again in their old order.
+        """Select all images of the classes ``ids``, numbered again in their old order.
 
         Raises:
-            ValueError: if an id is out of range or no image is left.
+            ValueError: If an id is out of range or no image is left.
         """
         wanted = _index_vector(ids, "ids", self.num_classes)
         return self.subset(torch.isin(self.labels, wanted).nonzero().flatten())
@@ -168,15 +167,15 @@ class Splits:
     """The parts of a benchmark; no class is in two of train, validation and test.
 
     Attributes:
-        name: the dataset's name.
-        train: images to train on.
-        val: images to choose the epoch on, or None.
-        test: the queries, which are the gallery as well if there is no other.
-        gallery: a separate gallery that numbers its classes as ``test`` does, or None.
-        skipped: files left out because they cannot be decoded.
+        name: The dataset's name.
+        train: Images to train on.
+        val: Images to choose the epoch on, or None.
+        test: The queries, which are the gallery as well if there is no other.
+        gallery: A separate gallery that numbers its classes as ``test`` does, or None.
+        skipped: Files left out because they cannot be decoded.
 
     Raises:
-        ValueError: if two parts share a class name, or the gallery's classes are not the test
+        ValueError: If two parts share a class name, or the gallery's classes are not the test
             set's.
     """
 
@@ -206,12 +205,7 @@ class Splits:
 
     def parts(self) -> dict[str, ImageDataset]:
         """The parts there are, by name: train, val, test, gallery."""
-        parts: dict[str, Any] = {
-            "train": self.train,
-            "val": self.val,
-            "test": self.test,
-            "gallery": self.gallery,
-        }
+        parts = {"train": self.train, "val": self.val, "test": self.test, "gallery": self.gallery}
         return {part: dataset for part, dataset in parts.items() if dataset is not None}
 
     @property
@@ -222,4 +216,4 @@ class Splits:
             for part, dataset in self.parts().items()
             for label, path in zip(dataset.labels.tolist(), dataset.paths, strict=True)
         )
-        return hashlib.sha256("".join(lines).encode()).hexdigest()[:12]
+        return hashlib.sha256("".join(lines).encode(errors="surrogatepass")).hexdigest()[:12]

@@ -1,4 +1,18 @@
-"""Cars-196: cars, one class a make, model and year."""
+"""Cars-196: cars, one class a make, model and year; classes 1 to 98 to train, 99 to 196 to test.
+
+Two layouts were given out, and either will do::
+
+    cars_annos.mat                           relative_im_path, class
+    car_ims/000001.jpg
+
+    devkit/cars_train_annos.mat              fname, class
+    cars_test_annos_withlabels.mat           fname, class (here or in devkit/)
+    devkit/cars_meta.mat                     class_names, if there
+    cars_train/00001.jpg   cars_test/00001.jpg
+
+The split of the second one is of another task, with all classes on both sides; here both of its
+folders count as one set.
+"""
 
 from __future__ import annotations
 
@@ -7,74 +21,32 @@ from typing import Any
 
 import numpy as np
 
-from bgl.datasets.base import Splits
 from bgl.datasets.listing import Listing
-from bgl.datasets.sources import find, find_home
+from bgl.datasets.source import Figures, Source
 
 _ALL = "cars_annos.mat"
 _TRAIN = "devkit/cars_train_annos.mat"
 _TEST = ("devkit/cars_test_annos_withlabels.mat", "cars_test_annos_withlabels.mat")
 
 
-def load_cars(
-    root: str | Path,
-    val_fraction: float = 0.25,
-    seed: int = 0,
-    skip_broken: bool = False,
-    allow_partial: bool = False,
-) -> Splits:
-    """Load Cars-196: classes 1 to 98 to train, 99 to 196 to test.
-
-    Two layouts of ``root`` (or of ``stanford_cars``, ``CARS196`` or ``cars196`` in it) were
-    given out, and either will do::
-
-        cars_annos.mat                           relative_im_path, class
-        car_ims/000001.jpg
-
-        devkit/cars_train_annos.mat              fname, class
-        cars_test_annos_withlabels.mat           fname, class (here or in devkit/)
-        devkit/cars_meta.mat                     class_names, if there
-        cars_train/00001.jpg   cars_test/00001.jpg
-
-    The split of the second one is of another task, with all classes on both sides; here both of
-    its folders count as one set. The original site no longer offers the files.
-
-    pytorch-metric-learning reads neither layout but that of a third party's upload (``names.csv``,
-    ``anno_train.csv``, a folder a class), so nothing of it is used here.
-
-    Args:
-        root: the dataset's folder or the one that it lies in.
-        val_fraction: share of the train classes held out for validation; see
-            :func:`~bgl.datasets.load_folder`. Both layouts give the same classes.
-        seed: seed of that draw.
-        skip_broken: leave out images that can't be decoded; see :func:`~bgl.datasets.load_folder`.
-        allow_partial: go on with one warning if images are missing or the numbers of classes and
-            images are not the known ones.
-
-    Raises:
-        FileNotFoundError: if a file or all images are missing; it says where they came from.
-        ValueError: if a .mat file can't be read or lacks the labels, or the dataset is not
-            complete.
-    """
-    home = find_home("cars", root)
+def _read(source: Source, home: Path) -> Listing:
     if (home / _ALL).is_file():
-        find("cars", home, "car_ims")
+        source.find(home, "car_ims")
         files = [(home / _ALL, "relative_im_path", "")]
-        names_file = home / _ALL
+        origin = names_file = home / _ALL
     else:
         files = [
-            (find("cars", home, _TRAIN), "fname", "cars_train/"),
-            (find("cars", home, *_TEST), "fname", "cars_test/"),
+            (source.find(home, _TRAIN), "fname", "cars_train/"),
+            (source.find(home, *_TEST), "fname", "cars_test/"),
         ]
         for _, _, folder in files:
-            find("cars", home, folder.rstrip("/"))
-        names_file = home / "devkit" / "cars_meta.mat"
+            source.find(home, folder.rstrip("/"))
+        origin = home / "devkit"
+        names_file = origin / "cars_meta.mat"
     names = _class_names(names_file) if names_file.is_file() else [""] * 196
-    source = files[0][0] if len(files) == 1 else files[0][0].parent
-    listing = Listing("cars", home, {"train": source, "test": source})
+    listing = Listing(home, {"train": origin, "test": origin})
     for file, field, prefix in files:
-        rows = _annotations(file, field)
-        for number, (path, class_id) in enumerate(rows, start=1):
+        for number, (path, class_id) in enumerate(_annotations(file, field), start=1):
             where = f"{file} entry {number}"
             if not 1 <= class_id <= 196:
                 raise ValueError(
@@ -82,7 +54,7 @@ def load_cars(
                 )
             label = f"{class_id:03d} {names[class_id - 1]}".strip()
             listing.add("train" if class_id <= 98 else "test", label, prefix + path, where)
-    return listing.splits(val_fraction, seed, skip_broken, allow_partial)
+    return listing
 
 
 def _load(file: Path, variable: str) -> Any:
@@ -97,7 +69,7 @@ def _load(file: Path, variable: str) -> Any:
         ) from error
     if variable not in content:
         raise ValueError(
-            f"Expected {file} to have `{variable}`, but it has not; it is cut off or another file"
+            f"Expected {file} to have `{variable}`, but it has not: it is cut off or another file"
         )
     return content[variable]
 
@@ -128,3 +100,23 @@ def _annotations(file: Path, field: str) -> list[tuple[str, int]]:
         raise ValueError(
             f"Expected a path and a class in every entry of {file}: {error}"
         ) from error
+
+
+_HALVES = "Song et al., CVPR 2016: first half of the classes to train on, the other to test"
+
+CARS = Source(
+    name="cars",
+    title="Cars-196",
+    access="Its original site (https://ai.stanford.edu/~jkrause/cars/car_dataset.html) no longer "
+    "offers the files, so there is no download with a checksum; use a copy that you or your group "
+    "have.",
+    folders=("stanford_cars", "CARS196", "cars196"),
+    markers=(_ALL, _TRAIN),
+    layout=(
+        "cars_annos.mat and car_ims/",
+        "or devkit/cars_train_annos.mat, cars_test_annos_withlabels.mat (here or in devkit/), "
+        "cars_train/ and cars_test/",
+    ),
+    figures={"train": (Figures(98, 8054, _HALVES),), "test": (Figures(98, 8131, _HALVES),)},
+    read=_read,
+)

@@ -35,7 +35,7 @@ def load_emoji() -> Splits:
     the test part (see :func:`~bgl.datasets.raw_pixels`).
 
     Raises:
-        FileNotFoundError: if the package was installed without its data.
+        FileNotFoundError: If the package was installed without its data.
     """
     packaged = resources.files("bgl.datasets") / "data" / "emoji.zip"
     with packaged.open("rb") as file, zipfile.ZipFile(file) as archive:

@@ -1,70 +1,34 @@
-"""In-Shop Clothes Retrieval of DeepFashion: one class an item, with queries and a gallery."""
+"""In-Shop Clothes Retrieval of DeepFashion: one class an item, with queries and a gallery.
+
+Layout::
+
+    Eval/list_eval_partition.txt, or without Eval/:
+        52712
+        image_name item_id evaluation_status
+        img/WOMEN/Dresses/id_00000002/02_1_front.jpg id_00000002 train
+    img/WOMEN/Dresses/id_00000002/02_1_front.jpg, or the same in Img/
+"""
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
-from bgl.datasets.base import Splits
-from bgl.datasets.listing import Listing, read_lines, read_rows, to_int
-from bgl.datasets.sources import find, find_home
-from bgl.datasets.splits import listed
+from bgl.datasets.listing import Listing, check_header, join_names, read_lines, read_rows, to_int
+from bgl.datasets.source import Figures, Source
 
 _LISTS = ("Eval/list_eval_partition.txt", "list_eval_partition.txt")
 _COLUMNS = ("image_name", "item_id", "evaluation_status")
 _PARTS = {"train": "train", "query": "test", "gallery": "gallery"}
 
 
-def load_inshop(
-    root: str | Path,
-    val_fraction: float = 0.25,
-    seed: int = 0,
-    skip_broken: bool = False,
-    allow_partial: bool = False,
-) -> Splits:
-    """Load In-Shop Clothes Retrieval: train, queries (``test``) and ``gallery``.
-
-    Layout of ``root``, or of ``root/In-shop Clothes Retrieval Benchmark``::
-
-        Eval/list_eval_partition.txt, or without Eval/:
-            52712
-            image_name item_id evaluation_status
-            img/WOMEN/Dresses/id_00000002/02_1_front.jpg id_00000002 train
-        img/WOMEN/Dresses/id_00000002/02_1_front.jpg, or the same in Img/
-
-    The owners give the data out on request. pytorch-metric-learning has no reader of it.
-
-    Args:
-        root: the dataset's folder or the one that it lies in.
-        val_fraction: share of the train classes held out for validation; see
-            :func:`~bgl.datasets.load_folder`.
-        seed: seed of that draw.
-        skip_broken: leave out images that can't be decoded; see :func:`~bgl.datasets.load_folder`.
-        allow_partial: go on with one warning if images or lines are missing or the numbers of
-            classes and images are not the known ones.
-
-    Warns:
-        UserWarning: with the lines whose item is not the folder that the image is in.
-
-    Raises:
-        FileNotFoundError: if the list or all images are missing; it says where to get them.
-        ValueError: if a line is damaged, an item is in train and in another part, an image is in
-            two parts, or the dataset is not complete.
-    """
-    home = find_home("inshop", root)
-    file = find("inshop", home, *_LISTS)
-    images = find("inshop", home, "img", "Img/img").parent
-    prefix = "" if images == home else "Img/"
-    lines = read_lines(file)
-    count = to_int(lines[0].strip(), "the number of images", f"{file} line 1", 1)
-    if len(lines) < 2 or tuple(lines[1].split()) != _COLUMNS:
-        raise ValueError(
-            f"{file} line 2: expected {' '.join(_COLUMNS)}, but got {lines[1:2]}; the file is "
-            "damaged or not the original one"
-        )
-    listing = Listing("inshop", home, dict.fromkeys(_PARTS.values(), file))
+def _read(source: Source, home: Path) -> Listing:
+    file = source.find(home, *_LISTS)
+    prefix = "" if source.find(home, "img", "Img/img").parent == home else "Img/"
+    count = to_int(read_lines(file)[0].strip(), "the number of images", f"{file} line 1", 1)
+    check_header(file, 2, _COLUMNS)
+    listing = Listing(home, dict.fromkeys(_PARTS.values(), file))
     found = 0
-    odd: list[str] = []
+    misplaced: list[str] = []
     for where, path, item, status in read_rows(file, _COLUMNS, skip=2):
         found += 1
         if status not in _PARTS:
@@ -72,15 +36,34 @@ def load_inshop(
                 f"{where}: expected evaluation_status to be one of {tuple(_PARTS)}, got {status!r}"
             )
         if item not in path.split("/")[:-1]:
-            odd.append(f"{where} ({item}, {path})")
+            misplaced.append(f"{where} ({item}, {path})")
         listing.add(_PARTS[status], item, prefix + path, where)
     if found != count:
-        listing.shortfalls.append(f"{file} says it has {count} images, but lists {found}")
-    if odd:
-        warnings.warn(
-            f"{len(odd)} images are in the folder of another item than their line says; the line "
-            f"counts, but check them: {listed(odd)}",
-            UserWarning,
-            stacklevel=2,
+        listing.problems.append(f"{file} says it has {count} images, but lists {found}")
+    if misplaced:
+        listing.notes.append(
+            f"{len(misplaced)} images are in the folder of another item than their line says; the "
+            f"line counts, but check them: {join_names(misplaced)}"
         )
-    return listing.splits(val_fraction, seed, skip_broken, allow_partial)
+    return listing
+
+
+_LIU = "Liu et al., CVPR 2016 (DeepFashion)"
+
+INSHOP = Source(
+    name="inshop",
+    title="In-Shop Clothes Retrieval (DeepFashion)",
+    access="MMLab gives it on request, https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion.html "
+    "(sign the agreement; take Eval/list_eval_partition.txt and Img/img.zip of the In-shop "
+    "benchmark), so there is no download.",
+    folders=("In-shop Clothes Retrieval Benchmark",),
+    markers=_LISTS,
+    layout=(" or ".join(_LISTS), "img/ or Img/img/"),
+    figures={
+        "train": (Figures(3997, 25882, _LIU),),
+        "test": (Figures(3985, 14218, _LIU),),
+        "gallery": (Figures(3985, 12612, _LIU),),
+    },
+    read=_read,
+    recall_at=(1, 10, 20, 30),
+)

@@ -10,13 +10,13 @@ from bgl.datasets.base import ImageDataset
 
 
 def raw_pixels(dataset: ImageDataset) -> Tensor:
-    """Each image's 16 × 16 RGB pixels less their mean, a float32 tensor of shape [N, 768].
+    """Compute each image's 16 × 16 RGB pixels less their mean, a float32 tensor [N, 768].
 
     The pixels are area averages of the whole image before the dataset's transform, whatever its
     shape. With a cosine distance they measure how far plain looks go.
 
     Raises:
-        BrokenImageError: if a file cannot be decoded.
+        BrokenImageError: If a file cannot be decoded.
 
     Example:
         >>> images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)

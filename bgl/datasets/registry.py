@@ -2,43 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from bgl._checks import check_choice
 from bgl.datasets.base import Splits
-from bgl.datasets.cars import load_cars
-from bgl.datasets.cub import load_cub
+from bgl.datasets.cars import CARS
+from bgl.datasets.cub import CUB
+from bgl.datasets.downloading import Progress, download_source
 from bgl.datasets.emoji import load_emoji
-from bgl.datasets.folder import load_folder
-from bgl.datasets.inshop import load_inshop
-from bgl.datasets.sop import load_sop
-from bgl.datasets.sources import SOURCES, instructions
-from bgl.datasets.table import load_table
-from bgl.datasets.vehicleid import load_vehicleid
+from bgl.datasets.folder import read_folder
+from bgl.datasets.inshop import INSHOP
+from bgl.datasets.sop import SOP
+from bgl.datasets.source import Source
+from bgl.datasets.splits import build_splits
+from bgl.datasets.table import read_table
+from bgl.datasets.vehicleid import VEHICLEID_LARGE, VEHICLEID_MEDIUM, VEHICLEID_SMALL
 
-# Called with root, val_fraction, seed, skip_broken, allow_partial.
-_PUBLIC: dict[str, Callable[[str | Path, float, int, bool, bool], Splits]] = {
-    "cub": load_cub,
-    "cars": load_cars,
-    "sop": load_sop,
-    "inshop": load_inshop,
-    "vehicleid": load_vehicleid,
-    "vehicleid-small": partial(load_vehicleid, size="small"),
-    "vehicleid-medium": partial(load_vehicleid, size="medium"),
-    "vehicleid-large": partial(load_vehicleid, size="large"),
+#: The public datasets. To add one, write its file and add a line here.
+SOURCES: dict[str, Source] = {
+    "cub": CUB,
+    "cars": CARS,
+    "sop": SOP,
+    "inshop": INSHOP,
+    "vehicleid": VEHICLEID_MEDIUM,  # the one that papers on metric learning report
+    "vehicleid-small": VEHICLEID_SMALL,
+    "vehicleid-medium": VEHICLEID_MEDIUM,
+    "vehicleid-large": VEHICLEID_LARGE,
 }
+
+#: The K of Recall@K where a dataset has no others of its own.
+RECALL_AT = (1, 2, 4, 8)
 
 
 def dataset_names() -> tuple[str, ...]:
-    """The names that :func:`load_dataset` knows.
+    """List the names that :func:`load_dataset` takes.
 
-    >>> dataset_names()
-    ('emoji', 'folder', 'table', 'cub', 'cars', 'sop', 'inshop', 'vehicleid',
-     'vehicleid-small', 'vehicleid-medium', 'vehicleid-large')
+    Example:
+        >>> dataset_names()
+        ('emoji', 'folder', 'table', 'cub', 'cars', 'sop', 'inshop', 'vehicleid',
+         'vehicleid-small', 'vehicleid-medium', 'vehicleid-large')
     """
-    return ("emoji", "folder", "table", *_PUBLIC)
+    return ("emoji", "folder", "table", *SOURCES)
+
+
+def recall_at(dataset: str) -> tuple[int, ...]:
+    """Give the K of Recall@K that are usual for a dataset.
+
+    Example:
+        >>> recall_at("sop"), recall_at("cub"), recall_at("vehicleid-large")
+        ((1, 10, 100, 1000), (1, 2, 4, 8), (1, 5))
+    """
+    return SOURCES[dataset].recall_at if dataset in SOURCES else RECALL_AT
 
 
 def load_dataset(
@@ -53,24 +67,39 @@ def load_dataset(
 ) -> Splits:
     """Load a dataset by name.
 
+    Your own images are "folder", which has ``root/train/CLASS/*`` and ``root/test/CLASS/*``
+    without a class in common, or "table", a CSV file in the columns of open-metric-learning. The
+    public datasets are read as their owners give them out; layouts and sources are in the guide
+    to datasets.
+
     Args:
-        name: one of :func:`dataset_names`; "vehicleid" is "vehicleid-medium", the one that papers
-            on metric learning report.
-        root: the folder it lies in; None for a packaged dataset ("emoji"). For "table", what its
-            paths are relative to; None for the table's own folder.
-        val_fraction: share of the train classes held out for validation.
-        seed: seed of that draw, and of VehicleID's gallery. Packaged datasets have fixed parts and
-            need neither.
-        skip_broken: leave out images that can't be decoded; see :func:`load_folder`.
-        allow_partial: go on with one warning where a table lists images that are missing, or a
-            public dataset is not complete. Nothing is known to be missing of "folder" or "emoji",
-            so that it changes nothing there.
-        table: the CSV file of "table"; see :func:`load_table`.
+        name: One of :func:`dataset_names`; "vehicleid" is "vehicleid-medium".
+        root: The folder it lies in; None for a packaged dataset ("emoji"). For a public dataset,
+            its own folder or the one above. For "table", what its paths are relative to; None for
+            the table's own folder.
+        val_fraction: Share of the train classes held out for validation, drawn with ``seed``: at
+            least 2 classes, and at least 2 stay. 0 leaves ``val`` None.
+        seed: A non-negative integer; also draws VehicleID's gallery. Packaged datasets have fixed
+            parts and need neither.
+        skip_broken: Decode every image once at the start and leave out those that fail or whose
+            name is not UTF-8, with one warning and in ``skipped`` of the result. Otherwise such
+            an image raises when it is read.
+        allow_partial: Go on with one warning if listed images are missing, or the sizes are not
+            the published ones.
+        table: The CSV file of "table".
+
+    Warns:
+        UserWarning: With the images that were left out or are missing, if that is allowed; the
+            lines that repeat another; the classes with one image only, those with queries but
+            nothing in the gallery, and those whose names differ in case or Unicode form only.
 
     Raises:
-        ValueError: if the name is unknown, ``root`` or ``table`` is missing where it is needed or
-            given where it is not, or the files are not as expected.
-        FileNotFoundError: if ``root`` or a part of it does not exist.
+        FileNotFoundError: If ``root``, ``table``, a list or all images are missing. For a public
+            dataset the message says where to get it.
+        ValueError: If the name is unknown, ``root`` or ``table`` is missing where it is needed or
+            given where it is not, a line or a value is damaged (file and line are named), a class
+            is in train and in another part, an image is in two, all images of a class are broken,
+            the dataset is not complete, or there are too few train classes for ``val_fraction``.
     """
     check_choice(name, "name", dataset_names())
     if name == "table" and table is None:
@@ -87,13 +116,50 @@ def load_dataset(
                 f"got {str(root)!r}"
             )
         return load_emoji()
+    source = SOURCES.get(name)
     if table is not None:
-        return load_table(table, root, val_fraction, seed, skip_broken, allow_partial)
-    if root is None:
+        listing = read_table(table, root)
+    elif root is None:
         raise ValueError(
             f"Expected argument `root` to be the folder of the dataset {name!r}, got None"
-            + (f". {instructions(name)}" if name in SOURCES else "")
+            + (f". {source.instructions()}" if source is not None else "")
         )
-    if name == "folder":
-        return load_folder(root, val_fraction, seed, skip_broken)
-    return _PUBLIC[name](root, val_fraction, seed, skip_broken, allow_partial)
+    else:
+        listing = source.load(root) if source is not None else read_folder(root)
+    return build_splits(
+        source.name if source is not None else name,
+        listing,
+        source,
+        val_fraction=val_fraction,
+        seed=seed,
+        skip_broken=skip_broken,
+        allow_partial=allow_partial,
+    )
+
+
+def download(name: str, root: str | Path, progress: Progress | None = None) -> Path:
+    """Fetch a public dataset to a folder in ``root``, unless it is there already.
+
+    "cub" and "sop" have a public archive whose checksum is known. The owners of "inshop" and
+    "vehicleid-…" give them out on request only, and "cars" is no longer at its original site: for
+    these the error says where to ask and what to put where.
+
+    A transfer that breaks off goes on where it stopped when repeated; the archive is checked
+    before it is unpacked, unpacked as a whole or not at all, and removed then. It needs room for
+    both. Of several processes one does this and the others wait.
+
+    Args:
+        name: The dataset's name.
+        root: Folder to put it in; made if it does not exist.
+        progress: Called with the number of bytes fetched so far and the total.
+
+    Returns:
+        The dataset's folder, for :func:`load_dataset`, which takes ``root`` as well.
+
+    Raises:
+        ValueError: If the dataset can't be fetched, or the archive is not the original one.
+        ConnectionError: If the transfer breaks off or no server answers.
+        FileExistsError: If there is a folder of that name which is not the dataset.
+    """
+    check_choice(name, "name", tuple(SOURCES))
+    return download_source(SOURCES[name], root, progress)

@@ -1,147 +1,227 @@
-"""From the files of each class to the parts of a benchmark: what all datasets have in common."""
+"""From a listing to the parts of a benchmark: what all datasets have in common."""
 
 from __future__ import annotations
 
+import os
 import random
 import warnings
 from pathlib import Path
+from unicodedata import normalize
 
 import torch
 
 from bgl._checks import check_int, check_real
 from bgl.datasets.base import ImageDataset, Splits
+from bgl.datasets.listing import Classes, Listing, join_names
+from bgl.datasets.source import Source
 from bgl.images import BrokenImageError, read_image
-
-#: The image files of every class of a part, by the class's name.
-Classes = dict[str, list[Path]]
+from bgl.images.reading import printable
 
 
 def build_splits(
     name: str,
-    root: Path,
-    parts: dict[str, Classes],
-    sources: dict[str, Path],
+    listing: Listing,
+    source: Source | None = None,
+    *,
     val_fraction: float = 0.25,
     seed: int = 0,
     skip_broken: bool = False,
-    draw_gallery: bool = False,
+    allow_partial: bool = False,
 ) -> Splits:
-    """Check the classes of each part, hold some of them out for validation, make the datasets.
+    """Check a listing, hold some train classes out for validation, and make the datasets.
 
     Args:
-        name: the dataset's name.
-        root: the folder that all files are in; their names in ``paths`` are relative to it.
-        parts: the classes of "train", "test" (the queries, where there is a gallery) and, where
-            there is one, "gallery".
-        sources: the file or folder that each part was read from, for error messages.
-        val_fraction: share of the train classes held out for validation, drawn with ``seed``: at
-            least 2 classes, and at least 2 stay. 0 leaves ``val`` None.
-        seed: a non-negative integer.
-        skip_broken: decode every image once at the start and leave out those that fail, with one
-            warning and in ``skipped`` of the result.
-        draw_gallery: move one image of each test class, drawn with ``seed``, to the gallery.
+        name: The dataset's name.
+        listing: What is in which part.
+        source: What is known of a public dataset.
+        val_fraction, seed, skip_broken, allow_partial: See :func:`~bgl.datasets.load_dataset`.
 
     Warns:
-        UserWarning: with the broken images that were left out, with the classes that have one
-            image only, and with those that have queries but nothing in the gallery.
+        UserWarning: See :func:`~bgl.datasets.load_dataset`.
 
     Raises:
-        ValueError: if a part is empty, a class is in train and in another part, all images of a
-            class are broken, or there are too few train classes for ``val_fraction``.
+        FileNotFoundError: If none of the images is there.
+        ValueError: See :func:`~bgl.datasets.load_dataset`.
     """
     check_real(val_fraction, "val_fraction", 0.0, 1.0)
     check_int(seed, "seed", 0)
-    parts = {part: dict(classes) for part, classes in parts.items()}
+    notes = list(listing.notes)
+    if listing.repeated:
+        notes.append(
+            f"{len(listing.repeated)} lines repeat an image of the same class, which counts once; "
+            f"remove them: {join_names(listing.repeated)}"
+        )
+    _check_disjoint(listing)
+    notes += _twins(listing)
+    notes += _check_complete(name, listing, source, allow_partial)
+    parts = listing.parts
     for part, classes in parts.items():
         if not classes:
-            raise ValueError(f"Expected {sources[part]} to have images for {part}, but got none")
-    check_disjoint(parts, sources)
-    skipped = _drop_broken(root, parts, sources) if skip_broken else ()
-    if draw_gallery:
+            raise ValueError(
+                f"Expected {listing.origins[part]} to have images for {part}, but got none"
+            )
+    skipped = _drop_broken(listing, skip_broken)
+    if skipped:
+        notes.append(
+            f"Left out {len(skipped)} images in {listing.home} that can't be decoded: "
+            f"{join_names(skipped)}"
+        )
+    if source is not None and source.draws_gallery:
         parts["test"], parts["gallery"] = _draw_gallery(parts["test"], seed)
-    _warn_of_lonely(root, parts)
-    train = parts["train"]
+    notes += _unmatched(listing)
+    train, test, gallery = parts["train"], parts["test"], parts.get("gallery")
     val = {drawn: train.pop(drawn) for drawn in _draw_validation(sorted(train), val_fraction, seed)}
-    gallery = parts.get("gallery")
+    for note in notes:
+        warnings.warn(note, UserWarning, stacklevel=3)
     # Query and gallery share the numbers of their classes.
-    test_names = list(dict.fromkeys([*parts["test"], *(gallery or {})]))
+    test_names = list(dict.fromkeys([*test, *(gallery or {})]))
     return Splits(
         name,
-        _dataset(root, train, list(train)),
-        _dataset(root, val, list(val)) if val else None,
-        _dataset(root, parts["test"], test_names),
-        _dataset(root, gallery, test_names) if gallery is not None else None,
-        skipped,
+        _dataset(listing.home, train, list(train)),
+        _dataset(listing.home, val, list(val)) if val else None,
+        _dataset(listing.home, test, test_names),
+        _dataset(listing.home, gallery, test_names) if gallery is not None else None,
+        tuple(skipped),
     )
 
 
-def listed(names: list[str], limit: int = 20) -> str:
-    """The names, or the first ``limit`` of them and how many more there are.
+def _check_disjoint(listing: Listing) -> None:
+    """Raise a ValueError with the names of the train classes that another part has as well.
 
-    >>> listed(["a", "b", "c"], 2)
-    'a, b and 1 more'
+    One name may be written with different Unicode characters (é, or e and an accent).
     """
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
-
-
-def check_disjoint(parts: dict[str, Classes], sources: dict[str, Path]) -> None:
-    """Raise a ValueError with the names of the train classes that another part has as well."""
-    for part, classes in parts.items():
-        if part == "train":
+    train = {normalize("NFC", name) for name in listing.parts["train"]}
+    for part, classes in listing.parts.items():
+        shared = sorted(name for name in classes if normalize("NFC", name) in train)
+        if part == "train" or not shared:
             continue
-        shared = sorted(parts["train"].keys() & classes.keys())
-        if not shared:
-            continue
-        train, other = sources["train"], sources[part]
-        where = f"{train} and {other}" if train != other else f"train and {part} of {train}"
+        origin, other = listing.origins["train"], listing.origins[part]
+        where = f"{origin} and {other}" if origin != other else f"train and {part} of {origin}"
         raise ValueError(
-            f"Expected {where} to have no class name in common, but got {listed(shared)}; "
+            f"Expected {where} to have no class name in common, but got {join_names(shared)}; "
             "an unseen class must stay unseen: move or rename these"
         )
 
 
-def _drop_broken(
-    root: Path, parts: dict[str, Classes], sources: dict[str, Path]
-) -> tuple[str, ...]:
-    """Take out of ``parts`` the files that can't be decoded; return their names."""
+def _twins(listing: Listing) -> list[str]:
+    """A note on the classes whose names differ in case or in Unicode characters only."""
+    names = {name for classes in listing.parts.values() for name in classes}
+    groups: dict[str, list[str]] = {}
+    for name in sorted(names):
+        groups.setdefault(normalize("NFC", name).casefold(), []).append(name)
+    # Escaped, as both may look alike.
+    twins = [" and ".join(ascii(name) for name in group) for group in groups.values() if group[1:]]
+    if not twins:
+        return []
+    return [
+        f"{len(twins)} class names in {listing.home} differ from another in case or Unicode form "
+        f"only and count as other classes; rename or merge them if they are one: "
+        f"{join_names(twins)}"
+    ]
+
+
+def _check_complete(
+    name: str, listing: Listing, source: Source | None, allow_partial: bool
+) -> list[str]:
+    """Compare with the files on disk and the published sizes; a note if less is allowed."""
+    problems = [*listing.problems, *_drop_missing(listing, source)]
+    mismatches = source.mismatches(listing.parts) if source is not None else {}
+    for part, text in mismatches.items():
+        title = "query" if part == "test" and "gallery" in listing.parts else part
+        problems.append(f"{title} ({listing.origins[part].relative_to(listing.home)}): {text}")
+    if not problems:
+        return []
+    summary = f"Expected all of {name} in {listing.home}, but " + "; ".join(problems)
+    if not allow_partial:
+        raise ValueError(
+            f"{summary}. Get the missing files (unpack the archive again), or go on with what is "
+            "there: allow_partial=True, on the command line --allow-partial"
+        )
+    return [f"{summary}. Going on with what is there"]
+
+
+def _drop_missing(listing: Listing, source: Source | None) -> list[str]:
+    """Take the images that are not on disk out of ``parts``; a sentence if there are any."""
+    contents: dict[Path, set[str]] = {}  # one look into a folder, not one at every file
+    absent: list[str] = []
+    total = 0
+    for classes in listing.parts.values():
+        for label, files in list(classes.items()):
+            present = []
+            for file in files:
+                if file.parent not in contents:
+                    is_folder = file.parent.is_dir()
+                    contents[file.parent] = set(os.listdir(file.parent)) if is_folder else set()
+                if file.name in contents[file.parent]:
+                    present.append(file)
+                else:
+                    absent.append(file.relative_to(listing.home).as_posix())
+            total += len(files)
+            classes[label] = present
+            if not present:
+                del classes[label]
+    if not absent:
+        return []
+    if len(absent) < total:
+        return [f"{len(absent)} of {total} listed images are missing: {join_names(absent)}"]
+    if source is not None:
+        raise source.missing(listing.home / absent[0])
+    raise FileNotFoundError(
+        f"Expected the images to lie in {listing.home}, but none of the {total} is there, "
+        f"for example {absent[0]}"
+    )
+
+
+def _drop_broken(listing: Listing, skip_broken: bool) -> list[str]:
+    """Take the files that can't be used out of ``parts``; return their names."""
+    if not skip_broken:
+        files = [file for c in listing.parts.values() for members in c.values() for file in members]
+        unnamed = [str(file) for file in files if not _is_text(file.relative_to(listing.home))]
+        if unnamed:
+            raise ValueError(
+                f"Expected names of files in UTF-8, but got {join_names(unnamed)}; rename them, "
+                "or leave them out: skip_broken=True, on the command line --skip-broken"
+            )
+        return []
     broken: list[str] = []
-    for part, classes in parts.items():
+    for part, classes in listing.parts.items():
         for name, files in list(classes.items()):
-            readable = [_is_readable(file) for file in files]
-            good = [file for file, fine in zip(files, readable, strict=True) if fine]
-            broken += [str(file) for file, fine in zip(files, readable, strict=True) if not fine]
+            good = [file for file in files if _is_usable(file, listing.home)]
+            if len(good) < len(files):
+                broken += [printable(file) for file in files if file not in good]
             classes[name] = good
             if good:
                 continue
-            if part != "train" and "gallery" in parts:
+            if part != "train" and "gallery" in listing.parts:
                 del classes[name]  # the class may have images on the other side
                 continue
             raise ValueError(
-                f"Expected class {name!r} of {sources[part]} to have images that can be decoded, "
-                f"but all {len(files)} are broken; remove them to leave the class out"
+                f"Expected class {name!r} of {listing.origins[part]} to have images that can be "
+                f"decoded, but all {len(files)} are broken; remove them to leave the class out"
             )
         if not classes:
             raise ValueError(f"Expected images of {part} that can be decoded, but all are broken")
-    if broken:
-        warnings.warn(
-            f"Left out {len(broken)} images in {root} that can't be decoded: {listed(broken)}",
-            UserWarning,
-            stacklevel=3,
-        )
-    return tuple(broken)
+    return broken
 
 
-def _is_readable(path: Path) -> bool:
+def _is_usable(file: Path, home: Path) -> bool:
     try:
-        read_image(path)
+        read_image(file)
     except BrokenImageError:
+        return False
+    return _is_text(file.relative_to(home))
+
+
+def _is_text(name: Path) -> bool:
+    try:
+        str(name).encode()
+    except UnicodeEncodeError:  # bytes that are no UTF-8, which Python smuggles in
         return False
     return True
 
 
 def _draw_gallery(test: Classes, seed: int) -> tuple[Classes, Classes]:
-    """One image of every class for the gallery; the others are the queries.
+    """Draw one image of every class for the gallery; the others are the queries.
 
     The draw depends on names only, not on the order in which a file lists them.
     """
@@ -156,30 +236,25 @@ def _draw_gallery(test: Classes, seed: int) -> tuple[Classes, Classes]:
     return query, gallery
 
 
-def _warn_of_lonely(root: Path, parts: dict[str, Classes]) -> None:
-    """Warn of the classes in which no image has another one to be near to."""
-    query, gallery = parts["test"], parts.get("gallery")
-    lonely = [name for name, files in parts["train"].items() if len(files) == 1]
-    names = dict.fromkeys([*query, *(gallery or {})])
-    lonely += [
-        name for name in names if len(query.get(name, [])) + len((gallery or {}).get(name, [])) == 1
-    ]
-    if lonely:
-        warnings.warn(
-            f"{len(lonely)} classes in {root} have one image only: {listed(lonely)}",
-            UserWarning,
-            stacklevel=3,
+def _unmatched(listing: Listing) -> list[str]:
+    """Notes on the classes in which no image has another one to be near to."""
+    query, gallery = listing.parts["test"], listing.parts.get("gallery", {})
+    sizes = {name: len(query.get(name, [])) + len(gallery.get(name, [])) for name in query}
+    sizes |= {name: len(files) for name, files in gallery.items() if name not in query}
+    single = [name for name, files in listing.parts["train"].items() if len(files) == 1]
+    single += [name for name, size in sizes.items() if size == 1]
+    notes = []
+    if single:
+        notes.append(
+            f"{len(single)} classes in {listing.home} have one image only: {join_names(single)}"
         )
-    if gallery is None:
-        return
     absent = [name for name, files in query.items() if name not in gallery and len(files) > 1]
-    if absent:
-        warnings.warn(
-            f"{len(absent)} classes in {root} have queries but nothing in the gallery, so these "
-            f"queries count for no metric: {listed(absent)}",
-            UserWarning,
-            stacklevel=3,
+    if absent and "gallery" in listing.parts:
+        notes.append(
+            f"{len(absent)} classes in {listing.home} have queries but nothing in the gallery, so "
+            f"these queries count for no metric: {join_names(absent)}"
         )
+    return notes
 
 
 def _draw_validation(names: list[str], fraction: float, seed: int) -> list[str]:
@@ -198,10 +273,10 @@ def _draw_validation(names: list[str], fraction: float, seed: int) -> list[str]:
     return sorted(random.Random(seed).sample(names, count))
 
 
-def _dataset(root: Path, classes: Classes, names: list[str]) -> ImageDataset:
+def _dataset(home: Path, classes: Classes, names: list[str]) -> ImageDataset:
     files = [file for members in classes.values() for file in members]
     ids = {name: i for i, name in enumerate(names)}
     labels = [ids[name] for name, members in classes.items() for _ in members]
     # Relative names, so that the split's digest is the same wherever the folder lies.
-    paths = [file.relative_to(root).as_posix() for file in files]
+    paths = [file.relative_to(home).as_posix() for file in files]
     return ImageDataset(files, torch.tensor(labels), names, paths=paths)

@@ -50,21 +50,21 @@ def write_standin(
     warning that says so. Nothing of it is real data.
 
     Args:
-        name: a name of :func:`~bgl.datasets.load_dataset` other than "emoji", or "cars-devkit" or
+        name: A name of :func:`~bgl.datasets.load_dataset` other than "emoji", or "cars-devkit" or
             "inshop-flat", the other layouts in which these two were given out. "table" gets its
             table as ``items.csv``.
-        root: the folder to write to; made if it does not exist.
-        classes: number of train classes, and as many to test; at most 98.
-        images: number of images of a class, at least 2. In-Shop has one of each test class in the
+        root: The folder to write to; made if it does not exist.
+        classes: Number of train classes, and as many to test; at most 98.
+        images: Number of images of a class, at least 2. In-Shop has one of each test class in the
             gallery.
-        image_size: height and width of the images in pixels.
-        seed: seed of the noise.
+        image_size: Height and width of the images in pixels.
+        seed: Seed of the noise.
 
     Returns:
         ``root``.
 
     Raises:
-        ValueError: if the name is unknown or a number is out of its range.
+        ValueError: If the name is unknown or a number is out of its range.
 
     Example:
         >>> import tempfile, warnings

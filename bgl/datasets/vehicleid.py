@@ -1,63 +1,61 @@
-"""PKU VehicleID: one class a vehicle, with a gallery of one image each."""
+"""PKU VehicleID: one class a vehicle, with a gallery of one image each.
+
+Layout::
+
+    train_test_split/train_list.txt                      IMAGE VEHICLE
+    train_test_split/test_list_800.txt, 1600, 2400       IMAGE VEHICLE
+    image/IMAGE.jpg
+
+The benchmark fixes the test images, not which of them are queries: one image of every vehicle is
+drawn for the gallery (once, by the seed) and the others are queries. Papers average over ten
+draws, so compare over several seeds. Broken images are left out before the draw.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from bgl._checks import check_choice
-from bgl.datasets.base import Splits
 from bgl.datasets.listing import Listing, read_rows
-from bgl.datasets.sources import find, find_home
+from bgl.datasets.source import Figures, Source
 
-_SIZES = {"small": 800, "medium": 1600, "large": 2400}
+_DRDL = "Liu et al., CVPR 2016 (VehicleID)"
+_LISTS = "the released lists, as counted by FastReID"
 
 
-def load_vehicleid(
-    root: str | Path,
-    val_fraction: float = 0.25,
-    seed: int = 0,
-    skip_broken: bool = False,
-    allow_partial: bool = False,
-    size: str = "medium",
-) -> Splits:
-    """Load VehicleID with its small, medium or large test set.
+def _source(size: str, vehicles: int, listed: int, published: int) -> Source:
+    """The dataset with one of its test sets; the paper and the released lists disagree."""
+    files = {"train": "train_list.txt", "test": f"test_list_{vehicles}.txt"}
 
-    Layout of ``root``, or of ``root/VehicleID_V1.0``::
+    def read(source: Source, home: Path) -> Listing:
+        lists = {
+            part: source.find(home, f"train_test_split/{file}") for part, file in files.items()
+        }
+        source.find(home, "image")
+        listing = Listing(home, lists)
+        for part, file in lists.items():
+            for where, image, vehicle in read_rows(file, ("image", "vehicle")):
+                listing.add(part, vehicle, f"image/{image}.jpg", where)
+        return listing
 
-        train_test_split/train_list.txt                      IMAGE VEHICLE
-        train_test_split/test_list_800.txt, 1600, 2400       IMAGE VEHICLE
-        image/IMAGE.jpg
+    return Source(
+        name=f"vehicleid-{size}",
+        title="PKU VehicleID",
+        access="Peking University gives it on request, "
+        "https://pkuml.org/resources/pku-vehicleid.html (sign the agreement), so there is no "
+        "download.",
+        folders=("VehicleID_V1.0",),
+        markers=("train_test_split/train_list.txt",),
+        layout=("train_test_split/train_list.txt", "train_test_split/test_list_*.txt", "image/"),
+        figures={
+            "train": (Figures(13164, 113346, _LISTS), Figures(13134, 110178, _DRDL)),
+            "test": (Figures(vehicles, listed, _LISTS), Figures(vehicles, published, _DRDL)),
+        },
+        read=read,
+        recall_at=(1, 5),
+        draws_gallery=True,
+    )
 
-    The benchmark fixes the test images, not which of them are queries: one image of every vehicle
-    is drawn for the gallery (once, with ``seed``; the draw does not depend on the order of the
-    lines) and the others are queries. Papers average over ten draws, so compare over several
-    seeds. Broken images are left out before the draw.
 
-    The owners give the data out on request. pytorch-metric-learning has no reader of it.
-
-    Args:
-        root: the dataset's folder or the one that it lies in.
-        val_fraction: share of the train classes held out for validation; see
-            :func:`~bgl.datasets.load_folder`.
-        seed: seed of that draw and of the gallery's.
-        skip_broken: leave out images that can't be decoded; see :func:`~bgl.datasets.load_folder`.
-        allow_partial: go on with one warning if images are missing or the numbers of classes and
-            images are none of the known ones.
-        size: "small" (800 vehicles), "medium" (1,600) or "large" (2,400).
-
-    Raises:
-        FileNotFoundError: if a list or all images are missing; it says where to get them.
-        ValueError: if a line is damaged, a vehicle or an image is in both lists, or the dataset is
-            not complete.
-    """
-    check_choice(size, "size", tuple(_SIZES))
-    name = f"vehicleid-{size}"
-    files = {"train": "train_list.txt", "test": f"test_list_{_SIZES[size]}.txt"}
-    home = find_home(name, root)
-    sources = {part: find(name, home, f"train_test_split/{file}") for part, file in files.items()}
-    find(name, home, "image")
-    listing = Listing(name, home, sources)
-    for part, file in sources.items():
-        for where, image, vehicle in read_rows(file, ("image", "vehicle")):
-            listing.add(part, vehicle, f"image/{image}.jpg", where)
-    return listing.splits(val_fraction, seed, skip_broken, allow_partial, draw_gallery=True)
+VEHICLEID_SMALL = _source("small", 800, 6493, 7332)
+VEHICLEID_MEDIUM = _source("medium", 1600, 13377, 12995)
+VEHICLEID_LARGE = _source("large", 2400, 19777, 20038)

@@ -2,19 +2,48 @@
 
 from __future__ import annotations
 
+import io
+import os
+import re
+import stat
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 from torch import Tensor
 
-#: Files with these endings, in small or capital letters, are images; others are left alone.
+with suppress(ImportError):  # the extra "heic"
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+
+#: Files with these endings, in lower or upper case, are images; others are ignored. They do not
+#: depend on what is installed, so that a folder is the same dataset everywhere.
 IMAGE_SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+    | {".avif", ".heic", ".heif"}  # which need a new Pillow, or the extra "heic"
 )
 
 _SAYS = "Expected an image file that can be decoded, but got "
+
+#: What turns an image upright, by the orientation that its camera noted.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def printable(text: str | Path) -> str:
+    """The name of a file for people to read: no control characters, whatever bytes are in it."""
+    text = re.sub(r"[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", str(text))
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 class BrokenImageError(ValueError):
@@ -28,34 +57,117 @@ class BrokenImageError(ValueError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{_SAYS}{self.path}: {self.reason}"
+        return f"{_SAYS}{printable(self.path)}: {printable(self.reason)}"
 
 
 def to_rgb(image: Image.Image) -> Tensor:
-    """A Pillow image of any mode as a uint8 tensor [3, H, W]: transparency over white, upright."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):  # Pillow would clip 16-bit grey values at 255
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    """Convert a Pillow image of any mode to a uint8 tensor [3, H, W].
+
+    Transparent parts become white, the image is turned upright, and grey values of 16 bits are
+    scaled to 8.
+
+    Raises:
+        ValueError: If the image has grey values whose range is unknown (32 bits, floats).
+    """
+    image.load()  # the metadata may lie behind the pixels
+    upright = _UPRIGHT.get(_orientation(image))
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = _scale_grey(image)
     if image.has_transparency_data:
+        key = image.info.get("transparency")
+        if image.mode == "RGB" and max(key) > 255:  # of 16 bits, where Pillow keeps the upper 8
+            image.info["transparency"] = tuple(value >> 8 for value in key)
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    if upright is not None:
+        image = image.transpose(upright)
     pixels = np.array(image.convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
+def _orientation(image: Image.Image) -> int | None:
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # damaged metadata raise anything; the pixels are good all the same
+        return None
+    return orientation if isinstance(orientation, int) else None
+
+
+def _scale_grey(image: Image.Image) -> Image.Image:
+    """Scale grey values of 16 bits to 8, where Pillow would clip them at 255."""
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+        raise ValueError(
+            f"grey values of unknown range (Pillow's mode {image.mode}); "
+            "save the image with 8 or 16 bits per channel"
+        )
+    pixels = np.asarray(image)
+    grey = Image.fromarray((pixels >> 8).astype(np.uint8))
+    key = image.info.get("transparency")
+    if key is not None:
+        grey.putalpha(Image.fromarray(np.where(pixels == key, 0, 255).astype(np.uint8)))
+    return grey
+
+
 def read_image(path: Path) -> Tensor:
-    """The first frame of an image file as an RGB uint8 tensor [3, H, W].
+    """Read the first frame of an image file as an RGB uint8 tensor [3, H, W].
 
     Grey, palette and CMYK images become RGB, transparent ones are put on white, and the
-    orientation noted by a camera is applied.
+    orientation noted by a camera is applied. Damaged metadata (EXIF, colour profiles, comments)
+    are ignored.
 
     Raises:
-        BrokenImageError: if the file is missing or cannot be decoded to the end.
+        BrokenImageError: If the file is missing, is no file (a pipe, a folder) or cannot be
+            decoded to the end.
     """
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
+            raise BrokenImageError(path, "it is a folder, a pipe or a device, not a file")
         with Image.open(path) as image:
             return to_rgb(image)
+    except BrokenImageError:
+        raise
     except FileNotFoundError as error:
         raise BrokenImageError(path, "it does not exist") from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ...
-        raise BrokenImageError(path, f"{type(error).__name__}: {error}") from error
+        try:
+            data = _without_metadata(Path(path).read_bytes())
+            with Image.open(io.BytesIO(data)) as image:
+                return to_rgb(image)
+        except Exception:
+            reason = f"{type(error).__name__}: {error}{_advice(Path(path), error)}"
+            raise BrokenImageError(path, reason) from error
+
+
+def _advice(path: Path, error: Exception) -> str:
+    suffix = path.suffix.lower()
+    if isinstance(error, Image.DecompressionBombError):
+        return "; shrink it, or set PIL.Image.MAX_IMAGE_PIXELS = None if you trust your files"
+    if suffix in IMAGE_SUFFIXES and suffix not in Image.registered_extensions():
+        return f"; for {suffix} files: pip install -U 'bgl[heic]' 'pillow>=11.3'"
+    return ""
+
+
+def _without_metadata(data: bytes) -> bytes:
+    """A PNG or JPEG file without what its pixels do not need; other content as it is.
+
+    Every part begins with its length, so nothing has to be understood to be left out.
+    """
+    if data.startswith(b"\x89PNG"):
+        kept, at = [data[:8]], 8
+        while at < len(data):
+            end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+            name = data[at + 4 : at + 8]
+            if name[:1].isupper() or name == b"tRNS":  # capital: critical
+                kept.append(data[at:end])
+            at = end
+        return b"".join(kept)
+    if data.startswith(b"\xff\xd8"):
+        kept, at = [data[:2]], 2
+        while (marker := data[at : at + 2]) > b"\xff" and marker != b"\xff\xda":  # until the scan
+            end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+            colours = marker == b"\xff\xee" and end - at >= 16  # Adobe's: RGB, CMYK or YCCK
+            if not (b"\xff\xe0" <= marker <= b"\xff\xef" or marker == b"\xff\xfe") or colours:
+                kept.append(data[at:end])
+            at = end
+        return b"".join(kept) + data[at:]
+    return data

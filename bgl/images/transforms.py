@@ -12,6 +12,10 @@ from bgl._checks import check_int, check_real
 
 Transform = Callable[[Tensor], Tensor]
 
+#: Longer side over shorter side from which on an image loses its ends before it is resized. The
+#: crop would drop them anyway, but first an image of 20,000 × 1 pixels would take gigabytes.
+LONGEST = 32
+
 
 def train_transform(
     image_size: int,
@@ -20,19 +24,19 @@ def train_transform(
     crop_scale: tuple[float, float] = (0.2, 1.0),
     flip: float = 0.5,
 ) -> Transform:
-    """A random crop, resized with bicubic interpolation, and a random flip; then normalised.
+    """Crop at random, resize with bicubic interpolation, flip at random, and normalise.
 
     Takes a uint8 tensor [3, H, W], gives a float32 tensor [3, image_size, image_size].
 
     Args:
-        image_size: side of the result in pixels.
-        mean: what is subtracted from each channel, for values in [0, 1].
-        std: what each channel is then divided by.
-        crop_scale: smallest and largest share of the image's area in a crop.
-        flip: probability of a flip from left to right.
+        image_size: Side of the result in pixels.
+        mean: What is subtracted from each channel, for values in [0, 1].
+        std: What each channel is then divided by.
+        crop_scale: Smallest and largest share of the image's area in a crop.
+        flip: Probability of a flip from left to right.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: If an argument is out of its range.
     """
     check_int(image_size, "image_size", 2)  # torch cannot resize to a single pixel
     check_real(flip, "flip", 0.0, 1.0)
@@ -55,20 +59,20 @@ def train_transform(
 def eval_transform(
     image_size: int, mean: Sequence[float], std: Sequence[float], resize: int | None = None
 ) -> Transform:
-    """The centre of the image, resized with bicubic interpolation; then normalised.
+    """Resize with bicubic interpolation, cut out the centre, and normalise.
 
     Takes a uint8 tensor [3, H, W], gives a float32 tensor [3, image_size, image_size].
 
     Args:
-        image_size: side of the result in pixels.
-        mean: what is subtracted from each channel, for values in [0, 1].
-        std: what each channel is then divided by.
-        resize: length of the shorter side before the crop. By default 8/7 of ``image_size`` (256
+        image_size: Side of the result in pixels.
+        mean: What is subtracted from each channel, for values in [0, 1].
+        std: What each channel is then divided by.
+        resize: Length of the shorter side before the crop. By default 8/7 of ``image_size`` (256
             for 224), as usual for photos, and ``image_size`` itself for images no larger than
             that, which have no margin to spare.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: If an argument is out of its range.
     """
     check_int(image_size, "image_size", 2)  # torch cannot resize to a single pixel
     if resize is not None:
@@ -85,7 +89,11 @@ class _ResizeAndCrop(torch.nn.Module):
         self.resize = resize
 
     def forward(self, image: Tensor) -> Tensor:
+        """Resize and crop an image [3, H, W]."""
         shorter = min(image.shape[-2:])
+        if max(image.shape[-2:]) > LONGEST * shorter:
+            height, width = (min(side, LONGEST * shorter) for side in image.shape[-2:])
+            image = v2.functional.center_crop(image, [height, width])
         side = self.resize
         if side is None:
             fits = shorter <= self.image_size

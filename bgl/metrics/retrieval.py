@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from bgl._checks import check_choice, check_finite, check_index_vector, check_int, check_matrix
-from bgl._precision import at_least_float32
-from bgl.metrics.screening import SPARE, SYMMETRIC_KEPT, Nearest, RanksByProduct, Screen
-
-
-@runtime_checkable
-class RanksByKey(Protocol):
-    """A distance with a cheaper form for ranking, such as ``bgl.hyperbolic.HyperbolicDistance``."""
-
-    def rank_key(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
-        """``[Q, R]``, smaller for closer pairs."""
-        ...
-
+from bgl._precision import at_least_float32, central_point, exact_matmul
+from bgl.metrics.screening import SPARE, SYMMETRIC_KEPT, Nearest, Rankable, Screen
 
 Distance = str | Callable[[Tensor, Tensor], Tensor]
 
@@ -51,8 +40,8 @@ def retrieval_metrics(
 
     **Ties.** Items at the same distance keep the order of the gallery: the lower index is nearer.
     Identical rows are scored once, so they tie exactly, whatever ``chunk_size`` is. The result is
-    that of scores in float64, which keep every other order down to distances that agree to some
-    15 digits.
+    that of scores in float64, which keep every other order down to differences of some 15 digits
+    below the squared spread of the gallery. Integers and codes tie as their distances do.
 
     **Speed.** ``"cosine"``, ``"euclidean"`` and ``HyperbolicDistance`` are ranked by inner
     products in float32 (a set against itself by half of them); only queries where their rounding
@@ -183,9 +172,8 @@ def _rank_dtype(device: torch.device) -> torch.dtype:
 
 
 def _screen(distance: Distance, gallery: Tensor) -> Screen | None:
-    """The fast way, where it exists and float32 products are computed in float32."""
-    full = torch.get_float32_matmul_precision() == "highest" and gallery.device.type != "mps"
-    if full and isinstance(distance, (str, RanksByProduct)):
+    """The fast way, where it exists."""
+    if gallery.device.type != "mps" and isinstance(distance, (str, Rankable)):
         return Screen(distance, gallery)
     return None
 
@@ -208,11 +196,13 @@ def _score_against(distance: Distance, gallery: Tensor) -> Callable[[Tensor], Te
     if isinstance(distance, str):
         if distance == "cosine":
             unit = normalize(gallery)
-            return lambda query: normalize(query).neg_() @ unit.T
+            return lambda query: exact_matmul(-normalize(query), unit.T)
+        centre = central_point(gallery)
+        gallery = gallery - centre
+        squares = gallery.square().sum(dim=1)
         # |q-g|² without |q|², which is the same for the whole row.
-        squares = torch.linalg.vector_norm(gallery, dim=1).square()
-        return lambda query: torch.addmm(squares, query, gallery.T, alpha=-2)
-    if isinstance(distance, RanksByKey):
+        return lambda query: squares - 2 * exact_matmul(query - centre, gallery.T)
+    if isinstance(distance, Rankable):
         rank_key = distance.rank_key
         return lambda query: rank_key(query, gallery)
     measure: Callable[[Tensor, Tensor], Tensor] = distance

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from bgl._precision import central_point, exact_matmul
+
 # Items kept beyond the depth asked for, so that the nearest one left out lies clearly behind.
 SPARE = 4
 # Up to this many items kept, a set against itself is computed once for both (i, j) and (j, i):
@@ -20,14 +22,18 @@ SYMMETRIC_KEPT = 64
 FLOAT64_ROWS = 4096
 
 # left and right factors of some points [B, W], and what the order of their products leaves open
-# [B, 1] (see `RanksByProduct`)
+# [B, 1] (see `Rankable`)
 Factors = tuple[Tensor, Tensor, Tensor]
 Nearest = tuple[Tensor, Tensor]  # scores and columns [B, kept], nearest first
 
 
 @runtime_checkable
-class RanksByProduct(Protocol):
-    """A distance that orders pairs as inner products do, such as ``HyperbolicDistance``."""
+class Rankable(Protocol):
+    """A distance whose order is that of a cheaper form, such as ``HyperbolicDistance``."""
+
+    def rank_key(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
+        """Keys ``[Q, R]`` in the order of the distances."""
+        ...
 
     def rank_factors(self, points: Tensor) -> Factors:
         r"""Left and right factors ``[N, W]``, of equal norms, and blurs :math:`b` ``[N, 1]``.
@@ -48,11 +54,11 @@ class Screen:
     than :math:`2e` are in their exact order.
 
     Args:
-        distance: ``"cosine"``, ``"euclidean"`` or a :class:`RanksByProduct`.
+        distance: ``"cosine"``, ``"euclidean"`` or a :class:`Rankable`.
         gallery: embeddings ``[G, C]``.
     """
 
-    def __init__(self, distance: str | RanksByProduct, gallery: Tensor) -> None:
+    def __init__(self, distance: str | Rankable, gallery: Tensor) -> None:
         self.factors = _factors(distance, gallery)
         lefts, rights, blurs, norms = [], [], [], []
         for points in gallery.split(FLOAT64_ROWS):
@@ -69,8 +75,7 @@ class Screen:
     def nearest(self, query: Tensor, kept: int, exclude: Tensor | None) -> Nearest:
         """The ``kept`` nearest items of some queries [B, C], except one each, ``exclude`` [B]."""
         left = self.factors(query.double())[0].float()
-        with torch.autocast(query.device.type, enabled=False):
-            scores = left @ self.right.t()
+        scores = exact_matmul(left, self.right.t())
         if exclude is not None:
             scores[torch.arange(len(query), device=query.device), exclude] = torch.inf
         return _smallest(scores, kept)
@@ -86,8 +91,7 @@ class Screen:
         for first in range(0, n, chunk_size):
             rows = slice(first, min(first + chunk_size, n))
             scores = block[: rows.stop - first, : n - first]
-            with torch.autocast(self.right.device.type, enabled=False):
-                torch.mm(self.left[rows], self.right[first:].t(), out=scores)
+            exact_matmul(self.left[rows], self.right[first:].t(), out=scores)
             scores.diagonal().fill_(torch.inf)
             _merge(found, rows, _smallest(scores, kept), first)
             _merge(found, slice(rows.stop, n), _smallest(scores[:, len(scores) :].t(), kept), first)
@@ -121,8 +125,8 @@ class Screen:
         return certain if whole else certain & (scores[:, -1:] > edge).flatten()
 
 
-def _factors(distance: str | RanksByProduct, gallery: Tensor) -> Callable[[Tensor], Factors]:
-    if isinstance(distance, RanksByProduct):
+def _factors(distance: str | Rankable, gallery: Tensor) -> Callable[[Tensor], Factors]:
+    if isinstance(distance, Rankable):
         return distance.rank_factors
     if distance == "cosine":
 
@@ -133,7 +137,7 @@ def _factors(distance: str | RanksByProduct, gallery: Tensor) -> Callable[[Tenso
         return cosine
 
     # |q-g|² is taken from the centre and at a scale around 1, which does not change its order.
-    centre = gallery.mean(dim=0, dtype=torch.float64)
+    centre = central_point(gallery).double()
     blocks = gallery.split(FLOAT64_ROWS)
     radii = [torch.linalg.vector_norm(block.double() - centre, dim=1).max() for block in blocks]
     scale = torch.stack(radii).max().clamp(min=torch.finfo(torch.float64).tiny)

@@ -12,13 +12,13 @@ from torch import Tensor
 from bgl import models
 from bgl._io import write_text
 from bgl._neighbors import nearest
-from bgl.datasets import Splits
+from bgl.datasets import Splits, recall_at
 from bgl.metrics import retrieval_metrics
 from bgl.pipeline.arrays import RECORD_FILE, REFINED_FILE, noted, write_arrays
 from bgl.pipeline.comparison import OTHER_EPOCHS
 from bgl.pipeline.results import Row, read_record
 from bgl.refinement import refine
-from bgl.training import Evaluator, Progress, TrainConfig, make_accelerator, recall_at
+from bgl.training import Evaluator, Progress, TrainConfig, make_accelerator
 
 K = 7  # refine's default, lowered for tiny test sets
 

@@ -18,7 +18,7 @@ import yaml
 
 import bgl
 from bgl._io import write_text
-from bgl.datasets import Splits, raw_pixels
+from bgl.datasets import Splits, raw_pixels, recall_at
 from bgl.metrics import retrieval_metrics
 from bgl.pipeline.files import read_config
 from bgl.pipeline.folder import locked
@@ -43,7 +43,6 @@ from bgl.training import (
     TrainConfig,
     build_encoder,
     make_accelerator,
-    recall_at,
     train,
 )
 from bgl.training.checkpoint import CHECKPOINT_FILE, check_digest

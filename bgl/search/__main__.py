@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bgl.images.loading import num_workers
+from bgl.images.reading import printable
 from bgl.search import SearchIndex, write_results
-from bgl.search.page import printable
 
 
 def make_parser(prog: str) -> argparse.ArgumentParser:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from PIL import Image
 
 from bgl._io import write_text
 from bgl.images import BrokenImageError, read_image
+from bgl.images.reading import printable
 from bgl.search.index import Hit
 
 SIDE = 160  # of a thumbnail, in pixels
@@ -76,11 +76,6 @@ def write_results(
         path, _PAGE.format(style=_STYLE, about=html.escape(printable(about)), sections=sections)
     )
     return path
-
-
-def printable(text: str | Path) -> str:
-    """A file's name as text, whatever bytes are in it."""
-    return os.fsencode(text).decode("utf-8", "replace")
 
 
 def _section(query: Path, hits: Sequence[Hit], measure: str) -> str:

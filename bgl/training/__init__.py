@@ -6,18 +6,15 @@ with extra("train"):
     from bgl.training.build import build_encoder, build_model, make_accelerator
     from bgl.training.config import TrainConfig
     from bgl.training.evaluation import (
-        RECALL_AT,
         Evaluator,
         evaluate,
         evaluate_encoder,
-        recall_at,
     )
     from bgl.training.interruption import Interrupted, Interruption
     from bgl.training.loop import TrainResult, train
     from bgl.training.progress import Progress, ProgressList, TrainingRun
 
 __all__ = [
-    "RECALL_AT",
     "Evaluator",
     "Interrupted",
     "Interruption",
@@ -31,6 +28,5 @@ __all__ = [
     "evaluate",
     "evaluate_encoder",
     "make_accelerator",
-    "recall_at",
     "train",
 ]

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bgl.datasets import ImageDataset, Splits
+from bgl.datasets import RECALL_AT, ImageDataset, Splits, recall_at
 from bgl.images.loading import num_workers
 from bgl.metrics import retrieval_metrics
 from bgl.models import Encoder
@@ -16,22 +16,6 @@ from bgl.training.interruption import Interruption
 from bgl.training.progress import Progress
 
 Metrics = dict[str, float]
-RECALL_AT = (1, 2, 4, 8)
-_RECALL_AT = {  # where the literature has other K
-    "sop": (1, 10, 100, 1000),
-    "inshop": (1, 10, 20, 30),
-    "vehicleid": (1, 5),
-}
-
-
-def recall_at(dataset: str) -> tuple[int, ...]:
-    """Return the K of Recall@K that are usual for a dataset.
-
-    Example:
-        >>> recall_at("sop"), recall_at("cub"), recall_at("vehicleid-large")
-        ((1, 10, 100, 1000), (1, 2, 4, 8), (1, 5))
-    """
-    return _RECALL_AT.get(dataset.partition("-")[0], RECALL_AT)
 
 
 def evaluate(

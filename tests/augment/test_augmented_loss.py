@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -292,6 +293,123 @@ def test_own_copies_are_no_positives(miner: str) -> None:
     assert (anchor < len(z)).all()
     assert (anchor != positive % len(z)).all()
     assert (positive >= len(z)).any()
+
+
+EASY_HARD = [
+    (positive, negative)
+    for positive in ("hard", "semihard", "easy", "all")
+    for negative in ("hard", "semihard", "easy", "all")
+    if (positive, negative) != ("semihard", "semihard")
+    and {positive, negative} != {"all", "semihard"}
+]
+PER_ANCHOR: dict[str, Callable[[nn.Module], miners.BaseMiner]] = {
+    "batch-hard": lambda distance: miners.BatchHardMiner(distance=distance),
+    "multi-similarity": lambda distance: miners.MultiSimilarityMiner(distance=distance),
+    "pair-margin": lambda distance: miners.PairMarginMiner(0.5, 0.5, distance=distance),
+    **{
+        f"triplet-margin {kind}": lambda distance, kind=kind: miners.TripletMarginMiner(
+            0.2, kind, distance=distance
+        )
+        for kind in ("all", "hard", "semihard", "easy")
+    },
+    **{
+        f"{kinds[0]} positives, {kinds[1]} negatives": (
+            lambda distance, kinds=kinds: miners.BatchEasyHardMiner(*kinds, distance=distance)
+        )
+        for kinds in EASY_HARD
+    },
+    "hard within a range": lambda distance: miners.BatchEasyHardMiner(
+        "hard", "hard", allowed_pos_range=(0.3, 0.9), distance=distance
+    ),
+}
+
+
+@pytest.mark.parametrize("distance", [LpDistance, CosineSimilarity], ids=["lp", "cosine"])
+@pytest.mark.parametrize("labels", ["balanced", "alone", "two classes"])
+@pytest.mark.parametrize("make", PER_ANCHOR)
+def test_mined_as_if_own_copies_were_not_there(
+    make: str, labels: str, distance: type[nn.Module]
+) -> None:
+    """Anchor by anchor, from candidates without itself and its copies."""
+    z, _, replay = batch()
+    many = {"balanced": torch.arange(12) % 4, "two classes": torch.arange(12) // 6}
+    y = many.get(labels, torch.tensor([0, 0, 1, 1, 2, 2, 2, 3, 4, 5, 6, 7]))
+    replay.labels = y.repeat(2)
+    candidates, candidate_labels = torch.cat([z, replay.copies]), torch.cat([y, replay.labels])
+    expected: tuple[set[tuple[int, int]], set[tuple[int, int]]] = (set(), set())
+    for i in range(len(z)):
+        others = (torch.arange(len(candidates)) % len(z) != i).nonzero().flatten()
+        mined = PER_ANCHOR[make](distance())(
+            z[i : i + 1], y[i : i + 1], candidates[others], candidate_labels[others]
+        )
+        for pairs, found in zip(expected, (mined[1], mined[-1]), strict=True):
+            pairs.update((i, j) for j in others[found].tolist())
+    loss = Recorder()
+    AugmentedLoss(loss, replay, PER_ANCHOR[make](distance()))(z, y)
+    anchor, positive, *others, negative = (index.tolist() for index in loss.indices)
+    assert set(zip(anchor, positive, strict=True)) == expected[0]
+    assert set(zip(others[0] if others else anchor, negative, strict=True)) == expected[1]
+
+
+def test_a_class_alone_is_never_pulled_to_another() -> None:
+    y = torch.tensor([0, 0, 1])
+    z = torch.tensor([[1.0, 0, 0], [0.9, 0.1, 0], [0, 1.0, 0]])
+    replay = Replay(z + 0.1 * torch.randn(3, 3), y)
+    loss = Recorder()
+    AugmentedLoss(loss, replay, miners.BatchHardMiner())(z, y)
+    assert loss.indices[0].unique().tolist() == [0, 1]
+
+
+def test_share_of_all_pairs_is_one_of_pairs_without_own_copies() -> None:
+    z, y, replay = batch(16)
+    loss, share = Recorder(), 0.3
+    AugmentedLoss(loss, replay, miners.HDCMiner(filter_percentage=share))(z, y)
+    every = nn.functional.normalize(torch.cat([z, replay.copies]).detach())
+    similarity = every[:16] @ every.T
+    rows = torch.arange(len(every))
+    same = y[:, None] == torch.cat([y, replay.labels])
+    other = same & (rows % 16 != rows[:16, None])
+    hardest = similarity[other].sort().values[: math.ceil(share * int(other.sum()))]
+    found = similarity[loss.indices[0], loss.indices[1]].sort().values
+    assert_close(found, hardest)
+    hardest = (
+        similarity[~same].sort(descending=True).values[: math.ceil(share * int((~same).sum()))]
+    )
+    assert_close(similarity[loss.indices[2], loss.indices[3]].sort(descending=True).values, hardest)
+
+
+def test_called_as_losses_of_the_library_are() -> None:
+    z, y, replay = batch()
+    criterion = AugmentedLoss(losses.ContrastiveLoss(), replay)
+    assert criterion(z, y, None, None, None) == criterion(z, y)
+    pairs = miners.MultiSimilarityMiner()(z, y)
+    for bad in ({"indices_tuple": pairs}, {"ref_emb": z}, {"ref_labels": y}):
+        with pytest.raises(ValueError, match=rf"`{next(iter(bad))}`.*miner="):
+            criterion(z, y, **bad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "loss",
+    [
+        *(losses.ProxyAnchorLoss, losses.ProxyNCALoss, losses.SoftTripleLoss, losses.ArcFaceLoss),
+        *(losses.CosFaceLoss, losses.SubCenterArcFaceLoss, losses.NormalizedSoftmaxLoss),
+    ],
+)
+def test_no_call_changes_the_type_of_proxies(loss: type[nn.Module], dtype: torch.dtype) -> None:
+    made = loss(num_classes=4, embedding_size=6)
+    before = {name: value.clone() for name, value in made.state_dict().items()}
+    z, y = torch.randn(12, 6).to(dtype).requires_grad_(), torch.arange(12) % 4
+    statistics = ClassStatistics(4, 6)
+    statistics.update(z.detach(), y)
+    value = AugmentedLoss(made, IntraClassAugmentation(statistics))(z, y)
+    value.backward()
+    assert value.isfinite()
+    assert z.grad is not None
+    assert (z.grad.dtype, bool(z.grad.isfinite().all())) == (dtype, True)
+    for name, parameter in made.named_parameters():
+        assert parameter.dtype == torch.float32
+        assert torch.equal(parameter, before[name])
 
 
 def test_miner_given_keeps_its_distance() -> None:

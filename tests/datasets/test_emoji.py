@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zipfile
 from collections import defaultdict
@@ -38,6 +39,15 @@ def emoji() -> Splits:
 def index() -> dict[str, Any]:
     with zipfile.ZipFile(DATA / "emoji.zip") as archive:
         return json.loads(archive.read("index.json"))
+
+
+def test_data_and_order_are_those_of_the_published_results(emoji: Splits) -> None:
+    assert emoji.digest == "50ec4e0e847c"
+    assert isinstance(emoji.train.images, torch.Tensor)
+    pixels = hashlib.sha256(emoji.train.images.numpy().tobytes()).hexdigest()
+    assert pixels.startswith("5b813a1c0473")
+    order = hashlib.sha256("".join(emoji.test.paths).encode()).hexdigest()
+    assert order.startswith("b2d92e12644d")
 
 
 def test_counts(emoji: Splits) -> None:

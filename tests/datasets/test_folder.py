@@ -1,15 +1,21 @@
-"""load_folder: the split, broken files, and errors that say what is wrong where."""
+"""Image folders: the split, broken files, and errors that say what is wrong where."""
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 import warnings
+from functools import partial
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from bgl.datasets import BrokenImageError, load_dataset, load_folder
+from bgl.datasets import load_dataset
+from bgl.images import BrokenImageError
+
+load_folder = partial(load_dataset, "folder")
 
 TRAIN = tuple(f"train{i}" for i in range(8))
 TEST = ("test0", "test1")
@@ -109,7 +115,7 @@ def test_class_with_only_broken_images(root: Path) -> None:
         load_folder(root, skip_broken=True)
 
 
-def test_lonely_classes_are_listed_once(root: Path) -> None:
+def test_classes_with_one_image_are_listed_once(root: Path) -> None:
     for name in ("train/train2", "test/test0"):
         for i in (0, 1):
             (root / name / f"{i}.PNG").unlink()
@@ -149,6 +155,54 @@ def test_class_in_both_parts(root: Path) -> None:
         load_folder(root)
 
 
+def twin(root: Path, part: str, old: str, new: str) -> None:
+    shutil.copytree(root / part / old, root / part / new, dirs_exist_ok=True)
+
+
+def test_class_in_both_parts_in_other_unicode_characters(root: Path) -> None:
+    twin(root, "train", "train5", "caf\u00e9")
+    twin(root, "test", "test0", "cafe\u0301")
+    with pytest.raises(ValueError, match="no class name in common, but got cafe\u0301"):
+        load_folder(root)
+
+
+@pytest.mark.parametrize(
+    "names", [("Train5", "train5"), ("cafe\u0301", "caf\u00e9"), ("Test1", "test1")]
+)
+def test_classes_that_differ_in_case_or_unicode_form_are_noted(
+    root: Path, names: tuple[str, str]
+) -> None:
+    for name in names:
+        if not any((root / part / name).exists() for part in ("train", "test")):
+            twin(root, "train", "train4", name)
+    with pytest.warns(UserWarning, match=r"1 class names .* rename or merge") as caught:
+        load_folder(root)
+    assert len(caught) == 1
+    assert all(ascii(name) in str(caught[0].message) for name in names)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs names of any bytes")
+def test_names_that_are_not_utf8_are_named_or_left_out(root: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    shutil.copy(root / "train/train0/0.PNG", root / "train/train0" / name)
+    with pytest.raises(ValueError, match=r"UTF-8, but got .*caf.\.png; .*--skip-broken"):
+        load_folder(root)
+    with pytest.warns(UserWarning, match=r"Left out 1 images .*caf.\.png"):
+        splits = load_folder(root, skip_broken=True)
+    digest = splits.digest
+    (root / "train/train0" / name).unlink()
+    assert load_folder(root).digest == digest
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_pipes_are_broken_images(root: Path) -> None:
+    os.mkfifo(root / "test/test1/9.png")
+    with pytest.raises(BrokenImageError, match="a pipe"):
+        load_folder(root).test.read(6)
+    with pytest.warns(UserWarning, match=r"Left out 1 images .*9\.png"):
+        assert len(load_folder(root, skip_broken=True).test) == 6
+
+
 @pytest.mark.parametrize("fraction", [-0.1, 1.5, 1.0, 0.9])
 def test_bad_fraction(root: Path, fraction: float) -> None:
     with pytest.raises(ValueError, match="`val_fraction`"):
@@ -161,15 +215,6 @@ def test_too_few_classes_to_hold_any_out(root: Path) -> None:
     with pytest.raises(ValueError, match=r"2 classes are too few to hold any out; 0 \(--val-frac"):
         load_folder(root)
     assert load_folder(root, val_fraction=0).train.num_classes == 2
-
-
-def test_load_dataset_passes_everything_on(root: Path) -> None:
-    cut(root / "test" / "test1" / "2.PNG")
-    with pytest.warns(UserWarning, match="Left out"):
-        splits = load_dataset("folder", root, val_fraction=0.5, seed=3, skip_broken=True)
-    with pytest.warns(UserWarning, match="Left out"):
-        assert splits.digest == load_folder(root, 0.5, 3, True).digest
-    assert len(splits.skipped) == 1
 
 
 def test_load_dataset_names_its_arguments() -> None:

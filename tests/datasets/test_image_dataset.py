@@ -133,6 +133,11 @@ def test_digest_sees_parts_classes_and_items_but_not_their_order() -> None:
     assert len({digest, *(other.digest for other in others)}) == 5
 
 
+def test_digest_of_names_that_are_not_utf8() -> None:
+    a, b = in_memory(("a",)), in_memory(("caf\udce9",))
+    assert Splits("x", a, None, b).digest != Splits("x", b, None, a).digest
+
+
 def test_raw_pixels_are_centred_area_means() -> None:
     images = torch.randint(0, 256, (3, 3, 32, 48), dtype=torch.uint8)
     pixels = raw_pixels(ImageDataset(images, torch.zeros(3, dtype=torch.int64), ["x"]))

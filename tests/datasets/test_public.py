@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,15 +14,9 @@ from PIL import Image
 from pytorch_metric_learning.datasets.cub import CUB
 from pytorch_metric_learning.datasets.sop import StanfordOnlineProducts
 
-from bgl.datasets import (
-    KNOWN_FIGURES,
-    Figures,
-    Splits,
-    figures,
-    load_dataset,
-    standin_names,
-    write_standin,
-)
+from bgl.datasets import Splits, load_dataset, recall_at, standin_names, write_standin
+from bgl.datasets.registry import SOURCES
+from bgl.datasets.source import Figures
 
 PUBLIC = {name: name for name in standin_names() if name not in ("folder", "table")}
 PUBLIC |= {"cars-devkit": "cars", "inshop-flat": "inshop"}
@@ -35,16 +31,12 @@ HOMES = {
 @pytest.fixture
 def known(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a stand-in of 6 classes and 4 images count as complete."""
-    tiny = {
-        name: {
-            part: (Figures(6, {"train": 24}.get(part, 24), "test"),)
-            if name != "inshop" or part == "train"
-            else (Figures(6, 18 if part == "test" else 6, "test"),)
-            for part in parts
-        }
-        for name, parts in KNOWN_FIGURES.items()
-    }
-    monkeypatch.setattr(figures, "KNOWN_FIGURES", tiny)
+    for name, source in SOURCES.items():
+        images = {part: 24 for part in source.figures}
+        if "gallery" in images:
+            images |= {"test": 18, "gallery": 6}
+        tiny = {part: (Figures(6, number, "test"),) for part, number in images.items()}
+        monkeypatch.setitem(SOURCES, name, replace(source, figures=tiny))
 
 
 def standin(name: str, root: Path) -> Path:
@@ -435,7 +427,7 @@ def test_inshop_broken_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("known")
-def test_lonely_train_classes_are_listed(tmp_path: Path) -> None:
+def test_train_classes_with_one_image_are_listed(tmp_path: Path) -> None:
     home = standin("sop", tmp_path)
     for i in range(1, 4):
         (home / f"bicycle_final/111085122873_{i}.JPG").unlink()
@@ -456,13 +448,42 @@ def test_grey_images_become_rgb(tmp_path: Path) -> None:
     assert test.read(list(test.images).index(path)).shape == (3, 8, 8)
 
 
-def test_known_figures_add_up() -> None:
-    """The totals that the datasets' authors give."""
-    totals = {
-        name: sum(alternatives[0].images for alternatives in parts.values())
-        for name, parts in KNOWN_FIGURES.items()
-    }
-    assert totals["cub"] == 11788
-    assert totals["cars"] == 16185
-    assert totals["sop"] == 120053
-    assert totals["inshop"] == 52712
+@pytest.mark.parametrize(
+    ("name", "total"), [("cub", 11788), ("cars", 16185), ("sop", 120053), ("inshop", 52712)]
+)
+def test_published_figures_add_up(name: str, total: int) -> None:
+    """To the totals that the datasets' authors give."""
+    assert sum(known[0].images for known in SOURCES[name].figures.values()) == total
+
+
+def test_recall_at_is_the_literatures() -> None:
+    assert recall_at("vehicleid") == recall_at("vehicleid-small") == (1, 5)
+    assert recall_at("folder") == recall_at("cub") == (1, 2, 4, 8)
+
+
+ORDER = {
+    "folder": "a18a21b56c2d 9a4c4c736e54",
+    "table": "5700b38b1931 f7e78f765cea",
+    "cub": "11f468840d3d 5e84faf4e899",
+    "cars": "4a888905c9db ca8693a32f37",
+    "cars-devkit": "fdb3e3eddcd5 b5f93817e7ff",
+    "sop": "808a450bc386 15f988bc159f",
+    "inshop": "0c005d1e2b4f 5c57bdb81366",
+    "inshop-flat": "6cc54603650c 6d2a13156f53",
+    "vehicleid": "fbe4ed467d42 f26ca79838e2",
+}
+
+
+@pytest.mark.parametrize("standin_name", ORDER)
+def test_digest_and_order_stay(standin_name: str, tmp_path: Path) -> None:
+    """What a dataset's digest is and in which order its images come never changes."""
+    write_standin(standin_name, tmp_path, classes=6, images=4, image_size=8)
+    table = {"table": tmp_path / "items.csv"} if standin_name == "table" else {}
+    splits = partial(PUBLIC.get(standin_name, standin_name), tmp_path, seed=3, **table)
+    order = "\n".join(
+        f"{part} {path} {label}"
+        for part, data in splits.parts().items()
+        for path, label in zip(data.paths, data.labels.tolist(), strict=True)
+    )
+    digest = hashlib.sha256(order.encode()).hexdigest()[:12]
+    assert f"{splits.digest} {digest}" == ORDER[standin_name]

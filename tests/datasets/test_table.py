@@ -1,4 +1,4 @@
-"""load_table: the two forms of validation, labels, paths, and errors that name line and column."""
+"""Tables: the two forms of validation, labels, paths, and errors that name line and column."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from bgl.datasets import load_dataset, load_table, write_standin
+from bgl.datasets import Splits, load_dataset, write_standin
 
 HEADER = "path,label,split,is_query,is_gallery"
+
+
+def load_table(table: str | Path, root: str | Path | None = None) -> Splits:
+    return load_dataset("table", root, table=table)
 
 
 @pytest.fixture

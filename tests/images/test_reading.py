@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-import bgl.datasets
-import bgl.images
 from bgl.datasets import ImageDataset
 from bgl.images import BrokenImageError, read_image
-from bgl.images.reading import read_batches
+from bgl.images.reading import printable, read_batches
 
 
 def save(image: Image.Image, path: Path, **options: object) -> Path:
@@ -51,14 +52,162 @@ def test_modes_are_read_as_rgb(tmp_path: Path) -> None:
         assert distance.abs().max() <= 2, path
 
 
-def test_camera_orientation_is_applied(tmp_path: Path) -> None:
-    image = Image.new("RGB", (6, 4), "white")
-    image.putpixel((0, 0), (255, 0, 0))
+@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_camera_orientation_is_applied(tmp_path: Path, orientation: int, suffix: str) -> None:
+    pixels = np.kron(np.arange(6, dtype=np.uint8).reshape(2, 3), np.full((16, 16), 40, np.uint8))
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
-    pixels = read_image(save(image, tmp_path / "turned.png", exif=exif))
-    assert pixels.shape == (3, 6, 4)
-    assert pixels[:, 0, -1].tolist() == [255, 0, 0]
+    exif[0x0112] = orientation
+    options = {"png": {}, "jpg": {"quality": 100}, "webp": {"lossless": True}}[suffix]
+    path = save(Image.fromarray(pixels), tmp_path / f"x.{suffix}", exif=exif, **options)
+    upright = {
+        2: pixels[:, ::-1],
+        3: pixels[::-1, ::-1],
+        4: pixels[::-1],
+        5: pixels.T,
+        6: pixels[::-1].T,
+        7: pixels[::-1, ::-1].T,
+        8: pixels[:, ::-1].T,
+    }.get(orientation, pixels)
+    found = read_image(path).numpy().astype(int)
+    assert found.shape == (3, *upright.shape)
+    assert np.abs(found - upright).max() <= 2
+
+
+def exif_block(*entries: tuple[int, int, int, bytes]) -> bytes:
+    """A block of EXIF; each entry is a tag, a type, a count and four bytes."""
+    packed = b"".join(struct.pack("<HHI4s", *entry) for entry in entries)
+    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + packed + b"\0" * 4
+
+
+UPSIDE_DOWN = (0x0112, 3, 1, b"\x03\0\0\0")
+DAMAGED_EXIF = {
+    "prefix twice": b"Exif\0\0" + exif_block(UPSIDE_DOWN),
+    "empty": b"Exif\0\0",
+    "no header": b"Exif\0\0garbage garbage",
+    "half a header": b"Exif\0\0II*\0",
+    "far away": b"Exif\0\0II*\0\xff\xff\xff\x7f",
+    "cut off": exif_block(UPSIDE_DOWN)[:16],
+    "text for a number": exif_block((0x0112, 2, 2, b"6\0\0\0")),
+    "wrong type of another tag": exif_block(UPSIDE_DOWN, (0x9286, 7, 4, b"\1\2\3\4")),
+    "three values": exif_block((0x0112, 3, 2, b"\x03\0\x06\0")),
+}
+
+
+@pytest.mark.parametrize("exif", DAMAGED_EXIF.values(), ids=DAMAGED_EXIF)
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_exif_leaves_the_pixels(tmp_path: Path, suffix: str, exif: bytes) -> None:
+    noise = Image.effect_noise((24, 16), 80).convert("RGB")
+    plain = read_image(save(noise, tmp_path / f"plain.{suffix}"))
+    found = read_image(save(noise, tmp_path / f"x.{suffix}", exif=exif))
+    assert torch.equal(found, plain) or torch.equal(found, plain.flip(1, 2))
+
+
+def png_chunk(name: bytes, content: bytes, crc: int | None = None) -> bytes:
+    crc = zlib.crc32(name + content) if crc is None else crc
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", crc)
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        png_chunk(b"tEXt", b"key\0text", crc=1),
+        png_chunk(b"zTXt", b"key\0\7garbage"),
+        png_chunk(b"iTXt", b"key\0\1\0\0\0" + zlib.compress(bytes(1 << 21))),
+        png_chunk(b"iCCP", b"profile\0\7garbage"),
+        png_chunk(b"gAMA", b""),
+        png_chunk(b"pHYs", b"\0"),
+        png_chunk(b"cHRM", b"\0\1"),
+        png_chunk(b"acTL", b""),
+        png_chunk(b"eXIf", b"garbage"),
+    ],
+    ids=lambda chunk: chunk[4:8].decode(),
+)
+@pytest.mark.parametrize("place", [33, -12], ids=["before the pixels", "behind them"])
+def test_damaged_metadata_of_png_leave_the_pixels(tmp_path: Path, chunk: bytes, place: int) -> None:
+    path = tmp_path / "x.png"
+    noise = Image.effect_noise((24, 16), 80)
+    content = save(noise.convert("P"), path, transparency=3).read_bytes()
+    plain = read_image(path)
+    path.write_bytes(content[:place] + chunk + content[place:])
+    assert torch.equal(read_image(path), plain)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+@pytest.mark.parametrize("marker", [b"\xe0JFIF\0", b"\xe2ICC_PROFILE\0", b"\xeeAdobe"])
+def test_damaged_metadata_of_jpeg_leave_the_pixels(
+    tmp_path: Path, mode: str, marker: bytes
+) -> None:
+    path = tmp_path / "x.jpg"
+    content = save(Image.effect_noise((24, 16), 80).convert(mode), path).read_bytes()
+    plain = read_image(path)
+    segment = b"\xff" + marker[:1] + struct.pack(">H", len(marker) + 1) + marker[1:]
+    path.write_bytes(content[:2] + segment + content[2:])
+    assert torch.equal(read_image(path), plain)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "big-endian.tif", "ppm"])
+def test_grey_values_of_16_bits_are_scaled(tmp_path: Path, suffix: str) -> None:
+    values = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
+    path = tmp_path / f"x.{suffix}"
+    if suffix == "ppm":
+        path.write_bytes(b"P5 16 16 65535\n" + values.astype(">u2").tobytes())
+    elif suffix == "big-endian.tif":
+        save(Image.frombytes("I;16B", (16, 16), values.astype(">u2").tobytes()), path)
+    else:
+        save(Image.fromarray(values), path)
+    expected = (values >> 8).astype(np.uint8)
+    assert (read_image(path).numpy() == expected).all()
+
+
+def test_a_transparent_grey_of_16_bits_is_white(tmp_path: Path) -> None:
+    values = np.array([[90 * 257, 1000]], dtype=np.uint16)
+    path = save(Image.fromarray(values), tmp_path / "key.png", transparency=1000)
+    assert read_image(path)[0].tolist() == [[90, 255]]
+
+
+def test_a_transparent_colour_of_16_bits_is_white(tmp_path: Path) -> None:
+    row = b"\0" + struct.pack(">6H", 0x4000, 0x5000, 0x6000, 0x1234, 0x1234, 0x1234)
+    (tmp_path / "key.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + png_chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0))
+        + png_chunk(b"tRNS", struct.pack(">3H", 0x1234, 0x1234, 0x1234))
+        + png_chunk(b"IDAT", zlib.compress(row))
+        + png_chunk(b"IEND", b"")
+    )
+    assert read_image(tmp_path / "key.png")[:, 0].T.tolist() == [[0x40, 0x50, 0x60], [255] * 3]
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_grey_values_of_unknown_range_are_refused(tmp_path: Path, dtype: type) -> None:
+    path = save(Image.fromarray(np.full((4, 4), 70000, dtype=dtype)), tmp_path / "deep.tif")
+    with pytest.raises(BrokenImageError, match=r"deep.tif: .*mode [IF]\); save the image with 8"):
+        read_image(path)
+
+
+def test_an_image_beyond_pillows_limit_says_how_to_allow_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(Image.new("1", (40, 40)), tmp_path / "big.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 700)
+    with pytest.raises(BrokenImageError, match="MAX_IMAGE_PIXELS = None"):
+        read_image(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert read_image(path).shape == (3, 40, 40)
+
+
+def test_a_phones_formats_are_read_or_say_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if ".avif" in Image.registered_extensions():
+        path = save(Image.new("RGB", (16, 8), (250, 250, 250)), tmp_path / "x.avif")
+        assert read_image(path).float().mean() > 240
+    monkeypatch.setattr(Image, "registered_extensions", dict)
+    for suffix in ("heic", "heif", "avif"):
+        (tmp_path / f"y.{suffix}").write_bytes(b"\0\0\0\x18ftypnone\0\0\0\0mif1")
+        with pytest.raises(BrokenImageError, match=r"pip install -U 'bgl\[heic\]'"):
+            read_image(tmp_path / f"y.{suffix}")
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
@@ -79,6 +228,23 @@ def test_missing_and_empty_files_are_named(tmp_path: Path) -> None:
     for name, reason in (("empty.jpg", "Unidentified"), ("missing.jpg", "it does not exist")):
         with pytest.raises(BrokenImageError, match=f"{name}: {reason}"):
             read_image(tmp_path / name)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_what_is_no_file_is_named_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+    for name in ("pipe.png", "folder.png"):
+        with pytest.raises(BrokenImageError, match=f"{name}: it is a folder, a pipe"):
+            read_image(tmp_path / name)
+
+
+def test_names_are_shown_without_what_a_terminal_would_obey(tmp_path: Path) -> None:
+    assert printable("caf\xe9 \u65e5\u672c \U0001f600.png") == "caf\xe9 \u65e5\u672c \U0001f600.png"
+    assert printable("a\x1b[31m\x07\x9b\n\udce9.png") == "a\\x1b[31m\\x07\\x9b\\x0a\ufffd.png"
+    with pytest.raises(BrokenImageError) as caught:
+        read_image(tmp_path / "\x1b]0;title\x07.png")
+    assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -116,8 +282,3 @@ def test_batches_are_read_one_ahead_and_no_more(tmp_path: Path) -> None:
     next(batches)
     batches.close()  # waits for what was begun
     assert seen == [0, 1, 2, 3]
-
-
-def test_the_datasets_offer_the_same_names() -> None:
-    for name in bgl.images.__all__:
-        assert getattr(bgl.images, name) is getattr(bgl.datasets, name)

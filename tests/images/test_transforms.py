@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torchvision.transforms import InterpolationMode, v2
 
 from bgl.images import eval_transform, train_transform
 
@@ -65,6 +66,42 @@ def test_eval_margin() -> None:
     small = torch.zeros(3, 32, 32, dtype=torch.uint8)
     small[:, 0] = 255
     assert (eval_transform(224, MEAN, STD)(small)[:, 0] > 0).all()
+
+
+@pytest.mark.parametrize("shape", [(40, 60), (300, 200), (500, 100), (90, 33), (8, 256)])
+def test_eval_is_a_plain_resize_and_crop(shape: tuple[int, int]) -> None:
+    """Bit for bit, up to the ratio of sides at which an image loses its ends beforehand."""
+    image = noise(*shape)
+    side = 64 if min(shape) <= 64 else 73
+    resized = v2.functional.resize(
+        image, [side], interpolation=InterpolationMode.BICUBIC, antialias=True
+    )
+    cropped = v2.functional.center_crop(resized, [64])
+    expected = v2.functional.to_dtype(cropped, torch.float32, scale=True)
+    mean, std = [0.5, 0.4, 0.3], [0.5, 0.25, 0.2]
+    assert torch.equal(
+        eval_transform(64, MEAN, STD)(image), v2.functional.normalize(expected, mean, std)
+    )
+
+
+@pytest.mark.parametrize("thin", [(1, 20_000), (20_000, 1), (2, 30_000)])
+def test_a_thin_image_is_not_blown_up(thin: tuple[int, int], monkeypatch: Any) -> None:
+    sizes: list[int] = []
+    resize = v2.functional.resize
+
+    def watched(image: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        sizes.append(max(image.numel(), (out := resize(image, *args, **options)).numel()))
+        return out
+
+    monkeypatch.setattr(v2.functional, "resize", watched)
+    image = torch.linspace(0, 255, max(thin)).to(torch.uint8).expand(3, min(thin), -1)
+    image = image.transpose(1, 2) if thin[0] > thin[1] else image
+    out = eval_transform(64, (0.0,) * 3, (1.0,) * 3)(image.contiguous())
+    assert out.shape == (3, 64, 64)
+    assert (out - 0.5).abs().max() < 0.01  # the middle
+    assert sizes
+    assert max(sizes) <= 3 * 64 * 64 * 32
+    assert train_transform(64, MEAN, STD)(image).shape == (3, 64, 64)
 
 
 @pytest.mark.parametrize(

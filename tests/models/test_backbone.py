@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 
-from bgl.datasets import eval_transform
+from bgl.images import eval_transform
 from bgl.models import create_backbone
 
 TINY = "test_resnet"

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import bgl.models.storage as storage
-from bgl.datasets import BrokenImageError, ImageDataset, Splits
+from bgl.datasets import ImageDataset, Splits
 from bgl.hyperbolic import HyperbolicDistance, ToPoincareBall
+from bgl.images import BrokenImageError
 from bgl.models import (
     BatchGraphModel,
     BlockConfig,

