@@ -1,4 +1,4 @@
-"""TensorBoard, and every other tracker that accelerate knows, as a listener of a training."""
+"""Listen to the training loop with TensorBoard or another tracker that accelerate knows."""
 
 from __future__ import annotations
 

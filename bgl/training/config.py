@@ -127,6 +127,14 @@ class IAAOptions:
     sigma_var: float = 1.0
 
 
+# Where and how a training runs. With the same data these do not define its result, and may change
+# when it goes on.
+CIRCUMSTANCES = (
+    *("data_root", "table", "download", "skip_broken", "allow_partial"),
+    *("device", "workers", "on_nonfinite"),
+)
+
+
 @dataclass
 class TrainConfig:
     """One training: data, model, method, optimisation.
@@ -330,11 +338,12 @@ class TrainConfig:
             )
 
     def changed(self, stored: dict[str, Any]) -> list[str]:
-        """The fields that have another value in ``stored``, an earlier configuration as plain
-        values; what it lacks is newer than it and had its default there."""
+        """The fields that define the result and have another value in ``stored``, an earlier
+        configuration as plain values; what it lacks is newer than it and had its default there."""
         now = dataclasses.asdict(self)
         then = {**dataclasses.asdict(TrainConfig()), **stored}
-        return sorted(name for name in now if then[name] != now[name])
+        defining = now.keys() - set(CIRCUMSTANCES)
+        return sorted(name for name in defining if then[name] != now[name])
 
     def check_stored(self, stored: dict[str, Any], place: Path) -> None:
         """Refuse what was stored at ``place`` under another configuration.

@@ -14,9 +14,11 @@ from explorer_runs import (
 )
 from safetensors.torch import load_file
 
-from bgl.pipeline.recorder import Recorder, batch_graphs, fixed_batch, map_items, read_frames
+from bgl.pipeline.arrays import read_arrays
+from bgl.pipeline.recorder import Recorder, batch_graphs, fixed_batch, map_items
 from bgl.training import ProgressList, build_encoder, train
 from bgl.training.config import DyBGROptions
+from bgl.visualization._frames import unpack_frames
 
 
 @pytest.mark.parametrize("method", ["none", "dybgr"])
@@ -64,7 +66,7 @@ def test_recorder_goes_on_after_an_interruption(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(small(), splits, part, Stop(part, splits))
     train(small(), splits, part, Recorder(part, splits))
-    frames = [read_frames(folder / "explorer.npz") for folder in (whole, part)]
+    frames = [unpack_frames(read_arrays(folder / "explorer.npz")) for folder in (whole, part)]
     assert len(frames[0]) == len(frames[1]) == 6
     for one, other in zip(*frames, strict=True):
         for field in dataclasses.fields(one):
