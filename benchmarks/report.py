@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 
 from bgl.pipeline import as_csv, markdown, print_table
-from bgl.pipeline.comparison import Row, label
+from bgl.pipeline.comparison import label
+from bgl.pipeline.files import read_results
+from bgl.pipeline.results import Row
 
 
 def load_rows(runs: list[Path]) -> list[Row]:
@@ -18,7 +20,7 @@ def load_rows(runs: list[Path]) -> list[Row]:
     """
     rows: dict[str, Row] = {}
     for run in runs:
-        for row in json.loads((run / "results.json").read_text())["rows"]:
+        for row in read_results(run)["rows"]:
             known = rows.setdefault(json.dumps([label(row), row["embedding"], row["seed"]]), row)
             if known is not row and known.get("config") != row.get("config"):
                 row["run"] = run.name

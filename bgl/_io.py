@@ -1,11 +1,12 @@
-"""Writing files so that nobody ever sees a half-written one."""
+"""Writing files so that nobody ever sees a half-written one, and reading plain text data."""
 
 from __future__ import annotations
 
 import io
+import json
 import os
-import tempfile
-from collections.abc import Iterator
+import secrets
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +14,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+TEMPORARY = ".bgl-tmp"  # ends the names of files that are being written
+MAX_DEPTH = 50  # levels of nesting in a YAML file; ours have four
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that is renamed to it when the block ends well.
+    """Give a temporary path next to ``path`` that is renamed to it when the block ends well.
 
     Whatever happens, ``path`` holds either its old content or the complete new one. A process
-    that is killed may leave the temporary file (``.NAME.*.tmp``) behind.
+    that is killed may leave the temporary file (``.NAME.*.bgl-tmp``) behind.
+
+    Raises:
+        OSError: If the file cannot be written, or ``path`` is a folder.
 
     Example:
         >>> with atomic_path("/tmp/bgl-doctest.txt") as temporary:
@@ -28,17 +35,22 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         'complete'
     """
     path = Path(path)
-    handle, name = tempfile.mkstemp(".tmp", f".{path.name}.", path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    if path.is_dir():
+        raise IsADirectoryError(
+            f"Expected {path} to be a file to write, but it is a folder: move the folder, or name "
+            "another file"
+        )
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
     try:
+        temporary.touch(exist_ok=False)  # with the permissions that the user's umask gives
+        mode = temporary.stat().st_mode
         yield temporary
-        temporary.chmod(0o644)  # mkstemp's files are private
+        temporary.chmod(mode)  # some writers put a file of their own in its place
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        if error.errno is None or error.filename is not None:
+        if error.errno is None or error.filename not in (None, str(temporary)):
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error  # says which file
     finally:
@@ -46,9 +58,71 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files that killed processes have left in a folder."""
-    for path in folder.glob(".*.tmp"):
+    """Remove the temporary files that killed processes have left in a folder.
+
+    Nobody else may be writing there.
+    """
+    for path in folder.glob(f".*{TEMPORARY}"):
         path.unlink(missing_ok=True)
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        OSError: If there is no such file, or it cannot be opened.
+        ValueError: If it holds anything else; the message names the file.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"Expected {path} to hold JSON, but {_reason(error)}") from error
+
+
+def read_yaml(path: str | Path, load: Callable[[str], Any] | None = None) -> Any:
+    """Read a YAML file of plain values.
+
+    Args:
+        path: The file.
+        load: A reader of text that runs no code; default: PyYAML's.
+
+    Raises:
+        OSError: If there is no such file, or it cannot be opened.
+        ValueError: If it holds anything else; the message names the file.
+    """
+    import yaml  # an optional dependency
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        check_yaml(text)
+        return (load or yaml.safe_load)(text)
+    except OSError:
+        raise
+    except Exception as error:  # the constructors of scalars raise errors of many kinds
+        raise ValueError(f"Expected {path} to hold YAML, but {_reason(error)}") from error
+
+
+def check_yaml(text: str) -> None:
+    """Refuse YAML that grows when it is read: a few lines of aliases can stand for billions.
+
+    Raises:
+        yaml.YAMLError: If it has aliases, is nested too deeply, or is no YAML.
+    """
+    import yaml
+
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.YAMLError(f"aliases are not read: write out what *{event.anchor} stands for")
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise yaml.YAMLError(f"it is nested more than {MAX_DEPTH} levels deep")
+
+
+def _reason(error: Exception) -> str:
+    """An error in one line of reasonable length."""
+    return " ".join(f"it cannot be read ({type(error).__name__}: {error})".split())[:300]
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -11,23 +11,28 @@ T = TypeVar("T")
 
 
 class Registry(Mapping[str, T]):
-    """Parts of one kind by name.
+    """Builders of one kind of part, by name.
+
+    A builder is a class or a function. The pipeline fills its first parameters; the others are
+    its options, each with a default, and become options of the command line.
 
     Args:
         kind: What the parts are, for messages, such as "block".
-        members: Parts that are known from the start.
+        leading: How many parameters the pipeline fills.
+        members: Builders that are known from the start.
 
     Example:
-        >>> shapes = Registry("shape", {"square": lambda side: side**2})
-        >>> @shapes.register("cube")
-        ... def cube(side):
-        ...     return side**3
-        >>> shapes["cube"](2), list(shapes)
-        (8, ['square', 'cube'])
+        >>> shapes = Registry("shape", 1, {"square": lambda side: side**2})
+        >>> @shapes.register("box")
+        ... def box(side, height=1):
+        ...     return side**2 * height
+        >>> shapes["box"](2), list(shapes), shapes.resolve("box", {"height": 3})
+        (4, ['square', 'box'], {'height': 3})
     """
 
-    def __init__(self, kind: str, members: Mapping[str, T] | None = None) -> None:
+    def __init__(self, kind: str, leading: int, members: Mapping[str, T] | None = None) -> None:
         self.kind = kind
+        self.leading = leading
         self._members: dict[str, T] = dict(members or {})
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -35,7 +40,7 @@ class Registry(Mapping[str, T]):
 
         Raises:
             ValueError: If the name is taken by another part, or is not letters, digits, "-" and
-                "_", beginning with a letter.
+                "_", beginning with a letter; or an option has no default.
         """
         if not isinstance(name, str) or not _is_name(name):
             raise ValueError(
@@ -50,21 +55,67 @@ class Registry(Mapping[str, T]):
                     f"Expected argument `name` to be a new name for a {self.kind}, but {name!r} "
                     f"is {'.'.join(_origin(known))}: choose another one"
                 )
+            bare = [key for key, value in self._options(part).items() if value is Parameter.empty]
+            if bare:
+                raise ValueError(
+                    f"Expected every option of the {self.kind} {name!r} to have a default, but "
+                    f"{', '.join(bare)} has none: give it one"
+                )
             self._members[name] = part  # anew where a module is imported once more
             return part
 
         return keep
 
+    def check(self, name: str, argument: str) -> str:
+        """Return ``name``.
+
+        Raises:
+            ValueError: If there is no part of that name; the message names the argument.
+        """
+        if name not in self._members:
+            raise ValueError(self._unknown(name, argument))
+        return name
+
+    def options(self, name: str) -> dict[str, Any]:
+        """Return the options of a part, with their defaults."""
+        return self._options(self[name])
+
+    def resolve(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Complete the options of a part with their defaults.
+
+        Raises:
+            ValueError: If there is no such part, or it has no such option.
+        """
+        known = self.options(name)
+        if not isinstance(given, Mapping):
+            raise ValueError(
+                f"Expected argument `{name}` to hold options by name, but got {given!r:.80}"
+            )
+        if unknown := sorted(given.keys() - known.keys()):
+            raise ValueError(
+                f"Expected the options of the {self.kind} {name!r} to be among "
+                f"{', '.join(known) or 'none'}, but got {', '.join(map(str, unknown))}"
+            )
+        return {**known, **given}
+
+    def _options(self, part: Any) -> dict[str, Any]:
+        several = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+        found = list(signature(part).parameters.values())[self.leading :]
+        return {p.name: p.default for p in found if p.kind not in several}
+
     def __getitem__(self, name: str) -> T:
         if name not in self._members:
-            close = get_close_matches(str(name), self._members, n=1)
-            raise ValueError(
-                f"Expected a {self.kind} by one of the names {', '.join(self._members)}, but got "
-                f"{name!r}"
-                + (f"; did you mean {close[0]!r}?" if close else "")
-                + f" Your own {self.kind} is known once its module is imported (--plugin MODULE)"
-            )
+            raise ValueError(self._unknown(name, self.kind))
         return self._members[name]
+
+    def _unknown(self, name: object, argument: str) -> str:
+        close = get_close_matches(str(name), self._members, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        return (
+            f"Expected argument `{argument}` to be the name of a {self.kind} "
+            f"({', '.join(self._members)}), but got {name!r}: {hint}"
+            f"a {self.kind} of your own is known once its module is imported (--plugin MODULE)"
+        )
 
     def __contains__(self, name: object) -> bool:
         return name in self._members
@@ -74,32 +125,6 @@ class Registry(Mapping[str, T]):
 
     def __len__(self) -> int:
         return len(self._members)
-
-
-def resolve_options(make: Callable[..., Any], given: Mapping[str, Any], skip: int) -> dict[str, Any]:
-    """All options of a part: those given, and the defaults of its constructor.
-
-    Args:
-        make: The constructor, or a function that builds the part.
-        given: Options by name.
-        skip: How many leading parameters are no options, such as the number of channels.
-
-    Raises:
-        ValueError: If it has no such option, or one without a default is missing.
-    """
-    parameters = list(signature(make).parameters.values())[skip:]
-    known = {p.name: p.default for p in parameters if p.kind is not Parameter.VAR_KEYWORD}
-    unknown = sorted(given.keys() - known.keys())
-    missing = [n for n, default in known.items() if default is Parameter.empty and n not in given]
-    name = getattr(make, "__name__", repr(make))
-    if unknown:
-        raise ValueError(
-            f"Expected the options of {name} to be among {', '.join(known) or 'none'}, but got "
-            f"{', '.join(unknown)}"
-        )
-    if missing:
-        raise ValueError(f"Expected the options of {name} to hold {', '.join(missing)}")
-    return {**known, **given}
 
 
 def _is_name(name: str) -> bool:

@@ -10,17 +10,19 @@ bgl datasets [NAME]   list the datasets, check or fetch one
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
+import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any, TextIO
 
 import bgl
 from bgl._memory import out_of_memory
 
-if TYPE_CHECKING:
-    from bgl.datasets import Splits
-
 __all__ = ["main"]
+
+DATA = ("dataset", "data_root", "table", "skip_broken", "allow_partial")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,11 +35,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("command", choices=COMMANDS, metavar="command", help=", ".join(COMMANDS))
     options = parser.parse_args(words[:1])
     try:
-        with out_of_memory("use a smaller --batch-size"):
+        with warnings.catch_warnings(), out_of_memory("use a smaller --batch-size"):
+            warnings.showwarning = _show_warning
             return COMMANDS[options.command](words[1:])
     except (ImportError, ValueError, OSError, MemoryError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print what a user should know as one line, and what a developer should as Python does."""
+    text = " ".join(f"note: {message}".split())
+    if category is not UserWarning:
+        text = warnings.formatwarning(message, category, filename, lineno, line)
+    print(text, file=sys.stderr if file is None else file)
 
 
 def train(argv: Sequence[str]) -> int:
@@ -48,9 +66,13 @@ def train(argv: Sequence[str]) -> int:
 
 
 def evaluate(argv: Sequence[str]) -> int:
-    """``bgl eval``: retrieval on the test classes of a dataset, a line per embedding."""
+    """Measure retrieval on the test classes of a dataset, a line per embedding.
+
+    Without --dataset: on the data that the model was trained on, as its config.yaml says.
+    """
     parser = argparse.ArgumentParser(prog="bgl eval", description=evaluate.__doc__)
     parser.add_argument("run", help="Folder with model.json, or hf-hub:USER/NAME.")
+    parser.add_argument("--dataset", help="Name of a dataset; default: the run's, else emoji.")
     _add_dataset(parser)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument(
@@ -61,10 +83,15 @@ def evaluate(argv: Sequence[str]) -> int:
     )
     options = parser.parse_args(argv)
     from bgl.models import load
-    from bgl.training import evaluate_encoder
+    from bgl.pipeline import load_splits, read_config
+    from bgl.training import TrainConfig, evaluate_encoder
 
-    encoder = load(options.run, options.device)
-    splits = _load(options)
+    encoder = load(options.run, _device(options.device))
+    given = {name: value for name in DATA if (value := getattr(options, name)) is not None}
+    config = TrainConfig()
+    if options.dataset is None and Path(options.run, "config.yaml").is_file():
+        config = read_config(Path(options.run))
+    splits = load_splits(dataclasses.replace(config, **{**given, "download": False}))
     print(f"{splits.name}, {splits.test.num_classes} test classes")
     metrics = evaluate_encoder(encoder, splits, options.batch_size, options.workers)
     for embedding, values in metrics.items():
@@ -93,12 +120,13 @@ def search(argv: Sequence[str]) -> int:
 
 
 def datasets(argv: Sequence[str]) -> int:
-    """``bgl datasets``: the names; with one of them, what is in it."""
+    """List the names of the datasets; with one of them, what is in it."""
     parser = argparse.ArgumentParser(prog="bgl datasets", description=datasets.__doc__)
-    _add_dataset(parser, positional=True)
+    parser.add_argument("dataset", nargs="?", help="Name of a dataset.")
+    _add_dataset(parser)
     parser.add_argument("--download", action="store_true", help="Fetch it to --data-root first.")
     options = parser.parse_args(argv)
-    from bgl.datasets import dataset_names, download
+    from bgl.datasets import dataset_names, download, load_dataset
 
     if options.dataset is None:
         print("\n".join(dataset_names()))
@@ -107,35 +135,38 @@ def datasets(argv: Sequence[str]) -> int:
         if options.data_root is None:
             raise ValueError("Expected --data-root DIR with --download, got none")
         download(options.dataset, options.data_root)
-    splits = _load(options)
+    given = {name: value for name in DATA[2:] if (value := getattr(options, name)) is not None}
+    splits = load_dataset(options.dataset, options.data_root, **given)
     for part, images in splits.parts().items():
         print(f"{part}: {images.num_classes:,} classes with {len(images):,} images")
     print(f"digest: {splits.digest}")
     return 0
 
 
-def _add_dataset(parser: argparse.ArgumentParser, positional: bool = False) -> None:
-    """The options that :func:`_load` reads."""
-    if positional:
-        parser.add_argument("dataset", nargs="?", help="Name of a dataset.")
-    else:
-        parser.add_argument("--dataset", default="emoji", help="Name of a dataset (emoji).")
+def _add_dataset(parser: argparse.ArgumentParser) -> None:
+    """Where a dataset is and how it is read; None for what is not given."""
     parser.add_argument("--data-root", help="Folder of the dataset.")
     parser.add_argument("--table", help='CSV file of the dataset "table".')
-    parser.add_argument("--skip-broken", action="store_true", help="Leave out broken images.")
-    parser.add_argument("--allow-partial", action="store_true", help="Go on without some images.")
+    yes: dict[str, Any] = {"action": "store_const", "const": True}
+    parser.add_argument("--skip-broken", **yes, help="Leave out broken images.")
+    parser.add_argument("--allow-partial", **yes, help="Go on without some images.")
 
 
-def _load(options: argparse.Namespace) -> Splits:
-    from bgl.datasets import load_dataset
+def _device(name: str) -> str:
+    """Check that there is such a device, before a model is built for it."""
+    import torch
 
-    return load_dataset(
-        options.dataset,
-        options.data_root,
-        skip_broken=options.skip_broken,
-        allow_partial=options.allow_partial,
-        table=options.table,
-    )
+    try:
+        torch.empty(0, device="cpu" if name == "auto" else name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"Expected argument `--device` to be cpu, cuda or another that is there, but got "
+            f"{name!r} ({reason})"
+        ) from error
+    if name == "meta":
+        raise ValueError("Expected argument `--device` to be one that computes, but got 'meta'")
+    return name
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 import bgl
@@ -17,6 +18,7 @@ from bgl.cli import main
 from bgl.datasets import dataset_names, load_dataset
 from bgl.metrics import retrieval_metrics
 from bgl.models import ModelConfig, assemble_model, create_backbone, load, save
+from bgl.training import TrainConfig
 
 
 @pytest.fixture
@@ -53,6 +55,21 @@ def test_eval(run: Path, folder: Path, capsys) -> None:
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             assert float(found[name]) == pytest.approx(value, abs=1e-4)
+
+
+def test_eval_of_a_run_is_on_its_own_data(run: Path, folder: Path, capsys) -> None:
+    (next(folder.rglob("test/x/0.png"))).write_bytes(b"broken")
+    config = TrainConfig(dataset="folder", data_root=str(folder), skip_broken=True)
+    (run / "config.yaml").write_text(yaml.safe_dump(config.to_dict()))
+    assert main(["eval", str(run)]) == 0
+    assert capsys.readouterr().out.startswith("folder, 3 test classes\n")
+    assert main(["eval", str(run), "--dataset", "folder", "--data-root", str(folder)]) == 2
+
+
+@pytest.mark.parametrize("device", ["foo", "meta", "cuda:99"])
+def test_eval_on_no_device(run: Path, device: str, capsys) -> None:
+    assert main(["eval", str(run), "--device", device]) == 2
+    assert re.fullmatch(rf"error: .*--device.*{device}.*\n", capsys.readouterr().err)
 
 
 def _paths(folder: Path) -> list[Path]:

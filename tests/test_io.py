@@ -1,13 +1,25 @@
-"""atomic_path: the old content or the complete new one, and nothing left lying about."""
+"""Files: written whole or not at all, and read with every fault named."""
 
 from __future__ import annotations
 
+import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from bgl._io import atomic_path, write_text
+from bgl._io import (
+    atomic_path,
+    read_json,
+    read_yaml,
+    remove_leftovers,
+    write_pickle,
+    write_tensors,
+    write_text,
+)
 
 
 @pytest.fixture
@@ -60,10 +72,51 @@ def test_exception_without_an_old_file_leaves_nothing(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
-def test_file_can_be_read_by_others(target: Path) -> None:
-    target.chmod(0o600)
-    write_text(target, "new")
-    assert stat.S_IMODE(target.stat().st_mode) == 0o644
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_permissions_are_what_the_umask_says(tmp_path: Path, mask: int, mode: int) -> None:
+    before = os.umask(mask)
+    try:
+        write_text(tmp_path / "a.txt", "text")
+        write_tensors(tmp_path / "a.safetensors", {"x": torch.zeros(2)})
+        write_pickle(tmp_path / "a.pt", {"x": 1})
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {mode}
+
+
+def test_folder_in_the_place_of_the_file_is_named(target: Path) -> None:
+    target.unlink()
+    target.mkdir()
+    with pytest.raises(IsADirectoryError, match=r"result\.json to be a file.*move the folder"):
+        write_text(target, "new")
+    assert names(target.parent) == ["result.json"]
+
+
+def test_leftovers_are_ours_alone(target: Path) -> None:
+    (target.parent / ".result.json.01234567.bgl-tmp").touch()
+    (target.parent / ".mine.tmp").touch()
+    remove_leftovers(target.parent)
+    assert names(target.parent) == [".mine.tmp", "result.json"]
+
+
+@pytest.mark.parametrize("read", [read_json, read_yaml])
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff\xfe", b"[1", b"{a: {b: [}}"])
+def test_what_cannot_be_read_is_one_line_that_names_the_file(
+    target: Path, read: Callable[[Path], Any], content: bytes
+) -> None:
+    target.write_bytes(content)
+    with pytest.raises(ValueError, match=r"result\.json to hold (JSON|YAML)") as caught:
+        read(target)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "text", ["a: &a [1]\nb: *a", "a: !!int x", "a: !!timestamp x", "? [1]\n: 2", "9" * 5000]
+)
+def test_yaml_that_is_not_plain(target: Path, text: str) -> None:
+    target.write_text(text)
+    with pytest.raises(ValueError, match=r"result\.json to hold YAML"):
+        read_yaml(target)
 
 
 def test_write_text_is_utf8(tmp_path: Path) -> None:
@@ -72,5 +125,5 @@ def test_write_text_is_utf8(tmp_path: Path) -> None:
 
 
 def test_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"missing/a\.txt'$"):
         write_text(tmp_path / "missing" / "a.txt", "text")

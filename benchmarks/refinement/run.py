@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -34,9 +33,10 @@ from benchmarks.refinement import peers
 from benchmarks.refinement.peers import Ranking, ranking_metrics
 from bgl import RefinedGallery, models
 from bgl._io import write_tensors, write_text
-from bgl.datasets import ImageDataset, load_dataset
+from bgl.datasets import ImageDataset
 from bgl.metrics import retrieval_metrics
 from bgl.models import create_backbone
+from bgl.pipeline import load_splits, read_config
 from bgl.pipeline.comparison import METRICS, paired_difference, percent
 from bgl.pipeline.table import markdown_table
 
@@ -100,15 +100,15 @@ def trainings(runs: list[Path]) -> list[Path]:
 def embed_all(folders: list[Path], output: Path) -> list[Model]:
     """Embed with every model, and with the pretrained encoder the first of them started from."""
     (output / "embeddings").mkdir(parents=True, exist_ok=True)
-    configs = [yaml.safe_load((folder / "config.yaml").read_text()) for folder in folders]
+    configs = [read_config(folder) for folder in folders]
     first = configs[0]
-    if any(config["dataset"] != first["dataset"] for config in configs):
+    if any(config.dataset != first.dataset for config in configs):
         raise ValueError("Expected all trainings to be on one dataset")
     found: list[Model] = []
     splits = None
     for config, folder in zip([*configs, first], [*folders, None], strict=True):
-        kind = "pretrained" if folder is None else config["method"]
-        seed = None if folder is None else config["seed"]
+        kind = "pretrained" if folder is None else config.method
+        seed = None if folder is None else config.seed
         name = kind if folder is None else f"{kind}-seed{seed}"
         path = output / "embeddings" / f"{name}.safetensors"
         if any(model.path == path for model in found):
@@ -116,13 +116,10 @@ def embed_all(folders: list[Path], output: Path) -> list[Model]:
         found.append(Model(kind, seed, path))
         if path.exists():
             continue
-        splits = splits or load_dataset(
-            config["dataset"], config["data_root"], val_fraction=config["val_fraction"]
-        )
+        splits = splits or load_splits(config)
         encoder = models.load(folder or folders[0])
         if folder is None:
-            words = (config[name] for name in ("backbone", "weights", "image_size"))
-            backbone, _ = create_backbone(*words)
+            backbone, _ = create_backbone(config.backbone, config.weights, config.image_size)
             encoder.model.backbone.load_state_dict(backbone.state_dict())
         tensors: dict[str, Tensor] = {}
         for part in ("val", "test"):

@@ -18,7 +18,6 @@ import statistics
 import time
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -28,13 +27,13 @@ from rich.table import Table
 from benchmarks.reproduce.dry_run import dry_run
 from benchmarks.schedule import Outcome, run_all
 from bgl.datasets import Splits
-from bgl.pipeline import TerminalProgress, check_folder, load_splits, trained_rows
+from bgl.pipeline import TerminalProgress, load_splits, trained_rows
 from bgl.pipeline.comparison import percent
 from bgl.pipeline.recipes import TABLES, Recipe, recipes
+from bgl.pipeline.results import Row
 from bgl.training import TrainConfig
 
 PROTOCOLS = ("paper", "honest")
-Row = dict[str, Any]
 
 
 def data_folder(root: Path, dataset: str) -> Path:
@@ -74,7 +73,6 @@ def train_row(
         splits = load(config)
         config = fit_batch(config, splits)
         run = place / f"{protocol}-seed{config.seed}"
-        check_folder(config, run)
         console.print(f"[bold]{recipe.name}[/], {protocol}, seed {config.seed}")
         progress = TerminalProgress(console)
         with progress.bars:

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-import yaml
 
 from benchmarks.pages import save
 from bgl import models
-from bgl.datasets import load_dataset
+from bgl.pipeline import load_splits, read_config
 from bgl.samplers import ClassBalancedSampler
 from bgl.training.loop import freeze_batch_norm
 from bgl.visualization import draw_batch_graph
@@ -29,12 +28,10 @@ def main() -> None:
     parser.add_argument("--max-edges", type=int, default=160, help="the strongest to draw")
     options = parser.parse_args()
 
-    config = yaml.safe_load((options.run / "config.yaml").read_text())
-    splits = load_dataset(
-        config["dataset"], config["data_root"], val_fraction=config["val_fraction"]
-    )
+    config = read_config(options.run)
+    splits = load_splits(config)
     data = splits.val if splits.val is not None else splits.test
-    per_class = config["per_class"]
+    per_class = config.per_class
     batch = next(iter(ClassBalancedSampler(data.labels, options.classes * per_class, per_class)))
 
     encoder = models.load(options.run)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import statistics
@@ -15,7 +14,6 @@ from typing import Any
 import yaml
 
 from bgl._io import write_text
-from bgl.models import BLOCKS
 from bgl.pipeline import parse
 from bgl.training import TrainConfig
 
@@ -70,21 +68,16 @@ def resolve(*words: str) -> TrainConfig:
 @cache
 def key_of(*words: str) -> str:
     """:func:`config_key` of the configuration that the words name."""
-    return config_key(dataclasses.asdict(resolve(*words)))
+    return config_key(resolve(*words).to_dict())
 
 
 def config_key(values: dict[str, Any]) -> str:
     """All of a configuration that can change a result, as text. What ``values`` lack is newer
     than them and had its default then."""
-    config = dataclasses.asdict(TrainConfig())
-    for name, default in config.items():
-        given = values.get(name, default)
-        config[name] = {**default, **given} if isinstance(default, dict) else given
-    unused = {"device", "workers", *BLOCKS} - set(config["method"].split("+"))
+    config = TrainConfig.from_dict(values).to_dict()
+    unused = {"device", "workers"}
     if config["method"] == "none":
         unused.add("alpha")
-    if config["augmentation"] == "none":
-        unused.add("iaa")
     return json.dumps({name: value for name, value in config.items() if name not in unused})
 
 

@@ -56,7 +56,8 @@ def main(argv: list[str] | None = None) -> int:
         if not store.untrained:
             torch.set_num_threads(1)
             first = next(study.possible()).config
-            store.untrained = baseline_rows(first, load_splits(first), Progress())
+            rows = baseline_rows(first, load_splits(first), Progress())
+            store.untrained = [dict(row) for row in rows]
             store.write()
         train = partial(run, study, store, folder, options.jobs, console)
         return run_all(train, console)

@@ -106,8 +106,8 @@ def work(command: list[str], folder: Path) -> None:
     trainings, and a process that ends with its parent may start none."""
     torch.set_num_threads(1)
     config = dataclasses.replace(resolve(*command), workers=0)
-    check_folder(config, folder)
     splits = load_splits(config)
+    check_folder(config, folder, splits)
     before = untrained_graphs(config, splits)
     trained_rows(config, splits, folder, Silent())
     (folder / "before.json").write_text(json.dumps(before))

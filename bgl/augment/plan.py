@@ -96,14 +96,10 @@ def iaa(
         sigma_mean: Scale of the distance between class means.
         sigma_var: Scale of the distance between class variances.
     """
-    statistics = ClassStatistics(
-        num_classes, channels, momentum, covariance, curvature=curvature
-    )
+    statistics = ClassStatistics(num_classes, channels, momentum, covariance, curvature=curvature)
     neighbors = None
     if correction:
-        neighbors = NeighborCorrection(
-            num_neighbors, beta, gamma, max_count, sigma_mean, sigma_var
-        )
+        neighbors = NeighborCorrection(num_neighbors, beta, gamma, max_count, sigma_mean, sigma_var)
     augmentation = IntraClassAugmentation(
         statistics,
         neighbors,
@@ -115,4 +111,4 @@ def iaa(
 
 # Functions called with the number of training classes, the dimension of the embeddings, the
 # curvature of their space or None, and the augmentation's own options.
-AUGMENTATIONS: Registry[Callable[..., AugmentationPlan]] = Registry("augmentation", {"iaa": iaa})
+AUGMENTATIONS: Registry[Callable[..., AugmentationPlan]] = Registry("augmentation", 3, {"iaa": iaa})

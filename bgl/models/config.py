@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bgl._checks import check_int, check_real
-from bgl._registry import Registry, resolve_options
+from bgl._registry import Registry
 from bgl.hyperbolic import HyperbolicDistance
 from bgl.layers import BatchFormerBlock, BGFormerBlock, DyBGRBlock, RandomGraphBlock
 from bgl.models.batch_graph_model import BatchGraphModel, make_head
@@ -18,6 +18,7 @@ from bgl.models.batch_graph_model import BatchGraphModel, make_head
 # Constructors called with the number of channels and the block's own options.
 BLOCKS: Registry[Callable[..., nn.Module]] = Registry(
     "block",
+    1,
     {
         "dybgr": DyBGRBlock,
         "bgformer": BGFormerBlock,
@@ -48,7 +49,7 @@ class BlockConfig:
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        resolve_options(BLOCKS[self.name], self.options, skip=1)
+        BLOCKS.resolve(self.name, self.options)
 
 
 @dataclass(frozen=True)

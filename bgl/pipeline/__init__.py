@@ -1,17 +1,21 @@
-"""The whole pipeline: data, trainings, measurements, a table and a page; ``bgl train``."""
+"""The whole pipeline, ``bgl train``: load data, train, measure, write a table and a page."""
 
 from bgl._extras import extra
 
 with extra("train"):
+    from bgl.pipeline.data import load_splits
     from bgl.pipeline.explorer import explore_run
+    from bgl.pipeline.files import read_config, read_results
     from bgl.pipeline.options import CONFIGS, parse
     from bgl.pipeline.published import published_rows
-    from bgl.pipeline.rows import baseline_rows, check_folder, load_splits, trained_rows
+    from bgl.pipeline.results import Row
+    from bgl.pipeline.rows import baseline_rows, check_folder, trained_rows
     from bgl.pipeline.run import TerminalProgress, main
     from bgl.pipeline.table import as_csv, markdown, print_table
 
 __all__ = [
     "CONFIGS",
+    "Row",
     "TerminalProgress",
     "as_csv",
     "baseline_rows",
@@ -23,5 +27,7 @@ __all__ = [
     "parse",
     "print_table",
     "published_rows",
+    "read_config",
+    "read_results",
     "trained_rows",
 ]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scipy.stats import t as student
 
-Row = dict[str, Any]
+from bgl.pipeline.results import OtherEpoch, Row
+
 METRICS = {
     "recall@1": "R@1",
     "recall@2": "R@2",
@@ -20,8 +23,11 @@ METRICS = {
 COMPARED = ("recall@1", "map@r")  # what differences are shown of
 TRANSDUCTIVE = ", refined (transductive)"  # ends an arm's name
 # parts of a row that has seen the test classes after every epoch
-OTHER_EPOCHS = {"last_epoch": "last epoch", "best_on_test": "best on test (optimistic)"}
-# beside the rows that repeat a published one
+OTHER_EPOCHS: dict[OtherEpoch, str] = {
+    "last_epoch": "last epoch",
+    "best_on_test": "best on test (optimistic)",
+}
+# columns of the rows that repeat a published one
 PUBLISHED = (" published", " - published")
 
 
@@ -52,7 +58,7 @@ def label(row: Row) -> str:
 
 def metrics_of(rows: list[Row]) -> dict[str, str]:
     """The columns of the table and their titles; which K of Recall@K depends on the dataset."""
-    names = {name for row in rows for name in row["metrics"] if name.startswith("recall@")}
+    names = {name for row in rows for name in row["metrics"] if re.fullmatch(r"recall@\d+", name)}
     cutoffs = sorted(int(name.partition("@")[2]) for name in names)
     rest = {name: title for name, title in METRICS.items() if not name.startswith("recall@")}
     return {f"recall@{k}": f"R@{k}" for k in cutoffs} | rest
@@ -72,23 +78,25 @@ def percent(values: list[float]) -> str:
     return f"{mean:.1f}" if math.isnan(half) else f"{mean:.1f} ± {half:.1f}"
 
 
-def beside(rows: list[Row], metric: str) -> tuple[str, str]:
+def published_cells(rows: list[Row], metric: str) -> tuple[str, str]:
     """The published figure of an arm and the mean difference to it, in percent."""
-    known = [row["published"] for row in rows if row.get("published")]
-    known = [published for published in known if metric in published["figures"]]
+    known = [published for row in rows if (published := row.get("published"))]
+    known = [p for p in known if metric in p["figures"] and metric in p["difference"]]
     if not known:
         return "", ""
     difference = statistics.fmean(published["difference"][metric] for published in known)
     return f"{known[0]['figures'][metric]:.1f}", f"{difference:+.1f}"
 
 
-def paired_difference(rows: list[Row], baseline: list[Row], metric: str) -> list[float]:
+def paired_difference(
+    rows: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, Any]], metric: str
+) -> list[float]:
     """Differences to the baseline, seed by seed."""
     base = {row["seed"]: row["metrics"].get(metric) for row in baseline}
     return [
-        row["metrics"][metric] - base[row["seed"]]
+        row["metrics"][metric] - before
         for row in rows
-        if metric in row["metrics"] and base.get(row["seed"]) is not None
+        if metric in row["metrics"] and (before := base.get(row["seed"])) is not None
     ]
 
 
@@ -111,9 +119,11 @@ def comparison(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
         for metric in metrics:
             values = [r["metrics"][metric] for r in group if metric in r["metrics"]]
             line.append(percent(values) if values else "")
-        plain = {**group[0], "method": "none", "augmentation": "none"}
-        if group[0].get("transductive"):
-            plain = {**group[0], "transductive": False}
+        plain = group[0].copy()
+        if plain.get("transductive"):
+            plain["transductive"] = False
+        else:
+            plain["method"] = plain["augmentation"] = "none"
         baseline = groups.get((label(plain), embedding), [])
         for metric in COMPARED:
             differences = paired_difference(group, baseline, metric)
@@ -122,10 +132,10 @@ def comparison(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
             line.append(percent(differences) if differences and trained and not is_baseline else "")
         for part in others:
             for metric in COMPARED:
-                values = [r[part][metric] for r in group if part in r]
+                values = [r[part][metric] for r in group if metric in r.get(part, {})]
                 line.append(percent(values) if values else "")
         if published:
-            line += [cell for metric in COMPARED for cell in beside(group, metric)]
+            line += [cell for metric in COMPARED for cell in published_cells(group, metric)]
         line.append(str(len(group)) if group[0].get("epoch") is not None else "")
         line.append(" ".join(str(r["epoch"]) for r in group if r.get("epoch") is not None))
         seconds = [r["seconds"] for r in group if r.get("seconds") is not None]

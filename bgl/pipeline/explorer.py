@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,19 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from torch import Tensor
 
-from bgl.datasets import Splits, load_dataset
+from bgl.datasets import Splits
+from bgl.pipeline.arrays import RECORD_FILE, Arrays, noted
 from bgl.pipeline.comparison import comparison
-from bgl.pipeline.files import (
-    FILE,
-    Arrays,
-    Training,
-    is_training,
-    read_arrays,
-    read_results,
-    read_training,
-)
+from bgl.pipeline.data import load_splits
+from bgl.pipeline.files import Training, is_training, read_results, read_training
+from bgl.pipeline.results import CONFIG_FILE, Results, Row
 from bgl.visualization._encode import atlas, text64
 from bgl.visualization._frames import graph_payload, unpack_frames
 from bgl.visualization.curves import STYLES
@@ -43,7 +40,7 @@ CURVES = {
 
 @dataclass
 class Pictures:
-    """The images of the run's dataset, if they can be had."""
+    """The images of the run's dataset, where they can be read."""
 
     read: dict[str, Callable[[int], Tensor]] = field(default_factory=dict)  # by part
 
@@ -70,26 +67,28 @@ def run_payload(folder: Path, splits: Splits | None = None) -> dict[str, Any]:
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no run folder {folder}")
     notes: list[str] = []
-    results = read_results(folder, notes)
+    results = _results(folder, notes)
     trainings = [
         read_training(path, notes) for path in sorted(folder.iterdir()) if is_training(path)
     ]
     if not trainings:
-        notes.append("This folder holds no training (a folder with config.yaml).")
-    order = list(dict.fromkeys(f"{r.get('method')}-seed{r.get('seed')}" for r in results["rows"]))
+        notes.append(f"This folder holds no training (a folder with {CONFIG_FILE}).")
+    order = list(dict.fromkeys(f"{row['method']}-seed{row['seed']}" for row in results["rows"]))
     trainings.sort(
         key=lambda t: (order.index(t.name) if t.name in order else len(order), t.has_graph)
     )
-    pretrained = read_arrays(folder / FILE, notes)
+    pretrained = noted(folder / RECORD_FILE, notes)
     # one training of each kind in detail: the page stays small
     detailed = list({t.arm: t for t in reversed(trainings)}.values())[::-1]
     recorded = [t for t in detailed if t.recorded]
     notes += [
-        f"{training.name} has no {FILE}: its graphs and answers are not shown."
+        f"{training.name} has no {RECORD_FILE}: its graphs and answers are not shown."
         for training in detailed
         if not training.recorded
     ]
-    pictures = _pictures(trainings, recorded, splits, notes) if recorded else Pictures()
+    if recorded and splits is None:
+        splits = _named_data(folder, trainings, notes)
+    pictures = Pictures() if splits is None else _pictures(splits, recorded, notes)
 
     atlases: dict[str, Any] = {}
     payload: dict[str, Any] = {
@@ -103,46 +102,63 @@ def run_payload(folder: Path, splits: Splits | None = None) -> dict[str, Any]:
         "curves": _curves(trainings),
         "config": [{"name": t.name, "text": t.text} for t in trainings if t.text],
     }
-    if results.get("about"):
-        payload["config"].insert(0, {"name": "About this run", "text": results["about"]})
+    if about := {name: value for name, value in results.items() if name != "rows"}:
+        text = yaml.safe_dump(about, sort_keys=False, allow_unicode=True)
+        payload["config"].insert(0, {"name": "About this run", "text": text})
     tested = [t for t in recorded if "nearest" in t.recorded]
     payload |= _retrieval(pretrained, tested, pictures, atlases, notes)
     return payload
 
 
-def _pictures(
-    trainings: list[Training],
-    recorded: list[Training],
-    splits: Splits | None,
-    notes: list[str],
-) -> Pictures:
-    """The images of the dataset that the run was trained on; it is loaded if need be."""
-    config = next((t.config for t in trainings if t.config), {})
-    paper = config.get("protocol") == "paper"  # no validation classes then
-    options = ("val_fraction", "skip_broken", "allow_partial", "table")
-    chosen = {name: config[name] for name in options if name in config}
+def _results(folder: Path, notes: list[str]) -> Results:
+    """What results.json holds, or no rows and a note."""
     try:
-        if splits is None:
-            chosen |= {"val_fraction": 0.0} if paper else {}
-            splits = load_dataset(config["dataset"], config.get("data_root"), **chosen)
-            splits = dataclasses.replace(splits, val=None) if paper else splits
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        why = " ".join(str(error).split())
-        notes.append(f"The images of the dataset cannot be had, so nothing has a picture: {why}")
-        return Pictures()
-    if any(str(t.recorded.get("digest")) != splits.digest for t in recorded):
+        return read_results(folder)
+    except FileNotFoundError:
+        notes.append("results.json is missing: there is no results table (yet).")
+    except (OSError, ValueError) as error:
+        notes.append(f"results.json cannot be read: there is no results table. {error}")
+    return {"rows": []}
+
+
+def _named_data(folder: Path, trainings: list[Training], notes: list[str]) -> Splits | None:
+    """The data that the run's configuration names, if it can be loaded.
+
+    The page may be given away, and the run may be somebody else's: what is opened outside of its
+    folder is said, and what is found there does not get into the notes.
+    """
+    named = next((training for training in trainings if training.config), None)
+    if named is None or named.config is None:
+        return None
+    config = dataclasses.replace(named.config, download=False)
+    places = [Path(place) for place in (config.table, config.data_root) if place is not None]
+    if outside := [str(p) for p in places if not p.resolve().is_relative_to(folder.resolve())]:
+        warnings.warn(
+            f"Reads {' and '.join(outside)}, as {named.name}/{CONFIG_FILE} says", stacklevel=3
+        )
+    try:
+        return load_splits(config)
+    except (OSError, ValueError) as error:
+        notes.append("The images of the dataset cannot be loaded, so nothing has a picture.")
+        warnings.warn(f"The page has no pictures: {' '.join(str(error).split())}", stacklevel=3)
+    return None
+
+
+def _pictures(splits: Splits, recorded: list[Training], notes: list[str]) -> Pictures:
+    """The images of the data, if they are those that the run was trained on."""
+    if any(str(t.recorded["digest"]) != splits.digest for t in recorded):
         notes.append("The dataset is no longer the one of this run, so nothing has a picture.")
         return Pictures()
     return Pictures({part: dataset.read for part, dataset in splits.parts().items()})
 
 
 def _atlas(pictures: Pictures, wanted: list[tuple[str, int]], notes: list[str]) -> Any:
-    """The pictures of (part, row), or None if they cannot be had."""
+    """The pictures of (part, row), or None if they cannot be read."""
     if not wanted or any(part not in pictures.read for part, _ in wanted):
         return None
     try:
         return atlas((pictures.read[part](row) for part, row in wanted), len(wanted))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, IndexError) as error:
         notes.append(f"An image cannot be read, so some pictures are missing: {error}")
         return None
 
@@ -174,7 +190,7 @@ def _graphs(
             graph_payload(training.name, frames, labels.tolist(), classes, nodes, sheet, about)
         )
     if recorded and not graphs:
-        notes.append("No training of this run learned a graph.")
+        notes.append("No model of this run was trained with a graph.")
     return graphs
 
 
@@ -188,7 +204,8 @@ def _retrieval(
     """Answers to the queries under every model, and the maps."""
     models = [("pretrained", pretrained)] if "nearest" in pretrained else []
     models += [(t.name, t.recorded) for t in tested]
-    models = [m for m in models if np.array_equal(m[1]["queries"], models[0][1]["queries"])]
+    models = [m for m in models if _same_items(m[1], models[0][1])]
+    tested = [t for t in tested if t.name in dict(models)]
     if not models:
         notes.append("No answers to test queries were recorded: no map and no retrieval browser.")
         return {}
@@ -230,6 +247,7 @@ def _retrieval(
                 "before": keys.index("pretrained") if "pretrained" in found else None,
                 "without": None if base is None else keys.index(base.name),
                 "graph": None if training is None else keys.index(training.name),
+                "by": "training" if base is None else "graph",
             }
         )
     comparisons += [
@@ -239,6 +257,7 @@ def _retrieval(
             "before": keys.index("pretrained") if "pretrained" in found else None,
             "without": keys.index(plain_name),
             "graph": keys.index(name),
+            "by": "refinement",
         }
         for plain_name, name in refined.items()
     ]
@@ -269,14 +288,28 @@ def _retrieval(
     }
 
 
+def _same_items(one: Arrays, other: Arrays) -> bool:
+    """Whether two models were asked the same queries, and searched the same gallery."""
+    names = ("queries", "test_names", "gallery_names")
+    return all(np.array_equal(one.get(name, ()), other.get(name, ())) for name in names)
+
+
 def _fits(training: Training, queries: np.ndarray, width: int) -> bool:
     """Whether a training has answers of refined embeddings to these queries."""
     refined = training.refined
-    fits = {"queries", "nearest"} <= set(refined) and np.array_equal(refined["queries"], queries)
-    return fits and refined["nearest"].shape[1] >= width
+    return (
+        bool(refined)
+        and np.array_equal(refined["queries"], queries)
+        and refined["nearest"].shape[1] >= width
+        and int(refined["nearest"].max(initial=0)) < _gallery_size(training.recorded)
+    )
 
 
-def _table(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+def _gallery_size(recorded: Arrays) -> int:
+    return len(recorded["test_labels" if recorded["own_gallery"] else "gallery_labels"])
+
+
+def _table(rows: list[Row]) -> dict[str, Any] | None:
     """The table that the benchmark prints."""
     if not rows:
         return None
@@ -285,7 +318,7 @@ def _table(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def _curves(trainings: list[Training]) -> list[dict[str, Any]]:
-    """Lines by panel: a colour for each training, a dash for each quantity."""
+    """Lines by panel: a colour for each model, a dash for each quantity."""
     panels = []
     for title, columns in CURVES.items():
         lines = []

@@ -3,27 +3,51 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypedDict, get_type_hints
 
 import docstring_parser
 import yaml
-from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentParser
+from jsonargparse import (
+    ActionYesNo,
+    ArgumentError,
+    ArgumentParser,
+    Namespace,
+    get_loader,
+    set_loader,
+)
 
-from bgl._io import write_text
+from bgl._io import check_yaml, read_yaml, write_text
+from bgl.augment import AUGMENTATIONS
+from bgl.models import BLOCKS
+from bgl.pipeline.results import COMMAND_FILE, read_record
 from bgl.training import TrainConfig
+from bgl.training.config import CIRCUMSTANCES, parts
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-COMMAND_FILE = "command.yaml"
 LISTS = ("--method", "--seed", "--seeds", "--log")  # take several words
+OF_A_RUN = ("config", "method", "seed", "output_dir", "log", "resume", "refine")
+
+
+def load_yaml(text: str) -> Any:
+    """Read YAML that does not grow when it is read, with numbers such as ``1e-4``."""
+    check_yaml(text)
+    return get_loader("yaml")(text)
+
+
+set_loader("bgl", load_yaml, exceptions=(yaml.YAMLError, ValueError))
 
 
 def make_parser(description: str | None = None) -> ArgumentParser:
-    """One option per field of TrainConfig, beside those of a whole run."""
-    parser = ArgumentParser(prog="bgl train", description=description)
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any options.")
+    """Make a parser with an option for each field of TrainConfig, besides those of a whole run."""
+    parser = ArgumentParser(
+        prog="bgl train", description=description, exit_on_error=False, parser_mode="bgl"
+    )
+    parser.add_argument(
+        "--config", action="append", help="YAML file with any options; several: in turn."
+    )
     parser.add_argument(
         "--method",
         default=["none", "dybgr"],
@@ -34,7 +58,11 @@ def make_parser(description: str | None = None) -> ArgumentParser:
         "--seed", "--seeds", default=[0], type=list[int] | int, help="Seeds, one run each."
     )
     parser.add_argument(
-        "--output-dir", default=None, type=str | None, help="Run folder; default: runs/<new name>."
+        "--output-dir",
+        default=None,
+        type=str | None,
+        help="Run folder; default: a new one in runs/. What is finished there is not trained "
+        "again, and new rows are added.",
     )
     parser.add_argument(
         "--log",
@@ -42,11 +70,13 @@ def make_parser(description: str | None = None) -> ArgumentParser:
         type=list[str] | str,
         help='Trackers of accelerate to log to, for instance "tensorboard".',
     )
+    circumstances = ", ".join(option(name) for name in CIRCUMSTANCES)
     parser.add_argument(
         "--resume",
         default=None,
         type=str | None,
-        help="Run folder to go on with, as it was begun; no other options.",
+        help="Run folder to go on with, as it was begun; what does not define the result may be "
+        f"given anew: --log, {circumstances}.",
     )
     parser.add_argument(
         "--refine",
@@ -54,19 +84,41 @@ def make_parser(description: str | None = None) -> ArgumentParser:
         default=False,
         help="Add rows with embeddings refined without labels (transductive).",
     )
-    documented = docstring_parser.parse(TrainConfig.__doc__ or "").params
-    described = {parameter.arg_name: parameter.description for parameter in documented}
     defaults = TrainConfig()
+    help_of = described(TrainConfig)
     for name, hint in get_type_hints(TrainConfig).items():
-        if name not in ("method", "seed"):
-            kind = {"action": ActionYesNo(no_prefix="no-")} if hint is bool else {"type": hint}
-            parser.add_argument(
-                "--" + name.replace("_", "-"),
-                **kind,
-                default=getattr(defaults, name),
-                help=described[name],
-            )
+        if name in OF_A_RUN or name == "options":
+            continue
+        add_option(parser, option(name), hint, getattr(defaults, name), help_of[name])
+    # One option for each parameter: an option for the whole part would also take the name of a
+    # class, and import it.
+    for part, make in {**BLOCKS, **AUGMENTATIONS}.items():
+        hints = get_type_hints(make.__init__ if isinstance(make, type) else make)
+        help_of = described(make)
+        for key, default in parts(part).options(part).items():
+            add_option(parser, f"--{part}.{key}", hints[key], default, help_of.get(key, ""))
     return parser
+
+
+def add_option(parser: ArgumentParser, name: str, hint: Any, default: Any, text: str) -> None:
+    kind = {"action": ActionYesNo(no_prefix="no-")} if hint is bool else {"type": hint}
+    parser.add_argument(name, **kind, default=default, help=text)
+
+
+def described(kind: Callable[..., Any]) -> dict[str, str]:
+    """Read the descriptions of arguments off the docstring."""
+    documented = docstring_parser.parse(kind.__doc__ or "").params
+    return {parameter.arg_name: parameter.description or "" for parameter in documented}
+
+
+def option(name: str) -> str:
+    """The option of a field.
+
+    Example:
+        >>> option("data_root")
+        '--data-root'
+    """
+    return "--" + name.replace("_", "-")
 
 
 @dataclass(frozen=True)
@@ -74,77 +126,141 @@ class Command:
     """What a command line asks for: the configuration of every training, and the rest."""
 
     configs: list[TrainConfig]
-    folder: Path
+    folder: Path | None  # None: a new one
     trackers: list[str]
     refine: bool = False
 
 
-def parse(argv: list[str], description: str | None = None) -> Command:
+class StoredCommand(TypedDict):
+    """What command.yaml holds."""
+
+    configs: list[dict[str, Any]]
+    log: list[str]
+    refine: bool
+
+
+def parse(argv: Sequence[str], description: str | None = None) -> Command:
     """Understand a command line.
 
     Later wins: the dataset's base.yaml, the YAML of the method, ``--config`` files, options.
 
     Raises:
-        ValueError: If ``--resume`` names no run folder, or comes with other options.
+        ValueError: If there is no such option, a value does not fit, or ``--resume`` names no
+            run folder.
     """
     parser = make_parser(description)
-    argv = configs_first(lists([dashes(word) for word in argv]))
-    options = parser.parse_args(argv)
-    if options.resume is not None:
-        if len(argv) != 1 + (argv[0] == "--resume"):
-            parser.error("expected no other options with --resume: the run folder has them")
-        return read_command(Path(options.resume))
-    methods, seeds, trackers = (
-        v if isinstance(v, list) else [v] for v in (options.method, options.seed, options.log)
-    )
-    if not methods or not seeds:
-        parser.error("expected at least one --method and one --seed")
-    configs = []
-    for method in methods:
-        defaults = [CONFIGS / options.dataset / f"{n}.yaml" for n in ["base", *method.split("+")]]
-        files = [w for path in defaults if path.is_file() for w in ("--config", str(path))]
-        values = parser.parse_args([*files, *argv]).as_dict()
-        for name in ("config", "method", "seed", "output_dir", "log", "resume", "refine"):
-            values.pop(name, None)
-        configs += [from_values({**values, "method": method, "seed": s}) for s in seeds]
-    name = f"{options.dataset}-{datetime.now():%Y%m%d-%H%M%S}"
-    return Command(
-        configs, Path(options.output_dir or Path("runs") / name), trackers, options.refine
-    )
+    words = lists([dashes(word) for word in argv])
+    try:
+        given = parser.parse_args(words, defaults=False)
+        files = [Path(name) for name in given.get("config") or []]
+        if given.get("resume") is not None:
+            return resumed(Path(given.resume), layers(parser, files, words, Namespace()))
+        options = layers(parser, files, words)
+        methods, seeds, trackers = (as_list(options[name]) for name in ("method", "seed", "log"))
+        if not methods or not seeds:
+            raise ValueError("Expected at least one --method and one --seed, but got none")
+        configs = []
+        for method in methods:
+            names = ["base", *str(method).split("+")]
+            packaged = [CONFIGS / options.dataset / f"{name}.yaml" for name in names]
+            packaged = [path for path in packaged if path.is_file()]
+            values = layers(parser, [*packaged, *files], words).as_dict()
+            values = {name: value for name, value in values.items() if name not in OF_A_RUN}
+            configs += [
+                TrainConfig.from_dict({**values, "method": method, "seed": seed}) for seed in seeds
+            ]
+    except ArgumentError as error:
+        raise ValueError(f"{error}; bgl train --help lists the options") from error
+    folder = None if options.output_dir is None else Path(options.output_dir)
+    return Command(configs, folder, trackers, options.refine)
 
 
-def write_command(command: Command) -> None:
+def layers(
+    parser: ArgumentParser, files: list[Path], words: list[str], start: Namespace | None = None
+) -> Namespace:
+    """Options on top of files, one on top of the other, on top of the defaults (or ``start``)."""
+    values = parser.get_defaults() if start is None else start
+    for path in files:
+        content = read_file(path)
+        try:
+            values = parser.parse_object(content, values, defaults=False)
+        except ArgumentError as error:
+            raise ValueError(f"{path}: {error}") from error
+    return parser.parse_args(words, namespace=values, defaults=False)
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Read a file of options.
+
+    Raises:
+        OSError: If it cannot be opened.
+        ValueError: If it holds anything else; the message names the file.
+    """
+    content = read_yaml(path, get_loader("yaml"))
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"Expected {path} to hold options in YAML (`name: value`), but it holds a "
+            f"{type(content).__name__}"
+        )
+    if named := {"config", "resume"} & content.keys():
+        raise ValueError(
+            f"Expected {path} to leave `{min(named)}` to the command line, but it has it"
+        )
+    return content
+
+
+def resumed(folder: Path, given: Namespace) -> Command:
+    """The command that a run folder was made by, with what may change.
+
+    Raises:
+        ValueError: If the folder does not say, or anything is given that defines the result.
+    """
+    changes = {name: value for name, value in given.as_dict().items() if value is not None}
+    for name in ("config", "resume"):
+        changes.pop(name, None)
+    if fixed := sorted(changes.keys() - {"log", *CIRCUMSTANCES}):
+        raise ValueError(
+            f"Expected nothing with --resume that defines the result, but got "
+            f"{', '.join(option(name) for name in fixed)}: leave it out, or train anew with "
+            "another --output-dir"
+        )
+    command = read_command(folder)
+    trackers = as_list(changes.pop("log", command.trackers))
+    configs = [dataclasses.replace(config, **changes) for config in command.configs]
+    return dataclasses.replace(command, configs=configs, trackers=trackers)
+
+
+def write_command(command: Command, folder: Path) -> None:
     """Keep in the run folder what ``--resume`` needs."""
-    configs = [dataclasses.asdict(config) for config in command.configs]
-    content = {"configs": configs, "log": command.trackers, "refine": command.refine}
-    write_text(command.folder / COMMAND_FILE, yaml.safe_dump(content, sort_keys=False))
+    content: StoredCommand = {
+        "configs": [config.to_dict() for config in command.configs],
+        "log": command.trackers,
+        "refine": command.refine,
+    }
+    write_text(folder / COMMAND_FILE, yaml.safe_dump(content, sort_keys=False))
 
 
 def read_command(folder: Path) -> Command:
-    """The command that a run folder was made by.
+    """Read the command that a run folder was made by.
 
     Raises:
         ValueError: If the folder does not say.
     """
     path = folder / COMMAND_FILE
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        configs = [from_values(values) for values in content["configs"]]
-        return Command(configs, folder, list(content["log"]), bool(content.get("refine")))
-    except (OSError, yaml.YAMLError, ValueError, TypeError, KeyError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        content = read_record(path, StoredCommand, "repeat the whole command with --output-dir")
+        configs = [TrainConfig.from_dict(values) for values in content["configs"]]
+    except (OSError, ValueError, TypeError) as error:
         raise ValueError(
             f"Expected argument `--resume` to name a run folder, but {path} does not say what was "
-            f"run ({reason})"
+            f"run ({' '.join(str(error).split())})"
         ) from error
+    return Command(configs, folder, content["log"], content["refine"])
 
 
-def from_values(values: dict[str, Any]) -> TrainConfig:
-    """A configuration from plain values, as config.yaml holds them."""
-    for name, hint in get_type_hints(TrainConfig).items():
-        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-            values = {**values, name: hint(**values.get(name, {}))}
-    return TrainConfig(**values)
+def as_list(value: Any) -> list[Any]:
+    """A value where a list or one value may be given."""
+    return value if isinstance(value, list) else [value]
 
 
 def dashes(word: str) -> str:
@@ -167,17 +283,3 @@ def lists(argv: list[str]) -> list[str]:
             values.append(rest.pop(0))
         words.append(f"{word}=[{','.join(values)}]" if values else word)
     return words
-
-
-def configs_first(argv: list[str]) -> list[str]:
-    """Options on the command line win over ``--config`` files, wherever these stand."""
-    files, rest = [], []
-    words = iter(argv)
-    for word in words:
-        if word == "--config":
-            files += [word, next(words, "")]
-        elif word.startswith("--config="):
-            files.append(word)
-        else:
-            rest.append(word)
-    return files + rest

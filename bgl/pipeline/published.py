@@ -1,4 +1,4 @@
-"""Published figures, to be shown beside one's own. How each was selected is part of it."""
+"""Published figures, to be compared with one's own. How each epoch was selected is part of it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class PublishedRow:
 
 @cache
 def published() -> dict[str, Any]:
-    """The packaged ``published.json`` as it is: figures and the settings they were had with."""
+    """The packaged ``published.json`` as it is: figures, and how they were obtained."""
     content: dict[str, Any] = json.loads(Path(__file__).with_name("published.json").read_text())
     return content
 

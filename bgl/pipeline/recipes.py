@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from bgl.pipeline.options import CONFIGS, parse
 from bgl.pipeline.published import PublishedRow, published_rows
+from bgl.pipeline.results import Published
 from bgl.training import TrainConfig
 
 # table -> file in configs/DATASET/ -> (system, a part of its backbone or embedding)
@@ -69,7 +69,7 @@ def recipes(table: str, datasets: list[str] | None = None) -> list[Recipe]:
     ]
 
 
-# what has to agree for a training to be held against a published row
+# what has to agree before a row is compared with a published one
 _SAME = ("method", "backbone", "image_size", "head_dim", "distance", "loss", "augmentation")
 
 
@@ -79,10 +79,10 @@ def _recipes_of(dataset: str) -> list[tuple[Recipe, TrainConfig]]:
     return [(recipe, recipe.configs()[0]) for recipe in found]
 
 
-def published_beside(
+def matching_published(
     config: TrainConfig, embedding: str, metrics: dict[str, float]
-) -> dict[str, Any] | None:
-    """The published figures of the row that a training repeats, and how far it is from them.
+) -> Published | None:
+    """Find the published row that a configuration repeats, and the difference to its figures.
 
     It repeats a row if dataset, method, backbone, image size, embedding, distance, loss and
     augmentation are those of the row's recipe.

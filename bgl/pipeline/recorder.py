@@ -1,4 +1,4 @@
-"""What a training must remember for the explorer page."""
+"""Record what the explorer page shows of a training process."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from bgl._io import atomic_path
 from bgl._neighbors import nearest
 from bgl.datasets import ImageDataset, Splits
 from bgl.models import Encoder
-from bgl.pipeline.files import FILE
+from bgl.pipeline.arrays import RECORD_FILE, Arrays, noted, write_arrays
 from bgl.training import Progress, TrainingRun
 from bgl.visualization._frames import Frame, make_frame, unpack_frames
 from bgl.visualization.projection import reduce
@@ -28,25 +27,25 @@ MAP_ITEMS, MAP_DIM = 1200, 32
 
 
 class Recorder(Progress):
-    """Keeps the graphs of one validation batch, and what was found on the test classes.
+    """Keep the graphs of one validation batch, and the answers to test queries.
 
-    It listens to a training and writes ``explorer.npz`` (some hundred kilobytes) into the
-    training's folder. The training does not notice: the recorder draws from no global random
-    generator. Before it starts, one batch more is embedded; afterwards the recorder takes the
-    features that the loop measures anyway.
+    The recorder listens to the training loop and writes ``explorer.npz`` (some hundred kilobytes)
+    into its folder. It does not change the result: it draws from no global random generator.
+    Before the first step it embeds one batch more; afterwards it takes the features that the loop
+    measures anyway.
 
     Args:
-        folder: Of the training.
-        splits: The data that is trained on.
+        folder: Where the model is trained.
+        splits: The data that are trained on.
     """
 
     def __init__(self, folder: str | Path, splits: Splits) -> None:
-        self.path = Path(folder) / FILE
+        self.path = Path(folder) / RECORD_FILE
         self.splits = splits
         self.data = splits.train if splits.val is None else splits.val
         self.batch: list[int] = []
         self.frames: list[Frame] = []
-        self.found: dict[str, Any] = {}
+        self.found: Arrays = {}
         self.moments: set[int] = set()
         self.features: Tensor | None = None  # of the batch, where the loop has measured it
         self.tested: tuple[Tensor, Tensor | None] | None = None
@@ -60,8 +59,12 @@ class Recorder(Progress):
         self.moments = set(np.linspace(0, config.epochs, MOMENTS).round().astype(int).tolist())
         if not run.resumed:
             self._record(0)
-        elif self.path.exists():
-            self.frames = [f for f in read_frames(self.path) if (f.epoch or 0) <= epochs]
+        else:
+            notes: list[str] = []
+            recorded = unpack_frames(noted(self.path, notes))
+            self.frames = [frame for frame in recorded if (frame.epoch or 0) <= epochs]
+            for note in notes:
+                warnings.warn(note, stacklevel=2)
 
     def epoch(self, row: dict[str, Any]) -> None:
         if row["epoch"] in self.moments:
@@ -74,14 +77,16 @@ class Recorder(Progress):
         gallery: dict[str, Tensor] | None = None,
     ) -> None:
         if data is self.splits.test:
-            # by the backbone, which has a meaning before training as well
+            # by the backbone, which means something before training, too
             self.tested = vectors["backbone"], None if gallery is None else gallery["backbone"]
         elif data is self.data:
             self.features = vectors["backbone"][self.batch]
 
     def finish(self) -> None:
-        """Keep the answers to queries and the map of the last measured test classes; to be called
-        when the training is over."""
+        """Keep the answers to queries and the map of the last measured test classes.
+
+        Call it when training is over.
+        """
         if self.tested is None:
             return
         x, gallery = self.tested
@@ -111,13 +116,12 @@ class Recorder(Progress):
         self._write()
 
     def _write(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         frames = self.frames
 
         def joined(parts: list[np.ndarray], kind: Any) -> np.ndarray:
             return np.concatenate([np.empty(0, kind), *parts]).astype(kind)
 
-        arrays = {
+        arrays: Arrays = {
             "part": np.array("train" if self.splits.val is None else "val"),
             "batch": np.array(self.batch, np.int64),
             "moment": np.array([(f.epoch, f.block, f.iteration) for f in frames], np.int64),
@@ -134,12 +138,11 @@ class Recorder(Progress):
             arrays |= described("test", self.splits.test)
             if self.splits.gallery is not None:
                 arrays |= described("gallery", self.splits.gallery)
-        with atomic_path(self.path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, **arrays)
+        write_arrays(self.path, arrays)
 
 
-def described(name: str, data: ImageDataset, chosen: list[int] | None = None) -> dict[str, Any]:
-    """Labels, class names and image names, so that a page can be had without the dataset."""
+def described(name: str, data: ImageDataset, chosen: list[int] | None = None) -> Arrays:
+    """Labels, class names and image names, for a page without the dataset."""
     rows = list(range(len(data))) if chosen is None else chosen
     return {
         f"{name}_labels": data.labels[rows].numpy().astype(np.int32),
@@ -181,14 +184,8 @@ def batch_graphs(
     labels = data.labels[batch].to(device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         model.blocks.eval()
-        with warnings.catch_warnings():  # this batch may be smaller than those of the training
+        with warnings.catch_warnings():  # this batch may be smaller than those that are trained on
             warnings.filterwarnings("ignore", "k=.* needs at least")
             graphs = model.contextualize(features.to(device), labels, return_graph=True)[1]
         model.blocks.train(was_training)
     return graphs
-
-
-def read_frames(path: Path) -> list[Frame]:
-    """The graphs that a recorder has written."""
-    with np.load(path) as arrays:
-        return unpack_frames(arrays)

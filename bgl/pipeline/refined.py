@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bgl import models
-from bgl._io import atomic_path, write_text
+from bgl._io import write_text
 from bgl._neighbors import nearest
 from bgl.datasets import Splits, recall_at
 from bgl.metrics import retrieval_metrics
+from bgl.pipeline.arrays import RECORD_FILE, REFINED_FILE, noted, write_arrays
 from bgl.pipeline.comparison import OTHER_EPOCHS
+from bgl.pipeline.results import Row, read_record
 from bgl.refinement import refine
 from bgl.training import Evaluator, Progress, TrainConfig, make_accelerator
 
-Row = dict[str, Any]
 K = 7  # refine's default, lowered for tiny test sets
 
 
@@ -46,7 +46,7 @@ def refined_rows(
     """
     finished = folder / "refined.json"
     if finished.exists():
-        return list(json.loads(finished.read_text()))
+        return read_record(finished, list[Row], "remove it to refine again")
     accelerator = make_accelerator(config.device)
     evaluator = Evaluator(
         models.load(folder, accelerator.device),
@@ -69,8 +69,8 @@ def refined_rows(
     cutoffs = recall_at(splits.name)
     metrics = retrieval_metrics(queries, test.labels, found, labels, k=cutoffs)
     _write_answers(folder, queries, found)
-    result = [
-        {**without_other_epochs(row), "metrics": metrics, "transductive": True}
+    result: list[Row] = [
+        {**chosen_epoch_only(row), "metrics": metrics, "transductive": True}
         for row in rows
         if row["embedding"] == "backbone"
     ]
@@ -78,20 +78,19 @@ def refined_rows(
     return result
 
 
-def without_other_epochs(row: Row) -> Row:
-    """Only the chosen epoch's model is there to be refined."""
-    return {name: value for name, value in row.items() if name not in OTHER_EPOCHS}
+def chosen_epoch_only(row: Row) -> Row:
+    """A row without the metrics of other epochs, whose models are not there to be refined."""
+    kept = row.copy()
+    for part in OTHER_EPOCHS:
+        kept.pop(part, None)
+    return kept
 
 
 def _write_answers(folder: Path, queries: Tensor, gallery: Tensor | None) -> None:
     """The nearest of the queries whose plain answers the explorer has."""
-    recorded = folder / "explorer.npz"
-    if not recorded.exists():
+    recorded = noted(folder / RECORD_FILE, [])
+    if "nearest" not in recorded:
         return
-    with np.load(recorded) as arrays:
-        if "nearest" not in arrays:
-            return
-        rows, k = arrays["queries"], arrays["nearest"].shape[1]
+    rows, k = recorded["queries"], recorded["nearest"].shape[1]
     answers = nearest(queries, torch.from_numpy(rows), k, gallery).numpy().astype(np.int32)
-    with atomic_path(folder / "refined.npz") as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, queries=rows, nearest=answers)
+    write_arrays(folder / REFINED_FILE, {"queries": rows, "nearest": answers})

@@ -18,11 +18,23 @@ import yaml
 
 import bgl
 from bgl._io import write_text
-from bgl.datasets import Splits, download, load_dataset, raw_pixels, recall_at
+from bgl.datasets import Splits, raw_pixels, recall_at
 from bgl.metrics import retrieval_metrics
+from bgl.pipeline.files import read_config
+from bgl.pipeline.folder import locked
 from bgl.pipeline.options import CONFIGS
-from bgl.pipeline.recipes import published_beside
+from bgl.pipeline.recipes import matching_published
 from bgl.pipeline.recorder import Recorder
+from bgl.pipeline.results import (
+    CONFIG_FILE,
+    RESULT_FILE,
+    About,
+    Dataset,
+    OtherEpochs,
+    Result,
+    Row,
+    read_record,
+)
 from bgl.pipeline.tracking import Trackers
 from bgl.training import (
     Evaluator,
@@ -33,31 +45,11 @@ from bgl.training import (
     make_accelerator,
     train,
 )
-from bgl.training.checkpoint import CHECKPOINT_FILE
-
-Row = dict[str, Any]
-RESULT_FILE = "result.json"  # in the folder of a finished training
-
-
-def load_splits(config: TrainConfig) -> Splits:
-    """The data a configuration names; without validation classes in the protocol "paper"."""
-    if config.download and config.data_root is not None:
-        download(config.dataset, config.data_root)
-    paper = config.protocol == "paper"
-    splits = load_dataset(
-        config.dataset,
-        config.data_root,
-        val_fraction=0.0 if paper else config.val_fraction,
-        skip_broken=config.skip_broken,
-        allow_partial=config.allow_partial,
-        table=config.table,
-    )
-    # packaged data have fixed validation classes, which nothing looks at then
-    return dataclasses.replace(splits, val=None) if paper else splits
+from bgl.training.checkpoint import CHECKPOINT_FILE, check_digest
 
 
 def baseline_rows(config: TrainConfig, splits: Splits, progress: Progress) -> list[Row]:
-    """What no training is needed for: raw pixels, and the encoder as training starts from it."""
+    """Measure what needs no training: raw pixels, and the encoder before the first step."""
     gallery = splits.gallery
     accelerator = make_accelerator(config.device)
     encoder, info = build_encoder(dataclasses.replace(config, method="none"), accelerator.device)
@@ -92,16 +84,31 @@ def trained_rows(
     progress: Progress,
     trackers: Sequence[str] = (),
 ) -> list[Row]:
-    """Train one configuration (or take its finished result) and describe each embedding."""
-    resolved = dataclasses.asdict(config)
-    finished = folder / RESULT_FILE
-    if finished.exists():
-        return list(json.loads(finished.read_text())["rows"])
+    """Train one configuration (or take its finished result) and describe each embedding.
+
+    Raises:
+        ValueError: If the folder belongs to another configuration or to other data, or another
+            process uses it.
+    """
+    check_folder(config, folder, splits)
+    if (folder / RESULT_FILE).exists():
+        return read_result(folder)["rows"]
     if not make_accelerator(config.device).is_main_process:
         train(config, splits, folder)
         return []
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
+    with locked(folder):
+        return _train_alone(config, splits, folder, progress, trackers)
+
+
+def _train_alone(
+    config: TrainConfig,
+    splits: Splits,
+    folder: Path,
+    progress: Progress,
+    trackers: Sequence[str],
+) -> list[Row]:
+    resolved = config.to_dict()
+    write_text(folder / CONFIG_FILE, yaml.safe_dump(resolved, sort_keys=False))
     recorder = Recorder(folder, splits)
     listeners: list[Progress] = [recorder, progress]
     tracked = Trackers(trackers, folder / "logs", recorder) if trackers else None
@@ -134,61 +141,82 @@ def trained_rows(
             "peak_gpu_memory_mb": trained.peak_gpu_memory_mb,
             "skipped_steps": sum(row.get("skipped_steps", 0) for row in trained.history),
             **other_epochs(trained.history, embedding),
-            "published": published_beside(config, embedding, metrics),
+            "published": matching_published(config, embedding, metrics),
             "config": resolved,
         }
         for embedding, metrics in trained.metrics.items()
     ]
-    result = {"config": resolved, "commit": commit(), "rows": rows}
-    write_text(finished, json.dumps(result, indent=1))
+    result: Result = {
+        "config": resolved,
+        "digest": splits.digest,
+        "commit": commit(),
+        "rows": rows,
+    }
+    write_text(folder / RESULT_FILE, json.dumps(result, indent=1))
     (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
     return rows
 
 
-def other_epochs(history: list[Row], embedding: str) -> dict[str, dict[str, float]]:
+def other_epochs(history: list[dict[str, Any]], embedding: str) -> OtherEpochs:
     """Test metrics of the last epoch, and each metric's best over the epochs (optimistic), where
-    the test classes were looked at after every epoch."""
+    the test classes were measured after every epoch."""
     start = f"test_{embedding}_"
-    looks = [
+    tested = [
         {name.removeprefix(start): value for name, value in row.items() if name.startswith(start)}
         for row in history
     ]
-    if not all(looks):
+    if not all(tested):
         return {}
-    best = {name: max(look[name] for look in looks) for name in looks[0]}
-    return {"last_epoch": looks[-1], "best_on_test": best}
+    best = {name: max(metrics[name] for metrics in tested) for name in tested[0]}
+    return {"last_epoch": tested[-1], "best_on_test": best}
 
 
-def check_folder(config: TrainConfig, folder: Path) -> None:
-    """Refuse a folder with the result or the checkpoint of another configuration.
+def read_result(folder: Path) -> Result:
+    """Read the result of a finished training.
 
     Raises:
-        ValueError: If there is one; the message names the fields that differ.
+        OSError: If there is none, or it cannot be opened.
+        ValueError: If the file holds anything else.
+    """
+    return read_record(folder / RESULT_FILE, Result, "remove it to train again")
+
+
+def check_folder(config: TrainConfig, folder: Path, splits: Splits) -> None:
+    """Refuse a folder that belongs to another configuration or to other data.
+
+    Raises:
+        ValueError: If there is one; the message says what differs.
     """
     if (folder / RESULT_FILE).exists():
-        stored = json.loads((folder / RESULT_FILE).read_text())["config"]
+        result = read_result(folder)
+        config.check_stored(result["config"], folder)
+        check_digest(splits.digest, result["digest"], folder)
     elif (folder / CHECKPOINT_FILE).exists():
-        stored = yaml.safe_load((folder / "config.yaml").read_text())
-    else:
-        return
-    config.check_stored(stored, folder)
+        config.check_stored(dataclasses.asdict(read_config(folder)), folder / CONFIG_FILE)
 
 
-def describe(config: TrainConfig, splits: Splits) -> dict[str, Any]:
+def describe(config: TrainConfig, splits: Splits) -> About:
     """What a reader needs to know to trust the numbers."""
-    parts = {
-        name: {"classes": part.num_classes, "images": len(part)}
-        for name in ("train", "val", "test", "gallery")
-        if (part := getattr(splits, name)) is not None
+    sizes = {
+        part: {"classes": images.num_classes, "images": len(images)}
+        for part, images in splits.parts().items()
     }
+    dataset: Dataset = {
+        "name": splits.name,
+        "digest": splits.digest,
+        "train": sizes["train"],
+        "test": sizes["test"],
+        "skipped": list(splits.skipped),
+    }
+    if "val" in sizes:
+        dataset["val"] = sizes["val"]
+    if "gallery" in sizes:
+        dataset["gallery"] = sizes["gallery"]
     return {
-        "dataset": {
-            "name": splits.name,
-            "digest": splits.digest,
-            **parts,
-            "skipped": list(splits.skipped),
-        },
+        "dataset": dataset,
         **selection(config, splits),
+        "backbone": config.backbone,
+        "weights": config.weights,
         "image_size": config.image_size,
         **hardware(config),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, "
@@ -205,7 +233,7 @@ def describe(config: TrainConfig, splits: Splits) -> dict[str, Any]:
     }
 
 
-def hardware(config: TrainConfig) -> dict[str, Any]:
+def hardware(config: TrainConfig) -> About:
     """Describe where a run computes, and in which precision."""
     accelerator = make_accelerator(config.device)
     cuda = accelerator.device.type == "cuda"
@@ -227,18 +255,19 @@ def commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def selection(config: TrainConfig, splits: Splits) -> dict[str, Any]:
-    """How the epoch is chosen, and how many epochs' weights the test classes are shown."""
+def selection(config: TrainConfig, splits: Splits) -> About:
+    """How the epoch is chosen, and how many epochs' weights are measured on the test classes."""
     if config.protocol == "paper":
-        looks = -(-config.epochs // config.eval_every)
-        how = f"best of {looks} by test Recall@1 of the {config.select_embedding} embedding"
-        how = how if looks > 1 else "last epoch"
+        tested = -(-config.epochs // config.eval_every)
+        how = f"best of {tested} by test Recall@1 of the {config.select_embedding} embedding"
         return {
             "protocol": "paper-style, optimistic: trained on all train classes",
-            "selection": how,
-            "test_evaluations": looks,
+            "selection": how if tested > 1 else "last epoch",
+            "test_evaluations": tested,
         }
     how = f"best validation MAP@R of the {config.select_embedding} embedding"
-    how = how if splits.val is not None else "last epoch"
-    looks = 1 + config.epochs * config.test_every_epoch
-    return {"protocol": "honest", "selection": how, "test_evaluations": looks}
+    return {
+        "protocol": "honest",
+        "selection": how if splits.val is not None else "last epoch",
+        "test_evaluations": 1 + config.epochs * config.test_every_epoch,
+    }

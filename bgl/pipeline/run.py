@@ -9,19 +9,22 @@ processes train as one: ``torchrun --nproc-per-node=N benchmarks/run.py ...``.
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import json
 import os
 import shlex
 import signal
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
+from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from rich.markup import escape
@@ -29,29 +32,31 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bars
 
 from bgl._io import write_text
+from bgl.datasets import Splits
 from bgl.images import BrokenImageError
+from bgl.pipeline.data import load_splits
 from bgl.pipeline.explorer import explore_run
-from bgl.pipeline.options import parse, write_command
+from bgl.pipeline.files import read_results
+from bgl.pipeline.folder import locked, new_folder
+from bgl.pipeline.options import Command, parse, write_command
 from bgl.pipeline.recorder import Recorder
 from bgl.pipeline.refined import refined_rows
-from bgl.pipeline.rows import (
+from bgl.pipeline.results import (
     RESULT_FILE,
+    RESULTS_FILE,
+    About,
+    Results,
     Row,
-    baseline_rows,
-    check_folder,
-    describe,
-    load_splits,
-    trained_rows,
+    check_about,
+    with_new,
 )
+from bgl.pipeline.rows import baseline_rows, check_folder, describe, trained_rows
 from bgl.pipeline.table import print_table
 from bgl.pipeline.tracking import check_trackers
-from bgl.training import (
-    Interrupted,
-    Progress,
-    ProgressList,
-    make_accelerator,
-)
+from bgl.training import Interrupted, Progress, ProgressList, TrainConfig, make_accelerator
 from bgl.training.loop import check_classes
+
+T = TypeVar("T")
 
 
 class TerminalProgress(Progress):
@@ -93,77 +98,129 @@ class TerminalProgress(Progress):
 
 def benchmark(argv: list[str], console: Console, program: str) -> int:
     """Understand the command line, check everything that can be checked, train and measure."""
+    with contextlib.ExitStack() as stack:
+        try:
+            command = parse(argv, __doc__)
+            check_trackers(command.trackers)
+            first = command.configs[0]
+            main_process = make_accelerator(first.device).is_main_process
+            splits = load_splits(first)
+            for config in command.configs:
+                check_classes(config, splits)
+            about: About = {
+                "started": f"{datetime.now():%Y-%m-%d %H:%M:%S}",
+                **describe(first, splits),
+            }
+            folder, rows = on_main_process(lambda: claim(command, splits, about, stack))
+        except (ValueError, OSError) as error:
+            complain(error)
+            return 2
+        started = time.perf_counter()
 
-    def complain(error: Exception) -> None:
-        line = escape(" ".join(str(error).split()))
-        if isinstance(error, BrokenImageError):
-            line += "; `skip_broken` (--skip-broken) leaves it out"
-        Console().print(f"[bold red]error:[/] {line}", highlight=False, soft_wrap=True)
-
-    try:
-        command = parse(argv, __doc__)
-        check_trackers(command.trackers)
-        first = command.configs[0]
-        main_process = make_accelerator(first.device).is_main_process
-        (folder,) = broadcast_object_list([command.folder])  # the default has the time in its name
-        command = dataclasses.replace(command, folder=folder)
-        runs = {folder / f"{config.method}-seed{config.seed}": config for config in command.configs}
-        for place, config in runs.items():
-            check_folder(config, place)
-        splits = load_splits(first)
-        for config in command.configs:
-            check_classes(config, splits)
-        results = {"started": f"{datetime.now():%Y-%m-%d %H:%M:%S}", **describe(first, splits)}
-        if main_process:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_command(command)
-    except (ValueError, OSError) as error:
-        complain(error)
-        return 2
-    rows: list[Row] = []
-    started = time.perf_counter()
-
-    def save(new: list[Row]) -> None:
-        rows.extend(new)
-        results["seconds"] = time.perf_counter() - started
-        if main_process:
-            write_text(folder / "results.json", json.dumps({**results, "rows": rows}, indent=1))
-
-    console.print(f"{splits}\nrun folder: {folder}", highlight=False, markup=False)
-    progress = TerminalProgress(console)
-    try:
-        with progress.bars:
-            pretrained = Recorder(folder, splits)
-            save(baseline_rows(first, splits, ProgressList(pretrained, progress)))
+        def save(new: list[Row]) -> None:
+            rows[:] = with_new(rows, new)
+            about["seconds"] = time.perf_counter() - started
             if main_process:
-                pretrained.finish()
-            for place, config in runs.items():
-                known = ": finished before, taken as it is" * (place / RESULT_FILE).exists()
-                console.print(f"[bold]{place.name}[/]{known}")
-                trained = trained_rows(config, splits, place, progress, command.trackers)
-                save(trained)
-                if command.refine:
-                    save(refined_rows(trained, config, place, splits, progress))
-    except KeyboardInterrupt:
-        words = f"{program} {shlex.join(['--resume', str(folder)])}"
-        console.print(f"\nto go on: {words}", markup=False, highlight=False, soft_wrap=True)
-        raise
-    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
-        complain(error)
-        return 1
-    if not main_process:
+                results: Results = {**about, "rows": rows}
+                write_text(folder / RESULTS_FILE, json.dumps(results, indent=1))
+
+        console.print(f"{splits}\nrun folder: {folder}", highlight=False, markup=False)
+        progress = TerminalProgress(console)
+        try:
+            with progress.bars:
+                pretrained = Recorder(folder, splits)
+                save(baseline_rows(first, splits, ProgressList(pretrained, progress)))
+                if main_process:
+                    pretrained.finish()
+                for config in command.configs:
+                    place = folder / training_name(config)
+                    finished = (place / RESULT_FILE).exists()
+                    known = ": finished before, taken as it is" if finished else ""
+                    console.print(f"[bold]{place.name}[/]{known}")
+                    trained = trained_rows(config, splits, place, progress, command.trackers)
+                    save(trained)
+                    if command.refine:
+                        save(refined_rows(trained, config, place, splits, progress))
+        except KeyboardInterrupt:
+            words = f"{program} {shlex.join(['--resume', str(folder)])}"
+            console.print(f"\nto go on: {words}", markup=False, highlight=False, soft_wrap=True)
+            raise
+        except (ValueError, OSError, FloatingPointError, MemoryError) as error:
+            complain(error)
+            return 1
+        if main_process:
+            show(folder, rows, about["seconds"], splits, console)
         return 0
+
+
+def complain(error: Exception) -> None:
+    """Print an error as one line."""
+    line = escape(" ".join(str(error).split()))
+    if isinstance(error, BrokenImageError):
+        line += "; mend it, or train anew without it: `skip_broken` (--skip-broken) leaves it out"
+    Console().print(f"[bold red]error:[/] {line}", highlight=False, soft_wrap=True)
+
+
+def on_main_process(work: Callable[[], T]) -> T:
+    """Do something in the first process alone; all processes get its result, or its error."""
+    outcome: list[Any] = [None, None]
+    if PartialState().is_main_process:
+        try:
+            outcome[0] = work()
+        except (ValueError, OSError) as error:
+            outcome[1] = error
+    broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    result: T = outcome[0]
+    return result
+
+
+def training_name(config: TrainConfig) -> str:
+    """The folder of a training inside the run folder."""
+    return f"{config.method}-seed{config.seed}"
+
+
+def claim(
+    command: Command, splits: Splits, about: About, stack: contextlib.ExitStack
+) -> tuple[Path, list[Row]]:
+    """Make or take the run folder for as long as the stack lives.
+
+    Returns:
+        The folder, and the rows that earlier commands have measured there.
+
+    Raises:
+        ValueError: If it belongs to another configuration or to other data, another process uses
+            it, or its results.json is not ours.
+    """
+    folder = command.folder or new_folder(splits.name)
+    stack.enter_context(locked(folder))
+    rows = []
+    if (folder / RESULTS_FILE).exists():
+        earlier = read_results(folder)
+        check_about(earlier, about, folder)
+        rows = earlier["rows"]
+    for config in command.configs:
+        check_folder(config, folder / training_name(config), splits)
+    write_command(command, folder)
+    return folder, rows
+
+
+def show(folder: Path, rows: list[Row], seconds: float, splits: Splits, console: Console) -> None:
+    """Print the table and write the page."""
     print_table(rows, f"{splits.name}, {splits.test.num_classes} unseen classes, percent")
     peak = max((row.get("peak_memory_mb", 0) for row in rows), default=0)
     console.print(
-        f"{results['seconds'] / 60:.1f} min, peak memory {peak / 1024:.1f} GB; "
-        f"results: {folder / 'results.json'}",
+        f"{seconds / 60:.1f} min, peak memory {peak / 1024:.1f} GB; "
+        f"results: {folder / RESULTS_FILE}",
         highlight=False,
         markup=False,
     )
-    page = explore_run(folder, splits=splits)
-    console.print(f"look at it: {page}", highlight=False, markup=False, soft_wrap=True)
-    return 0
+    try:
+        line = f"look at it: {explore_run(folder, splits=splits)}"
+    except (ValueError, OSError) as error:
+        line = f"note: there is no page to look at: {error}"
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def end_now(number: int, frame: FrameType | None) -> None:
@@ -183,13 +240,15 @@ def main(argv: Sequence[str] | None = None, program: str = "bgl train") -> int:
         stopped it.
     """
     console = Console(quiet=int(os.environ.get("RANK", "0")) > 0)  # one process speaks for all
-    before = signal.signal(signal.SIGTERM, end_now)
+    main_thread = threading.current_thread() is threading.main_thread()  # others get no signals
+    before = signal.signal(signal.SIGTERM, end_now) if main_thread else None
     try:
         return benchmark(list(sys.argv[1:] if argv is None else argv), console, program)
     except KeyboardInterrupt as stopped:
         console.print(str(stopped) or "interrupted by SIGINT", markup=False, highlight=False)
         return int(getattr(stopped, "status", 128 + signal.SIGINT))
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if main_thread:
+            signal.signal(signal.SIGTERM, before)
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

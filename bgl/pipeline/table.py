@@ -10,7 +10,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bgl.pipeline.comparison import TRANSDUCTIVE, Row, comparison
+from bgl.pipeline.comparison import TRANSDUCTIVE, comparison
+from bgl.pipeline.results import Row
 
 
 def print_table(rows: list[Row], title: str) -> None:

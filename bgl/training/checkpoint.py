@@ -1,4 +1,4 @@
-"""What an interrupted training needs to go on bit by bit."""
+"""What an interrupted training needs to go on bit for bit."""
 
 from __future__ import annotations
 
@@ -30,15 +30,23 @@ class Position:
 
 
 def save_checkpoint(
-    path: Path, config: TrainConfig, parts: dict[str, Any], position: Position
+    path: Path, config: TrainConfig, digest: str, parts: dict[str, Any], position: Position
 ) -> None:
-    """Everything a training needs to go on bit by bit.
+    """Write everything a training needs to go on bit for bit.
+
+    Args:
+        path: File to write.
+        config: What is trained.
+        digest: Of the data, :attr:`bgl.datasets.Splits.digest`.
+        parts: What has a ``state_dict``, by name.
+        position: How far the training has come.
 
     Raises:
         OSError: If it cannot be written; an earlier checkpoint is left as it was.
     """
     state = {
         "config": config.to_dict(),
+        "digest": digest,
         "position": dataclasses.asdict(position),
         "parts": {name: part.state_dict() for name, part in parts.items()},
         "random": random_state(),
@@ -46,25 +54,50 @@ def save_checkpoint(
     write_pickle(path, state)
 
 
-def load_checkpoint(path: Path, config: TrainConfig, parts: dict[str, Any]) -> Position:
+def load_checkpoint(
+    path: Path, config: TrainConfig, digest: str, parts: dict[str, Any]
+) -> Position:
     """Restore a checkpoint; returns how far it had come.
 
     Raises:
-        ValueError: If it belongs to another configuration, or cannot be read.
+        ValueError: If it belongs to another configuration or to other data, or cannot be read.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        stored, position = state["config"], Position(**state["position"])
-    except Exception as error:  # the reader raises errors of many kinds
-        raise ValueError(
+
+    def damaged(error: Exception) -> ValueError:
+        return ValueError(
             f"Expected {path} to be a checkpoint of this version, but it cannot be read "
             f"({type(error).__name__}); remove it to train from the start"
-        ) from error
+        )
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        stored, stored_digest = dict(state["config"]), str(state["digest"])
+        position = Position(**state["position"])
+    except Exception as error:  # the reader raises errors of many kinds
+        raise damaged(error) from error
     config.check_stored(stored, path)
-    for name, part in parts.items():
-        part.load_state_dict(state["parts"][name])
-    restore_random_state(state["random"])
+    check_digest(digest, stored_digest, path)
+    try:
+        for name, part in parts.items():
+            part.load_state_dict(state["parts"][name])
+        restore_random_state(state["random"])
+    except Exception as error:  # as above: a part or a tensor is missing or damaged
+        raise damaged(error) from error
     return position
+
+
+def check_digest(digest: str, stored: str, place: Path) -> None:
+    """Refuse what was stored at ``place`` for other data.
+
+    Raises:
+        ValueError: If the digests differ.
+    """
+    if digest != stored:
+        raise ValueError(
+            f"Expected the data that {place} was made from (digest {stored}), but got other data "
+            f"({digest}): images or classes were added, removed or renamed. Restore them to go "
+            "on, or train anew with another --output-dir"
+        )
 
 
 def random_state() -> dict[str, Any]:

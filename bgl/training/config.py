@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bgl._checks import check_choice, check_int, check_real
-from bgl._registry import resolve_options
+from bgl._registry import Registry
 from bgl.augment import AUGMENTATIONS
 from bgl.losses import LOSS_NAMES, MINER_NAMES
 from bgl.models import BLOCKS
+
+# Where and how a training runs. With the same data these do not define its result, and may change
+# when it goes on.
+CIRCUMSTANCES = (
+    *("data_root", "table", "download", "skip_broken", "allow_partial"),
+    *("device", "workers", "on_nonfinite"),
+)
 
 
 @dataclass
@@ -206,15 +214,13 @@ class TrainConfig:
             )
 
     def _resolve_options(self) -> dict[str, dict[str, Any]]:
-        """The options of every part that is used, complete. Those of others are only checked."""
-        used = dict.fromkeys(self.block_names)
-        for name in used:
-            _ = BLOCKS[name]
+        """Complete the options of every part that is used; those of others are only checked."""
+        used = [BLOCKS.check(name, "method") for name in self.block_names]
         if self.augmentation != "none":
-            _ = AUGMENTATIONS[self.augmentation]
-            used[self.augmentation] = None
+            used.append(AUGMENTATIONS.check(self.augmentation, "augmentation"))
         complete = {
-            name: part_options(name, self.options.get(name, {})) for name in {**self.options, **used}
+            name: parts(name).resolve(name, self.options.get(name, {}))
+            for name in [*self.options, *used]
         }
         return {name: complete[name] for name in used}
 
@@ -224,8 +230,8 @@ class TrainConfig:
         return {**values, **values.pop("options")}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
-        """The configuration that :meth:`to_dict` described; what is missing has its default.
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """Make the configuration that :meth:`to_dict` described; what is missing has its default.
 
         Raises:
             ValueError: If a name is neither a field nor a block or augmentation that is known.
@@ -235,10 +241,11 @@ class TrainConfig:
         return cls(**own, options={n: v for n, v in values.items() if n not in names})
 
     def changed(self, stored: dict[str, Any]) -> list[str]:
-        """The fields that have another value in ``stored``, an earlier configuration as plain
-        values; what it lacks is newer than it and had its default there."""
+        """The fields that define the result and have another value in ``stored``, an earlier
+        configuration as plain values; what it lacks is newer than it and had its default there."""
         now, then = self.to_dict(), TrainConfig.from_dict(stored).to_dict()
-        return sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
+        defining = (now.keys() | then.keys()) - set(CIRCUMSTANCES)
+        return sorted(name for name in defining if then.get(name) != now.get(name))
 
     def check_stored(self, stored: dict[str, Any], place: Path) -> None:
         """Refuse what was stored at ``place`` under another configuration.
@@ -258,12 +265,6 @@ class TrainConfig:
         return [] if self.method == "none" else self.method.split("+")
 
 
-def part_options(name: str, given: dict[str, Any]) -> dict[str, Any]:
-    """All options of a block or an augmentation.
-
-    Raises:
-        ValueError: If there is no part of that name, or it has no such option.
-    """
-    if name in AUGMENTATIONS:
-        return resolve_options(AUGMENTATIONS[name], given, skip=3)
-    return resolve_options(BLOCKS[name], given, skip=1)
+def parts(name: str) -> Registry[Any]:
+    """Return the registry that holds the options of a name: of augmentations, or else of blocks."""
+    return AUGMENTATIONS if name in AUGMENTATIONS else BLOCKS

@@ -107,7 +107,7 @@ def train(
 
     Raises:
         ValueError: If configuration and data do not fit, or ``checkpoint.pt`` is not of this
-            configuration.
+            configuration and these data.
         FloatingPointError: If the loss or gradient of a batch is not finite; the message names
             the batch.
         Interrupted: After SIGINT or SIGTERM, when the checkpoint is written.
@@ -167,10 +167,11 @@ def _train(
         parts["augmentation"] = plan.augmentation.to(device)
         augmented = AugmentedLoss(criterion.loss, plan.augmentation, criterion.miner)
     position = Position()
+    digest = splits.digest
     checkpoint = folder / CHECKPOINT_FILE
     resumed = checkpoint.exists()
     if resumed:
-        position = load_checkpoint(checkpoint, config, parts)
+        position = load_checkpoint(checkpoint, config, digest, parts)
     broadcast_module(criterion)
     started = time.perf_counter() - position.seconds
     history = position.history
@@ -178,7 +179,7 @@ def _train(
     def save() -> None:
         position.seconds = time.perf_counter() - started
         if accelerator.is_main_process:
-            save_checkpoint(checkpoint, config, parts, position)
+            save_checkpoint(checkpoint, config, digest, parts, position)
 
     evaluator = Evaluator(
         encoder,

@@ -53,7 +53,7 @@ def make_frame(data: Data, epoch: int | None = None) -> Frame:
 
 def unpack_frames(arrays: Mapping[str, np.ndarray]) -> list[Frame]:
     """The graphs in the arrays of an ``explorer.npz``."""
-    if len(arrays["edges"]) == 0:
+    if len(arrays.get("edges", ())) == 0:
         return []
     cuts = np.cumsum(arrays["edges"])[:-1]
     parts = [np.split(arrays[name], cuts) for name in ("source", "target", "weight")]

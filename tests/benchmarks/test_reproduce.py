@@ -14,7 +14,7 @@ from benchmarks.reproduce.dry_run import dry_run
 from bgl.datasets import write_standin
 from bgl.pipeline import parse
 from bgl.pipeline.published import published, published_rows
-from bgl.pipeline.recipes import TABLES, Recipe, published_beside, recipes
+from bgl.pipeline.recipes import TABLES, Recipe, matching_published, recipes
 from bgl.training import TrainConfig
 
 ALL = [recipe for table in TABLES for recipe in recipes(table)]
@@ -66,8 +66,8 @@ def test_dybgr_has_the_published_values(recipe):
     assert config.backbone.startswith("vit_base_patch16_224.")
     assert config.block_names == ["dybgr"] * shared["depth"]
     for name in ("k", "num_iterations", "lam", "epsilon", "beta"):
-        assert getattr(config.dybgr, name) == own[name]
-    assert config.dybgr.formulation == "released"
+        assert config.options["dybgr"][name] == own[name]
+    assert config.options["dybgr"]["formulation"] == "released"
     for name in ("alpha", "lr", "lr_blocks", "epochs", "resize", "batch_size", "per_class"):
         assert getattr(config, name) == own[name], name
     for name in ("head_dim", "weight_decay", "grad_clip", "curvature", "clip_radius"):
@@ -123,16 +123,16 @@ def test_iaa_has_the_published_values(recipe):
         assert config.loss_options == {name: ms[name] for name in ("alpha", "beta", "base")}
         assert config.miner_options == {"epsilon": ms["epsilon"]}
     if config.augmentation == "iaa":
-        iaa = config.iaa
-        assert round(iaa.start * config.epochs) == RECIPE["start_epoch"]
-        assert iaa.update_every == RECIPE["update_every_epochs"]
+        iaa = config.options["iaa"]
+        assert round(iaa["start"] * config.epochs) == RECIPE["start_epoch"]
+        assert iaa["update_every"] == RECIPE["update_every_epochs"]
         for name in ("momentum", "beta", "gamma", "num_neighbors"):
-            assert getattr(iaa, name) == RECIPE[name]
-        assert iaa.schedule
+            assert iaa[name] == RECIPE[name]
+        assert iaa["schedule"]
         if dataset in RECIPE["strength"] and not (large and resnet):
-            assert iaa.strength == RECIPE["strength"][dataset]
+            assert iaa["strength"] == RECIPE["strength"][dataset]
         if not (large and loss == "contrastive"):  # whose released command has 2
-            assert iaa.num_samples == RECIPE["num_samples"]
+            assert iaa["num_samples"] == RECIPE["num_samples"]
 
 
 def test_a_comparison_on_a_papers_dataset_changes_the_method_alone():
@@ -146,7 +146,7 @@ def test_a_comparison_on_a_papers_dataset_changes_the_method_alone():
 def test_each_recipe_stands_beside_its_own_row(recipe):
     embedding = "backbone" if "backbone" in recipe.published.embedding else "head"
     config = recipe.configs("--protocol", "paper", "--epochs", "3", "--seed", "4")[0]
-    beside = published_beside(config, embedding, {"recall@1": 0.5, "map@r": 0.25})
+    beside = matching_published(config, embedding, {"recall@1": 0.5, "map@r": 0.25})
     assert beside is not None
     assert beside["source"] == recipe.published.source
     figure = recipe.published.figures["recall@1"]
@@ -158,13 +158,13 @@ def test_each_recipe_stands_beside_its_own_row(recipe):
 def test_what_no_paper_has_trained_stands_alone():
     metrics = {"recall@1": 0.5}
     (config,) = parse(["--dataset", "cub", "--method", "dybgr+dybgr"]).configs
-    assert published_beside(config, "backbone", metrics)
-    assert published_beside(config, "head", metrics) is None  # they measured the other one
+    assert matching_published(config, "backbone", metrics)
+    assert matching_published(config, "head", metrics) is None  # they measured the other one
     for words in (["--backbone", "resnet50"], ["--head-dim", "64"], ["--augmentation", "iaa"]):
         (other,) = parse(["--dataset", "cub", "--method", "dybgr+dybgr", *words]).configs
-        assert published_beside(other, "backbone", metrics) is None
+        assert matching_published(other, "backbone", metrics) is None
     (emoji,) = parse(["--dataset", "emoji", "--method", "dybgr"]).configs
-    assert published_beside(emoji, "backbone", metrics) is None
+    assert matching_published(emoji, "backbone", metrics) is None
 
 
 # --- dry runs -------------------------------------------------------------------------------------

@@ -14,9 +14,10 @@ from explorer_runs import (
 )
 from safetensors.torch import load_file
 
-from bgl.pipeline.recorder import Recorder, batch_graphs, fixed_batch, map_items, read_frames
+from bgl.pipeline.arrays import read_arrays
+from bgl.pipeline.recorder import Recorder, batch_graphs, fixed_batch, map_items
 from bgl.training import ProgressList, build_encoder, train
-from bgl.training.config import DyBGROptions
+from bgl.visualization._frames import unpack_frames
 
 
 @pytest.mark.parametrize("method", ["none", "dybgr"])
@@ -44,7 +45,7 @@ def test_recorder_changes_nothing(method, workers, tmp_path):
 
 def test_small_batch_of_the_page_brings_no_warning(recwarn):
     """Its size is not the user's choice."""
-    config = small(dybgr=DyBGROptions(k=30))
+    config = small(options={"dybgr": {"k": 30}})
     graphs = batch_graphs(build_encoder(config)[0], make_splits().test, list(range(8)))
     assert graphs[0].num_edges == 8 * 6
     assert not [w for w in recwarn if "needs at least" in str(w.message)]
@@ -64,7 +65,7 @@ def test_recorder_goes_on_after_an_interruption(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(small(), splits, part, Stop(part, splits))
     train(small(), splits, part, Recorder(part, splits))
-    frames = [read_frames(folder / "explorer.npz") for folder in (whole, part)]
+    frames = [unpack_frames(read_arrays(folder / "explorer.npz")) for folder in (whole, part)]
     assert len(frames[0]) == len(frames[1]) == 6
     for one, other in zip(*frames, strict=True):
         for field in dataclasses.fields(one):

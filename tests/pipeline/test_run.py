@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
 import os
 import re
@@ -20,8 +19,10 @@ from safetensors.torch import load_file
 
 from bgl.pipeline import as_csv, markdown, options, rows, run
 from bgl.pipeline.comparison import comparison
+from bgl.pipeline.folder import locked, new_folder
 from bgl.training.loop import Progress
 
+TWO = ["--method", "none", "--epochs", "2"]
 METRICS = ["recall@1", "recall@2", "recall@4", "recall@8", "map@r", "r_precision"]
 SMALL = [
     *("--dataset", "folder", "--backbone", "test_resnet", "--weights", "none"),
@@ -215,14 +216,146 @@ def test_resume_has_the_whole_command(finished, form):
     assert command.folder == finished
     assert command.trackers == []
     stored = [results(finished)["rows"][i]["config"] for i in (2, 4)]
-    assert [dataclasses.asdict(config) for config in command.configs] == stored
+    assert [config.to_dict() for config in command.configs] == stored
 
 
-def test_resume_takes_no_other_options(finished, capsys):
-    for words in (["--resume", str(finished), "--lr", "0.5"], ["--lr=0.5", f"--resume={finished}"]):
-        with pytest.raises(SystemExit):
-            options.parse(words)
-        assert "no other options" in capsys.readouterr().err
+@pytest.mark.parametrize("words", [["--lr", "0.5"], ["--dybgr.k", "4"], ["--seed", "1"]], ids=str)
+def test_resume_takes_nothing_that_defines_the_result(finished, words):
+    name = words[0].partition(".")[0]
+    for order in (["--resume", str(finished), *words], [*words, f"--resume={finished}"]):
+        with pytest.raises(ValueError, match=f"defines the result, but got {name}: leave it out"):
+            options.parse(order)
+
+
+def test_resume_takes_what_does_not_define_the_result(images, interrupted, tmp_path):
+    """... and comes to the same end: on other workers, with the data in another place."""
+    moved = Path(shutil.copytree(images, tmp_path / "moved"))
+    words = ["--data-root", str(moved), "--workers", "1", "--on-nonfinite", "skip", "--skip-broken"]
+    assert run.main(["--resume", str(interrupted), *words]) == 0
+    again = options.parse(["--resume", str(interrupted)]).configs[0]
+    assert (again.data_root, again.workers, again.skip_broken) == (str(moved), 1, True)
+    whole = tmp_path / "whole"
+    assert run.main([*SMALL, "--data-root", str(images), "--output-dir", str(whole), *TWO]) == 0
+    assert [row["metrics"] for row in results(interrupted)["rows"]] == [
+        row["metrics"] for row in results(whole)["rows"]
+    ]
+
+
+def rename_classes(images: Path) -> None:
+    for old, new in (("train0", "x"), ("train7", "train0"), ("x", "train7")):
+        (images / "train" / old).rename(images / "train" / new)
+    (images / "train" / "train1").rename(images / "train" / "another")
+
+
+def remove_test_images(images: Path) -> None:
+    for path in images.glob("test/*/0.png"):
+        path.unlink()
+
+
+@pytest.mark.parametrize("change", [rename_classes, remove_test_images])
+@pytest.mark.parametrize("state", ["finished", "interrupted"])
+def test_other_data_are_refused_and_nothing_is_touched(
+    images, finished, interrupted, state, change, tmp_path, capsys
+):
+    folder = Path(
+        shutil.copytree({"finished": finished, "interrupted": interrupted}[state], tmp_path / "run")
+    )
+    before = contents(folder)
+    moved = Path(shutil.copytree(images, tmp_path / "moved"))
+    change(moved)
+    capsys.readouterr()
+    assert run.main(["--resume", str(folder), "--data-root", str(moved)]) == 2
+    text = " ".join(capsys.readouterr().out.split())
+    assert "other data: digest is" in text
+    if change is remove_test_images:
+        assert "test is {'classes': 3, 'images': 6}, was {'classes': 3, 'images': 9}" in text
+    assert text.endswith("Restore them, or use another --output-dir")
+    assert contents(folder) == before
+    (folder / "results.json").unlink()  # result.json and checkpoint.pt know the data as well
+    assert run.main(["--resume", str(folder), "--data-root", str(moved)]) != 0
+    assert "but got other data" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_later_command_adds_its_rows(images, finished, tmp_path, capsys):
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    before = results(folder)["rows"]
+    assert again(images, folder, "--method", "none", "--seed", "1") == 0
+    rows = results(folder)["rows"]
+    assert rows[: len(before)] == before
+    assert [(row["method"], row["seed"]) for row in rows[len(before) :]] == [("none", 1)] * 2
+    assert again(images, folder, "--method", "none", "--image-size", "48") == 2
+    assert "image_size is 48, was 32" in " ".join(capsys.readouterr().out.split())
+    assert results(folder)["rows"] == rows
+
+
+@pytest.mark.parametrize("content", ['{"mine": 1}', "[1, 2]", "", "[" * 100_000, '{"rows": [1]}'])
+def test_a_file_that_is_not_ours_is_not_overwritten(images, tmp_path, content, capsys):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "results.json").write_text(content)
+    assert again(images, folder, "--method", "none") == 2
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("error:")]
+    assert "results.json" in line
+    assert "move it away" in line
+    assert (folder / "results.json").read_text() == content
+
+
+def test_a_folder_in_use_is_refused(images, tmp_path, capsys):
+    with locked(tmp_path / "run"):
+        assert again(images, tmp_path / "run", "--method", "none") == 2
+        assert f"process {os.getpid()} on" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock"]
+    with locked(tmp_path / "run"):  # it is free again
+        pass
+
+
+def test_leftovers_go_and_files_of_others_stay(tmp_path):
+    (tmp_path / ".results.json.0f0f0f0f.bgl-tmp").touch()
+    (tmp_path / ".notes.tmp").touch()
+    with locked(tmp_path):
+        assert {path.name for path in tmp_path.iterdir()} == {".lock", ".notes.tmp", ".owner"}
+
+
+def test_runs_that_begin_in_the_same_second_have_folders_of_their_own(tmp_path):
+    folders = [new_folder("emoji", tmp_path) for _ in range(4)]
+    assert len(set(folders)) == 4
+    assert all(path.is_dir() for path in folders)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"PK\x03\x04 broken", None], ids=["empty", "cut", "folder"]
+)
+def test_files_of_the_page_cannot_stop_a_run(images, interrupted, content, capsys):
+    place = interrupted / "none-seed0" / "explorer.npz"
+    if content is None:
+        place.unlink()
+        place.mkdir()
+    else:
+        place.write_bytes(content)
+    (interrupted / "explorer.html").mkdir()
+    with pytest.warns(UserWarning, match=r"explorer\.npz"):
+        assert run.main(["--resume", str(interrupted)]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert re.search(
+        r"note: there is no page to look at: Expected \S+explorer\.html to be a file", text
+    )
+
+
+@pytest.mark.parametrize("name", ["result.json", "config.yaml", "command.yaml"])
+@pytest.mark.parametrize("content", ["", "{}", "[[1]]", "{a: [", "[" * 50_000, "\x00", "rows: 3"])
+def test_damaged_files_are_named_in_one_line(finished, name, content, tmp_path, capsys):
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    place = folder / name if name == "command.yaml" else folder / "dybgr-seed0" / name
+    place.write_text(content)
+    if name == "config.yaml":  # it is read where a training has not ended
+        (place.parent / "result.json").unlink()
+        (place.parent / "checkpoint.pt").touch()
+    assert run.main(["--resume", str(folder)]) in (1, 2)
+    captured = capsys.readouterr()
+    (line,) = [line for line in captured.out.splitlines() if line.startswith("error:")]
+    assert name in line
+    assert len(line) < 1000
+    assert "Traceback" not in captured.out + captured.err
 
 
 @pytest.mark.parametrize("content", [None, "", "- 1", "configs: [{lrate: 1}]\nlog: []", "{"])

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from explorer_runs import (
     change_recorded,
     make_run,
@@ -24,6 +25,7 @@ from explorer_runs import (
 
 from bgl.cli import main
 from bgl.pipeline import explore_run
+from bgl.pipeline.arrays import read_arrays
 from bgl.pipeline.comparison import comparison
 from bgl.pipeline.recorder import Recorder
 from bgl.training import train
@@ -54,7 +56,7 @@ def test_page_of_a_run(run):
         "dybgr-seed0",
     ]
     assert page["retrieval"]["comparisons"] == [
-        {"name": "dybgr-seed0", "before": 0, "without": 1, "graph": 2}
+        {"name": "dybgr-seed0", "before": 0, "without": 1, "graph": 2, "by": "graph"}
     ]
     assert page["table"]["header"][:3] == ["method", "embedding", "R@1"]
     assert "Δ R@1" in page["table"]["header"]
@@ -109,9 +111,68 @@ def test_broken_files_do_not_break_the_page(copy, file, content):
     assert payload(explore_run(copy))["graphs"] is not None
 
 
+def test_damaged_arrays_are_refused(run, tmp_path):
+    """Whatever is damaged: a key is missing, or has another rank, kind or range."""
+    with np.load(run / "dybgr-seed0" / "explorer.npz") as stored:
+        arrays = dict(stored)
+    assert read_arrays(run / "dybgr-seed0" / "explorer.npz").keys() == arrays.keys()
+    file = tmp_path / "explorer.npz"
+    for name, array in arrays.items():
+        bad = [None, array.reshape(-1, 1, 1), np.array({"an": "object"}, dtype=object)]
+        if array.dtype.kind == "u" or name in ("nearest", "queries", "map_items", "test_labels"):
+            bad.append(np.full_like(array, 60_000))
+        if array.dtype.kind == "i":
+            bad.append(array - 10_000)
+        for value in bad[name == "nearest" :]:  # before the test classes are measured it is missing
+            np.savez(file, **{n: a for n, a in {**arrays, name: value}.items() if a is not None})
+            with pytest.raises(ValueError, match=r"explorer\.npz cannot be read"):
+                read_arrays(file)
+
+
+def test_damaged_arrays_are_left_out(copy):
+    change_recorded(copy / "dybgr-seed0" / "explorer.npz", source=np.zeros(3))
+    change_recorded(copy / "none-seed0" / "explorer.npz", queries=np.full(24, 99))
+    page = payload(explore_run(copy))
+    assert sum("explorer.npz cannot be read" in note for note in page["notes"]) == 2
+    assert page["graphs"] == []
+
+
+BOMB = "\n".join(["a0: &a0 [x, x]", *(f"a{n}: &a{n} [{f'*a{n - 1}, ' * 9}]" for n in range(1, 9))])
+
+
+@pytest.mark.parametrize("file", ["results.json", "dybgr-seed0/config.yaml"])
+@pytest.mark.parametrize("content", [BOMB, "[" * 50_000], ids=["bomb", "nested"])
+def test_files_that_grow_or_nest(copy, file, content):
+    (copy / file).write_text(content)
+    notes = payload(explore_run(copy))["notes"]
+    assert any(note.startswith(file) for note in notes)
+
+
+def test_what_is_opened_outside_of_the_run_is_said_and_not_shown(copy, tmp_path):
+    """A run may be somebody else's, and its page may be given away."""
+    secret = tmp_path / "secret.txt"
+    secret.write_text("top secret,of mine\n")
+    for file in copy.glob("*/config.yaml"):
+        config = yaml.safe_load(file.read_text())
+        changed = {**config, "dataset": "table", "table": str(secret), "data_root": None}
+        file.write_text(yaml.safe_dump(changed))
+    with pytest.warns(UserWarning, match=r"Reads \S+secret\.txt, as \S+-seed0/config\.yaml says"):
+        page = explore_run(copy)
+    assert "top secret" not in page.read_text()
+
+
+def test_run_without_a_plain_training_says_training_not_graph(copy):
+    shutil.rmtree(copy / "none-seed0")
+    page = payload(explore_run(copy))
+    assert page["retrieval"]["comparisons"] == [
+        {"name": "dybgr-seed0", "before": 0, "without": None, "graph": 1, "by": "training"}
+    ]
+
+
 def test_run_whose_images_are_gone(copy):
-    page = payload(explore_run(without_images(copy)))
-    assert any("cannot be had" in note for note in page["notes"])
+    with pytest.warns(UserWarning, match="The page has no pictures: .*gone"):
+        page = payload(explore_run(without_images(copy)))
+    assert any("cannot be loaded" in note for note in page["notes"])
     assert page["atlases"] == {}
     assert page["graphs"][0]["atlas"] is None
     assert page["items"]["names"]

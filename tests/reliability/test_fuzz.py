@@ -40,7 +40,6 @@ from bgl import (
     transforms,
     visualization,
 )
-from bgl.training.config import DyBGROptions, IAAOptions
 
 N, C, CLASSES = 6, 4, 3  # samples, channels, classes of what is right
 DOCUMENTED = (ValueError, OSError)  # and their kinds: BrokenImageError, FileNotFoundError, ...
@@ -629,8 +628,8 @@ FUZZ: dict[str, Entry] = {
                 {"loss_options": {"temprature": 1.0}},
                 {"freeze": ["no such part"]},
                 {"weights": "/no/such.pth"},
-                {"dybgr": DyBGROptions(k=-1), "method": "dybgr"},
-                {"iaa": IAAOptions(momentum=7.0), "augmentation": "iaa"},
+                {"options": {"dybgr": {"k": -1}}, "method": "dybgr"},
+                {"options": {"iaa": {"momentum": 7.0}}, "augmentation": "iaa"},
             ]
         ),
         folder=st.sampled_from(["/dev/null/x", "\0"]),

@@ -26,7 +26,10 @@ from benchmarks import report
 from bgl.datasets import load_dataset, write_standin
 from bgl.datasets.downloading import unpack
 from bgl.models import create_backbone, load, load_released_checkpoint
-from bgl.pipeline import explore_run, options
+from bgl.pipeline import explore_run, options, read_config
+from bgl.pipeline.arrays import read_arrays
+from bgl.pipeline.recorder import Recorder
+from bgl.pipeline.rows import read_result
 from bgl.training import train
 from bgl.visualization import read_history
 
@@ -241,12 +244,17 @@ def test_paths_in_archives_stay_inside(tmp_path, make, search):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "none-seed0"
-    train(tiny(epochs=1), make_splits(), folder)
+    splits = make_splits()
+    recorder = Recorder(folder, splits)
+    train(tiny(epochs=1), splits, folder, recorder)
+    recorder.finish()
     rows = [{"method": "none", "seed": 0, "embedding": "head", "metrics": {"recall@1": 0.5}}]
     (folder.parent / "results.json").write_text(json.dumps({"rows": rows}))
     (folder / "config.yaml").write_text("method: none\nseed: 0\n")
+    result = {"config": {}, "digest": "", "commit": None, "rows": rows}
+    (folder / "result.json").write_text(json.dumps(result))
     command = options.Command([tiny()], folder.parent, ["tensorboard"])
-    options.write_command(command)
+    options.write_command(command, folder.parent)
     assert options.read_command(folder.parent) == command
     return folder
 
@@ -260,6 +268,13 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
         lambda folder: train(tiny(epochs=1), make_splits(), folder),
     ),
     "command.yaml": ("../command.yaml", lambda folder: options.read_command(folder.parent)),
+    "explorer.npz": ("explorer.npz", lambda folder: read_arrays(folder / "explorer.npz")),
+    "result.json": ("result.json", read_result),
+    "read config.yaml": ("config.yaml", read_config),
+    "own options": (
+        "config.yaml",
+        lambda folder: options.parse(["--config", str(folder / "config.yaml")]),
+    ),
     "explorer of results.json": (
         "../results.json",
         lambda folder: explore_run(folder.parent, folder.parent / "page.html"),
@@ -344,7 +359,7 @@ def test_code_in_yaml_is_not_run(tmp_path, capsys):
     with pytest.raises(ValueError, match=r"command\.yaml"):
         options.read_command(tmp_path)
     (tmp_path / "own.yaml").write_text(f"lr: {code}\n")
-    with pytest.raises(SystemExit):
+    with pytest.raises(ValueError, match=r"own\.yaml"):
         options.parse(["--config", str(tmp_path / "own.yaml")])
     assert not (tmp_path / "ran").exists()
 

@@ -294,7 +294,7 @@ def test_killed_while_the_second_checkpoint_is_written(splits, whole, tmp_path, 
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     named = only.startswith("after")
     assert len(state["position"]["history"]) == (2 if named else 1)
-    assert len(list(tmp_path.glob(".checkpoint.pt.*.tmp"))) == (0 if named else 1)
+    assert len(list(tmp_path.glob(".checkpoint.pt.*.bgl-tmp"))) == (0 if named else 1)
     finish(whole, tmp_path, splits)
 
 

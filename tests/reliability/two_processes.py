@@ -20,7 +20,6 @@ from bgl.datasets import Splits
 from bgl.losses import LOSS_NAMES
 from bgl.models import BackboneInfo, BatchGraphModel
 from bgl.training import TrainConfig, build_model, train
-from bgl.training.config import IAAOptions
 
 CASES: dict[str, dict[str, Any]] = {
     "dybgr": {"method": "dybgr"},
@@ -30,7 +29,7 @@ CASES: dict[str, dict[str, Any]] = {
     "iaa": {"augmentation": "iaa"},
     "iaa, full covariance": {
         "augmentation": "iaa",
-        "iaa": IAAOptions(start=0.0, covariance="full", num_neighbors=3),
+        "options": {"iaa": {"start": 0.0, "covariance": "full", "num_neighbors": 3}},
     },
     "dybgr, iaa, multi-similarity": {
         "method": "dybgr",

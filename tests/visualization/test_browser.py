@@ -98,7 +98,7 @@ def test_opens_quietly(pages, open_page: Open, name, width, dark):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("run without images", "cannot be had"),
+        ("run without images", "cannot be loaded"),
         ("run without edges", "this graph has no edges"),
         ("run without files", "results.json is missing"),
         ("no edges", "this graph has no edges"),

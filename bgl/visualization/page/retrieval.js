@@ -27,7 +27,8 @@ function outcomes() {
 function drawQueries() {
   const lists = outcomes();
   if (!lists[retrieval.outcome]) retrieval.outcome = "all";
-  const names = { mended: "mended by the graph", broken: "broken by the graph", all: "all" };
+  const { by } = compared();
+  const names = { mended: `mended by the ${by}`, broken: `broken by the ${by}`, all: "all" };
   $("outcome").replaceChildren($("outcome").firstElementChild, ...["mended", "broken", "all"].filter((name) => lists[name]).map((name) => {
     const radio = element("input", { type: "radio", name: "outcome", value: name, checked: name === retrieval.outcome });
     radio.addEventListener("change", () => {
