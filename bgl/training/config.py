@@ -227,7 +227,8 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as config.yaml holds them; the options of a part under its name."""
         values = dataclasses.asdict(self)
-        return {**values, **values.pop("options")}
+        options = values.pop("options")
+        return {**values, **options}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
