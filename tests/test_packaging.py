@@ -97,7 +97,7 @@ def test_no_module_hides_a_public_name() -> None:
 
 # from the bottom up: a part may use those in the lines above its own, and no others
 ORDER = [
-    ["_checks", "_extras", "_io", "_precision", "_neighbors", "published"],
+    ["_checks", "_extras", "_io", "_memory", "_precision", "_neighbors", "published"],
     ["layers", "metrics", "augment", "samplers", "images", "hyperbolic"],
     ["losses", "graph", "refinement", "datasets", "models"],
     ["transforms", "training", "search"],
