@@ -205,7 +205,8 @@ class TrainConfig:
             operations that have none (slower; a CPU does so anyway).
         seed: Seed of everything random.
         device: "auto", "cpu" or "cuda".
-        workers: Processes that load images; -1: none for data in memory, else one per core.
+        workers: Processes that load images; -1: none for data in memory, else one for each core
+            that the job may use, at most 16.
         dybgr: Options of the DyBGR blocks.
         bgformer: Options of the BGFormer blocks.
         batchformer: Options of the BatchFormer blocks.
