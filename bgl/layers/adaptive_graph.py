@@ -68,7 +68,8 @@ class AdaptiveGraph(nn.Module):
     ``formulation="released"`` is what the authors' code computes. With
     :math:`N(\cdot)` = row-wise (value − min) / (max − min), distances
     :math:`d_{ij} = \|h_i - h_j\|` and label correlation
-    :math:`L_{ij} = S_{ij} (1 + \delta_{ij}) / (n_i + 1)` (:math:`n_i` samples of i's class in its graph, or among i and its candidates),
+    :math:`L_{ij} = S_{ij} (1 + \delta_{ij}) / (n_i + 1)` (:math:`n_i` samples of i's
+    class in its graph, or among i and its candidates),
 
     .. math::
         D &= N\big(d - 2\beta L - 10^{-5} N(HH^\top)\big), \\
@@ -345,7 +346,7 @@ class ReleasedProblem(Problem):
     def set_up(self, x: Tensor) -> None:
         pairs, k = self.pairs, self.k
         self.h, square = Products(x, pairs), x.square().sum(1)
-        damaged = _damaged(square)
+        self.damaged = damaged = _damaged(square)
 
         def choose(i: int, block: Block) -> tuple[Tensor, ...]:
             """Where ⟨h_i, h_j⟩ and then D are smallest and largest, and the k + 1 smallest D."""
@@ -397,8 +398,9 @@ class ReleasedProblem(Problem):
         return cost - 2 * self.beta / (n_i + 1) * same * (1 + own.to(cost.dtype))
 
     def weigh(self, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        f = self.h if context is None else Products(context, self.pairs)
-        damaged = _damaged(f.x.square().sum(1))
+        f, damaged = self.h, self.damaged
+        if context is not None:
+            f, damaged = Products(context, self.pairs), _damaged(context.detach().square().sum(1))
 
         def look(i: int, block: Block) -> tuple[Tensor, ...]:
             """Where ⟨f_i, f_j⟩ is smallest and largest, and its values there and at the chosen."""
@@ -426,7 +428,7 @@ def _own(block: Block, pairs: Pairs) -> Tensor:
 
 def _damaged(square: Tensor) -> Tensor | None:
     """Which rows hold NaN or infinity, from their |x_i|²; None: known to be none."""
-    damaged = ~torch.isfinite(square.detach())
+    damaged = ~(square.detach() < torch.inf)
     return None if readable(damaged) and not bool(damaged.any()) else damaged
 
 
@@ -448,12 +450,12 @@ def _extremes(values: Tensor, skip: Tensor | None) -> Tensor:
 def _minmax(values: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """(values − low) / (high − low), the range held above `RANGE_FLOOR`."""
     floor = RANGE_FLOOR * torch.maximum(low.abs(), high.abs()).detach().clamp(min=1)
-    return (values - low) / torch.maximum(high - low, floor)
+    return (values - low) / (high - low).clamp(min=floor)
 
 
 def _graph_mean(values: Tensor, pairs: Pairs) -> Tensor:
     """Mean of the finite values [R, 1] over all rows, or [R, 1] over those of each row's graph."""
-    finite = torch.isfinite(values.detach())
+    finite = values.detach() < torch.inf  # they are never negative
     values, count = torch.where(finite, values, 0), finite.to(values.dtype)
     if pairs.graph is None:
         return values.sum() / count.sum().clamp(min=1)

@@ -40,8 +40,8 @@ def edge_sums(x: Tensor, edge_index: Tensor, weight: Tensor) -> Tensor:
 def _bags(source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Edges, the target of each, and where a target's edges start."""
     rows, k = source.shape
-    target = torch.arange(rows, device=source.device).repeat_interleave(k)
-    return source.flatten(), target, torch.arange(rows, device=source.device) * k
+    row = torch.arange(rows, device=source.device)
+    return source.flatten(), row.repeat_interleave(k), row * k
 
 
 def _contract(
@@ -54,9 +54,10 @@ def _contract(
     start: Tensor,
     known: Tensor | None = None,
 ) -> Tensor:
-    given = [t for t in (a, x, w) if t is not None]
-    dtype = torch.promote_types(given[0].dtype, given[1].dtype)
-    a, x, w = (t if t is None else t.to(dtype) for t in (a, x, w))
+    one, other = (t.dtype for t in (a, x, w) if t is not None)
+    if one != other:
+        dtype = torch.promote_types(one, other)
+        a, x, w = (t if t is None else t.to(dtype) for t in (a, x, w))
     form = _EdgeForm if torch.compiler.is_compiling() else _EagerEdgeForm
     return form.apply(missing, 0, a, x, w, source, target, start, known)
 
