@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,36 @@ class _Whitening(NamedTuple):
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.normalize((x - self.mean) @ self.root)
+
+
+@overload
+def refine(
+    gallery: Tensor,
+    queries: None = ...,
+    *,
+    k: int = ...,
+    epsilon: float = ...,
+    lam: float = ...,
+    num_iterations: int = ...,
+    shrinkage: float | None = ...,
+    candidates: int | None = ...,
+    index: Index | None = ...,
+) -> Tensor: ...
+
+
+@overload
+def refine(
+    gallery: Tensor,
+    queries: Tensor,
+    *,
+    k: int = ...,
+    epsilon: float = ...,
+    lam: float = ...,
+    num_iterations: int = ...,
+    shrinkage: float | None = ...,
+    candidates: int | None = ...,
+    index: Index | None = ...,
+) -> tuple[Tensor, Tensor]: ...
 
 
 @torch.no_grad()
@@ -119,7 +149,8 @@ class RefinedGallery:
             among the first ranks and lower the recall of far ones.
         lam: Weight λ of the similarity of refined features.
         num_iterations: T, ≥ 0.
-        shrinkage: ρ > 0, larger for a metric closer to the cosine; None leaves it as it is.
+        shrinkage: ρ in [1e-6, 1e6], larger for a metric closer to the cosine; None leaves it as
+            it is.
         candidates: Neighbours to choose from, more than ``k``; default ``4 * k``, at most N − 1.
         index: A faiss index that holds the gallery's rows at unit length, for an approximate
             search (or any object with its ``search`` and ``add``).
@@ -159,7 +190,7 @@ class RefinedGallery:
         self.num_iterations = check_int(num_iterations, "num_iterations", 0)
         self.learner = AdaptiveGraph(k, lam, beta=0.0, formulation="paper")
         if shrinkage is not None:
-            check_real(shrinkage, "shrinkage", 0.0, exclusive=True)
+            check_real(shrinkage, "shrinkage", 1e-6, 1e6)
         self._x = _directions(gallery, "gallery")
         n = len(self._x)
         if k >= n:
@@ -229,7 +260,7 @@ class RefinedGallery:
         own = without_self(exact_search(items, self._x, near.size(1) + 1), n)
         self._near = torch.cat([near, own])
         rows = torch.cat([changed, new])
-        # a copy: who holds the old embeddings keeps them
+        # a copy, so that references to the old embeddings stay valid
         self.embeddings = torch.cat([self.embeddings, self._h[n:]])
         self.embeddings[rows] = self._mix(rows)
         if self.index is not None:
@@ -275,7 +306,7 @@ class RefinedGallery:
         mean = x.mean(0)
         whitened = _Whitening(mean, _inverse_root((x - mean).t() @ (x - mean) / n, shrinkage))
         z = whitened(x)
-        graph = self.learner.neighbors(self.learner.prepare(z, candidates=self._near), z)
+        graph = self.learner.prepare(z, candidates=self._near).solve(z)
         within = _Whitening(z.mean(0), _inverse_root(_scatter(z, graph), shrinkage))
         self._metric = [whitened, within]
         self._h = within(z)
@@ -298,15 +329,15 @@ class RefinedGallery:
         others = nodes[len(rows) :]
         h = torch.cat([self._h[rows] if queries is None else queries, self._h[others]])
         own, known = h[: len(rows)], self.embeddings[others]
-        state = self.learner.prepare(h, candidates=local)
+        problem = self.learner.prepare(h, candidates=local)
         refined = own
         for step in range(self.num_iterations):
             # `h` itself where it is the context: its products are known
             context = torch.cat([refined, known]) if step > 0 or len(others) > 0 else h
-            graph = self.learner.neighbors(state, context)
+            graph = problem.solve(context)
             # an item without any neighbour stays as it is
             share = self.epsilon * graph.weight.sum(1, keepdim=True)
-            refined = _gather(h, graph).mul_(self.epsilon).addcmul_(1 - share, own)
+            refined = graph.sums(h).mul_(self.epsilon).addcmul_(1 - share, own)
         return F.normalize(refined)
 
     def __repr__(self) -> str:
@@ -341,17 +372,11 @@ def _neighborhood(rows: Tensor, near: Tensor, n: int) -> tuple[Tensor, Tensor]:
     return nodes, torch.where(near >= 0, place[near.clamp(min=0)], -1)
 
 
-def _gather(x: Tensor, graph: Neighbors) -> Tensor:
-    """Σ_j a_ij x_j [R, C], without the features [R, k, C] of all neighbours."""
-    weight = graph.weight.to(x.dtype)
-    return F.embedding_bag(graph.source, x, per_sample_weights=weight, mode="sum")
-
-
 def _scatter(z: Tensor, graph: Neighbors) -> Tensor:
     """W = (1/N) Σ a_ij (z_i − z_j)(z_i − z_j)ᵀ, through the Laplacian of the graph."""
     degree = graph.weight.sum(1)
     degree = degree.index_add(0, graph.source.flatten(), graph.weight.flatten())
-    cross = z.t() @ _gather(z, graph)
+    cross = z.t() @ graph.sums(z)
     return (z.t() @ (z * degree[:, None]) - cross - cross.t()) / len(z)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch_geometric.data import Data
+import torch
+from torch_geometric.data import Batch, Data
 from torch_geometric.transforms import BaseTransform
 
 from bgl._checks import check_callable, describe
@@ -18,7 +19,8 @@ class LearnBatchGraph(BaseTransform):
 
     ``edge_index`` and ``edge_weight`` become those of :func:`bgl.to_batch_graph`; edges that the
     data had before are dropped, with their ``edge_attr`` and ``adj_t``. With a ``batch`` vector
-    every graph keeps to its own nodes. ``edge_weight`` carries the gradient to ``x``, so inside
+    every graph keeps to its own nodes, and ``to_data_list`` of a ``Batch`` gives each its own
+    edges. ``edge_weight`` carries the gradient to ``x``, so inside
     a model the transform is a layer; as the ``transform`` or ``pre_transform`` of a dataset it
     replaces :class:`torch_geometric.transforms.KNNGraph`.
 
@@ -60,7 +62,24 @@ class LearnBatchGraph(BaseTransform):
             if stale in data:
                 del data[stale]
         data.edge_index, data.edge_weight = graph.edge_index, graph.edge_weight
+        if isinstance(data, Batch) and hasattr(data, "_slice_dict"):
+            _keep_separable(data)
         return data
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.learner!r}, use_labels={self.use_labels})"
+
+
+def _keep_separable(data: Batch) -> None:
+    """Note which edges are whose, so that the batch can be taken apart again."""
+    first = data._slice_dict["x"].to(data.edge_index.device)
+    graph = data.batch[data.edge_index[1]]
+    order = graph.argsort(stable=True)
+    data.edge_index, data.edge_weight = data.edge_index[:, order], data.edge_weight[order]
+    counts = graph.bincount(minlength=data.num_graphs)
+    slices = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).cpu()
+    own = ("edge_index", "edge_weight")
+    kept = {key: value for key, value in data._slice_dict.items() if key in data}
+    data._slice_dict = {**kept, **dict.fromkeys(own, slices)}
+    shifts = {"edge_index": first[:-1].cpu(), "edge_weight": torch.zeros(data.num_graphs).long()}
+    data._inc_dict = {**{key: data._inc_dict[key] for key in kept}, **shifts}

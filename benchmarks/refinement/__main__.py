@@ -1,5 +1,3 @@
-import sys
-
 from benchmarks.refinement.run import main
 
-sys.exit(main())
+main()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -48,7 +48,7 @@ def layer_sides(
     ours: Callable[[Tensor], Tensor],
     dense: Callable[[Tensor], Tensor],
     x: Tensor,
-    parameters: list[Tensor],
+    parameters: Sequence[Tensor],
     targets: tuple[float | None, float | None],
 ) -> tuple[dict[str, Work], list[Peer]]:
     """A layer and its dense form, both eager and compiled."""

@@ -32,8 +32,8 @@ SPAN = 0.5  # seconds that short work is repeated for, in each round
 BUDGET = 20.0  # seconds after which a case has no further round
 
 
-LIBRARIES = ("torch", "torch-geometric", "numpy", "faiss-cpu", "pytorch-metric-learning")
-LIBRARIES += ("open-metric-learning", "torchmetrics")
+LIBRARIES = ["torch", "torch-geometric", "numpy", "faiss-cpu", "pytorch-metric-learning"]
+LIBRARIES += ["open-metric-learning", "torchmetrics"]
 HEADER = ["work", "against", "ratio", "bgl", "peer", "all threads", "MiB bgl", "MiB peer"]
 HEADER += ["target", "at most", "remarks"]
 
@@ -162,19 +162,17 @@ def rows_of(
 ) -> tuple[list[Row], list[str], list[str]]:
     """Ours against every peer; peers that are not installed; peers that disagree."""
     sides, exact = case.build(scale), case.build(Scale(torch.float64, scale.small))
-    missing = [
-        f"{case.name}: {p.library} is not installed" for p in sides.peers if not available(p)
-    ]
-    differences, wrong = {}, []
-    for number, peer in enumerate(sides.peers):
-        if available(peer):
-            precise = peer.tolerance <= 1e-6
-            found = disagreement(*((exact, exact.peers[number]) if precise else (sides, peer)))
-            if found <= peer.tolerance:
-                differences[peer.name] = found
-            else:
-                worst = f"results differ by {found:.1e} > {peer.tolerance:.0e}"
-                wrong.append(f"{case.name}, {peer.name}: {worst}")
+    missing, wrong, differences = [], [], {}
+    for peer in sides.peers:
+        if not available(peer):
+            missing.append(f"{case.name}: {peer.library} is not installed")
+            continue
+        found = disagreement(exact if peer.tolerance <= 1e-6 else sides, peer)
+        if found <= peer.tolerance:
+            differences[peer.name] = found
+        else:
+            worst = f"results differ by {found:.1e} > {peer.tolerance:.0e}"
+            wrong.append(f"{case.name}, {peer.name}: {worst}")
     peers = [peer for peer in sides.peers if peer.name in differences]
     span = 0.0 if scale.small else SPAN
     cpu, rate = measure(sides, peers, repeats, span)

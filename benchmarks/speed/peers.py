@@ -133,7 +133,7 @@ def pairwise_loss_at_once(z: Tensor, per_class: int, c: float, temperature: floa
     negative = own.masked_fill(itself, -torch.inf).logsumexp(2)
     loss = torch.logaddexp(logits.logsumexp(3), negative[:, None])
     loss = loss - logits.diagonal(dim1=2, dim2=3)
-    return loss.sum() - loss.diagonal(dim1=0, dim2=1).sum()
+    return (loss.sum() - loss.diagonal(dim1=0, dim2=1).sum()) / loss.size(2)
 
 
 def index_add_statistics(old: Statistics, z: Tensor, y: Tensor, momentum: float) -> Statistics:

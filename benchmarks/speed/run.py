@@ -76,9 +76,9 @@ def main(argv: list[str] | None = None) -> int:
     if options.page:
         steps = [measure_step(step, options.small) for step in STEPS]
         tables["machine"] = environment()
-        tables["step"] = markdown_table(STEP_HEADER, map(step_cells, steps))
-        samples = [point for point in growth if point["axis"] == "samples"]
-        tables["growth"] = markdown_table(GROWTH_HEADER, map(growth_cells, samples))
+        tables["step"] = markdown_table(STEP_HEADER, [step_cells(row) for row in steps])
+        samples = [growth_cells(point) for point in growth if point["axis"] == "samples"]
+        tables["growth"] = markdown_table(GROWTH_HEADER, samples)
         text = fill(options.page.read_text(encoding="utf-8"), tables)
         options.page.write_text(text, encoding="utf-8")
         plot_growth(growth, options.page.with_name("performance_growth.png"))

@@ -49,12 +49,13 @@ class Listing:
             ValueError: If the path leads out of ``home``, or the image was added before to
                 another part or class.
         """
-        path = Path(os.path.normpath(os.path.join(self.home, file)))
-        if not file or "\0" in file or self.home not in path.parents:
+        whole = os.path.normpath(os.path.join(self.home, file))
+        if not file or "\0" in file or not whole.startswith(os.path.join(self.home, "")):
             raise ValueError(
                 f"{where}: expected the path of a file in {self.home}, relative to that folder, "
                 f"but got {file!r}, which leads out of it"
             )
+        path = Path(whole)
         part_before, label_before, where_before = self._seen.setdefault(path, (part, label, where))
         if where_before == where:
             self.parts[part].setdefault(label, []).append(path)

@@ -183,7 +183,7 @@ def _drop_broken(listing: Listing, skip_broken: bool) -> list[str]:
     before = {part: dict(classes) for part, classes in listing.parts.items()}
     if not skip_broken:
         files = [file for c in before.values() for members in c.values() for file in members]
-        unnamed = [str(file) for file in files if not _is_text(file.relative_to(listing.home))]
+        unnamed = [str(file) for file in files if not _is_text(file, listing.home)]
         if unnamed:
             raise ValueError(
                 f"Expected names of files in UTF-8, but got {join_names(unnamed)}; rename them, "
@@ -210,12 +210,13 @@ def _is_usable(file: Path, home: Path) -> bool:
         read_image(file)
     except BrokenImageError:
         return False
-    return _is_text(file.relative_to(home))
+    return _is_text(file, home)
 
 
-def _is_text(name: Path) -> bool:
+def _is_text(file: Path, home: Path) -> bool:
+    """Whether the name of a file in ``home`` is UTF-8."""
     try:
-        str(name).encode()
+        str(file)[len(str(home)) :].encode()
     except UnicodeEncodeError:  # bytes that are no UTF-8, which Python smuggles in
         return False
     return True

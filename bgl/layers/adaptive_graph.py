@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +18,7 @@ from bgl._checks import (
     readable,
 )
 from bgl._precision import at_least_float32
-from bgl.layers.pairs import Gram, Graph, Neighbors, Pairs
+from bgl.layers.pairs import Block, Graph, Neighbors, Pairs, Products
 
 # Smallest denominators: they bound the gradients (see `AdaptiveGraph`) and lie far below the
 # values of any batch that is not degenerate.
@@ -27,39 +26,15 @@ RANGE_FLOOR = 1e-6  # of a row's max - min, relative to max(1, largest entry of 
 GAMMA_FLOOR = 1e-3  # of 2γ, released formulation
 GAP_FLOOR = 1e-4  # of Σ_p (c_(k+1) - c_(p)), paper formulation
 NORM_FLOOR = 1e-6  # of |h|, paper formulation
-
-
-class _State(NamedTuple):
-    """What stays fixed while the features are refined (see `AdaptiveGraph.prepare`)."""
-
-    pairs: Pairs
-    y: Tensor | None
-    k: int
-    degree: Tensor | None  # [N, 1] neighbours of each row where it varies; None: always k
-    bounded: Tensor | bool  # [N, 1] or bool: is there a (k+1)-th neighbour?
-    x: Tensor  # [N, C] as given; where it is the context too, its products serve twice
-    gram: Gram | None = None  # ⟨h_i, h_j⟩; paper: ⟨ĥ_i, ĥ_j⟩
-    # released: the neighbours, chosen once, and their costs, from which the mean is taken
-    chosen: Tensor | None = None  # [N, k]
-    preference: Tensor | None = None  # [N, k] mean_p D_i(p) − D_ij
-    scale: Tensor | None = None  # 2γ, scalar or [N, 1]
-    # paper
-    square: Tensor | None = None  # [N] |ĥ_i|²
-
-    @property
-    def size(self) -> Tensor | int:
-        """Neighbours per row, at least 1."""
-        return self.k if self.degree is None else self.degree.clamp(min=1)
-
-    def same(self, rows: slice, nodes: Tensor | None = None) -> Tensor:
-        """S_ij at ``nodes`` [R, p], or at all columns of the rows."""
-        assert self.y is not None
-        labels = self.pairs.spread(self.y, rows) if nodes is None else self.y[nodes]
-        return self.y[rows, None] == labels
+# Largest |λ| and |β|: with weights of up to 1e9 products of features stay finite in float32.
+LARGEST = 1e6
 
 
 class AdaptiveGraph(nn.Module):
-    r"""Learns a sparse graph over the samples of a batch, in closed form and without parameters.
+    r"""Learn a sparse graph over the samples of a batch, in closed form and without parameters.
+
+    The graph learner of `"Learning Dynamic Batch-Graph Representation for Deep
+    Representation Learning" <https://doi.org/10.1007/s11263-024-02175-8>`_ (IJCV 2024).
 
     For every sample :math:`i` the edge weights :math:`a_{ij}` answer one small optimisation
     problem: prefer neighbours that are *similar*, that *agree with the labels* and that have
@@ -93,7 +68,8 @@ class AdaptiveGraph(nn.Module):
     ``formulation="released"`` is what the authors' code computes. With
     :math:`N(\cdot)` = row-wise (value − min) / (max − min), distances
     :math:`d_{ij} = \|h_i - h_j\|` and label correlation
-    :math:`L_{ij} = S_{ij} (1 + \delta_{ij}) / (n_i + 1)` (:math:`n_i` samples of i's class),
+    :math:`L_{ij} = S_{ij} (1 + \delta_{ij}) / (n_i + 1)` (:math:`n_i` samples of i's
+    class in its graph, or among i and its candidates),
 
     .. math::
         D &= N\big(d - 2\beta L - 10^{-5} N(HH^\top)\big), \\
@@ -116,20 +92,21 @@ class AdaptiveGraph(nn.Module):
     (k, and for "released" also γ, per graph). Everything runs in at least float32, under
     autocast too.
 
-    Source: Wang et al., *Learning Dynamic Batch-Graph Representation for Deep Representation
-    Learning*, IJCV 2024.
+    A row of ``x`` that is not finite is nobody's neighbour while ``k`` + 1 others are, and its own
+    weights are NaN; all other edges are as without it. Repeated candidates count once.
 
     Args:
         k: Number of neighbours, ≥ 1.
-        lam: Weight λ of the contextual similarity, ≥ 0.
-        beta: Weight β of the label correlation; negative values repel equal labels.
+        lam: Weight λ of the contextual similarity, in [0, 1e6].
+        beta: Weight β of the label correlation, in [-1e6, 1e6]; negative values repel equal
+            labels.
         formulation: ``"released"`` or ``"paper"``.
 
     Shapes:
         - ``x`` [N, C] features; ``context`` [N, C'] features of the previous iteration
           (default: ``x``); ``y`` [N] integer labels or None; ``batch`` [N] graph of each
-          sample (numbers below N) or None; ``candidates`` [N, M] nodes to choose the
-          neighbours from (distinct within a row; −1 marks a missing one), default all; with
+          sample or None; ``candidates`` [N, M] nodes to choose the neighbours from (−1 marks a
+          missing one), default all; with
           fewer rows than N only the first samples get neighbours
         - output: ``edge_index`` [2, E] (source j, target i) and ``edge_weight`` [E], E = N·k
           unless rows have fewer possible neighbours
@@ -148,12 +125,12 @@ class AdaptiveGraph(nn.Module):
     """
 
     def __init__(
-        self, k: int = 30, lam: float = 0.3, beta: float = 0.5, formulation: str = "released"
+        self, k: int = 15, lam: float = 0.3, beta: float = 0.5, formulation: str = "released"
     ) -> None:
         super().__init__()
         self.k = check_int(k, "k", 1)
-        self.lam = check_real(lam, "lam", 0.0)
-        self.beta = check_real(beta, "beta")
+        self.lam = check_real(lam, "lam", 0.0, LARGEST)
+        self.beta = check_real(beta, "beta", -LARGEST, LARGEST)
         self.formulation = check_choice(formulation, "formulation", ("released", "paper"))
 
     def forward(
@@ -165,8 +142,9 @@ class AdaptiveGraph(nn.Module):
         context: Tensor | None = None,
         candidates: Tensor | None = None,
     ) -> Graph:
-        state = self.prepare(x, y=y, batch=batch, candidates=candidates)
-        return self.neighbors(state, x if context is None else context).edges()
+        """Learn the graph of ``x`` for one set of contextual features."""
+        problem = self.prepare(x, y=y, batch=batch, candidates=candidates)
+        return problem.solve(x if context is None else context).edges()
 
     def prepare(
         self,
@@ -175,162 +153,22 @@ class AdaptiveGraph(nn.Module):
         y: Tensor | None = None,
         batch: Tensor | None = None,
         candidates: Tensor | None = None,
-    ) -> _State:
-        """What does not change while the context is refined; pass it to :meth:`neighbors`."""
+    ) -> Problem:
+        """Set up what does not change while the context is refined."""
         _check(x, y, batch, candidates)
         pairs = Pairs(x.size(0), x.device, batch, candidates)
-        k, degree, bounded = self._sizes(pairs)
-        state = _State(pairs, y, k, degree, bounded, x)
-        with torch.autocast(x.device.type, enabled=False):
-            x = at_least_float32(x)
-            if k == 0:
-                return state
-            if self.formulation == "paper":
-                unit = _unit(x)
-                return state._replace(gram=Gram(unit, pairs), square=unit.square().sum(1))
-            return self._prepare_released(x, state)
-
-    def neighbors(self, state: _State, context: Tensor) -> Neighbors:
-        """The graph for one set of contextual features F [N, C']."""
-        n = state.pairs.n
-        check_matrix(context, "context")
-        if context.size(0) != n:
-            raise ValueError(
-                f"Expected argument `context` to have {n} rows like `x`, got {context.size(0)}"
-            )
-        if state.k == 0:
-            empty = context.new_zeros(n, 0)
-            return Neighbors(empty.long(), at_least_float32(empty), None)
-        with torch.autocast(context.device.type, enabled=False):
-            gram = state.gram
-            if gram is None or context is not state.x:
-                wide = at_least_float32(context)
-                gram = Gram(_unit(wide) if self.formulation == "paper" else wide, state.pairs)
-            compute = self._paper if self.formulation == "paper" else self._released
-            source, weight = compute(state, gram)
-            mask = None
-            if state.degree is not None:
-                mask = torch.arange(state.k, device=weight.device) < state.degree
-                weight = weight * mask
-            return Neighbors(source, weight, mask)
-
-    def _sizes(self, pairs: Pairs) -> tuple[int, Tensor | None, Tensor | bool]:
-        """k as used, neighbours per row (None: always k), and whether a (k+1)-th exists."""
         possible = pairs.width - 1
         k = max(0, min(self.k, max(possible - 1, min(possible, 1))))
-        if pairs.whole:
-            if k < self.k and not torch.compiler.is_compiling():
-                warnings.warn(
-                    f"k={self.k} needs at least {self.k + 2} samples; "
-                    f"k={k} is used for a batch of {possible + 1}",
-                    stacklevel=4,
-                )
-            return k, None, possible > k
-        free = pairs.blockwise(lambda rows: pairs.free(rows).sum(1, keepdim=True))
-        degree = torch.minimum((free - 1).clamp(max=k).clamp(min=1), free)
-        return k, degree, free > degree
-
-    def _prepare_released(self, x: Tensor, state: _State) -> _State:
-        pairs, k = state.pairs, state.k
-        gram, square = Gram(x, pairs), x.square().sum(1)
-
-        def choose(rows: slice) -> Tensor:
-            """Where ⟨h_i, h_j⟩ and then D are smallest and largest, and the k+1 smallest D; last
-            the number of i's class."""
-            dots, row = gram.block(rows), pairs.row(rows)
-            ends = _extremes(dots, row)
-            d2 = square[rows, None] + pairs.spread(square, rows) - 2 * dots
-            own = pairs.node[rows] == pairs.spread(pairs.node[:, 0], rows)
-            if state.y is None:
-                same, classmates = None, torch.zeros_like(ends[:, :1])
-            else:
-                same = state.same(rows) if row is None else state.same(rows) & row
-                classmates = same.sum(1, keepdim=True)
-            low, high = dots.gather(1, ends).unbind(1)
-            cost = self._released_cost(d2, dots, low[:, None], high[:, None], own, same, classmates)
-            nearest = cost.masked_fill(~pairs.free(rows), torch.inf).topk(k + 1, largest=False)
-            position = torch.cat([ends, _extremes(cost, row), nearest.indices], dim=1)
-            return torch.cat([pairs.nodes(position, rows), classmates], dim=1)
-
-        with torch.no_grad():  # choose on whole rows, then differentiate at the entries chosen
-            nodes, classmates = pairs.blockwise(choose).split([k + 5, 1], dim=1)
-        dots = gram.at(nodes)
-        low, high, dots = dots.split([1, 1, k + 3], dim=1)
-        nodes = nodes[:, 2:]
-        d2 = square[pairs.rows, None] + square[nodes] - 2 * dots
-        same = None if state.y is None else state.same(pairs.rows, nodes)
-        own = nodes == pairs.node[pairs.rows]
-        cost = self._released_cost(d2, dots, low, high, own, same, classmates)
-        gap = _gaps(_minmax(cost[:, 2:], cost[:, :1], cost[:, 1:2]), state)
-        total = gap.sum(1, keepdim=True)
-        gamma = 0.5 * total
-        gamma = gamma.mean() if pairs.batch is None else _graph_mean(gamma, pairs.batch)
-        return state._replace(
-            gram=gram,
-            chosen=nodes[:, 2 : k + 2],
-            preference=gap - total / state.size,
-            scale=(2 * gamma + 1e-8).clamp(min=GAMMA_FLOOR),
-        )
-
-    def _released_cost(
-        self,
-        d2: Tensor,
-        dots: Tensor,
-        low: Tensor,
-        high: Tensor,
-        own: Tensor,
-        same: Tensor | None,
-        classmates: Tensor,
-    ) -> Tensor:
-        """d − 2βL − 1e-5·N(HHᵀ), from |h_i − h_j|², ⟨h_i, h_j⟩ and its range, and labels."""
-        distance = d2.masked_fill(own, 0.0).clamp(min=1e-12).sqrt()
-        cost = distance - 1e-5 * _minmax(dots, low, high)
-        if same is None:
-            return cost
-        return cost - 2 * self.beta / (classmates + 1) * same * (1 + own.to(cost.dtype))
-
-    def _released(self, state: _State, context: Gram) -> tuple[Tensor, Tensor]:
-        assert state.chosen is not None
-        assert state.preference is not None and state.scale is not None
-        pairs = state.pairs
-        with torch.no_grad():
-            ends = pairs.blockwise(
-                lambda rows: pairs.nodes(_extremes(context.block(rows), pairs.row(rows)), rows)
+        if pairs.whole and k < self.k and not torch.compiler.is_compiling():
+            warnings.warn(
+                f"k={self.k} needs at least {self.k + 2} samples; "
+                f"k={k} is used for a batch of {possible + 1}",
+                stacklevel=3,
             )
-        dots = context.at(torch.cat([ends, state.chosen], dim=1))
-        similarity = _minmax(dots[:, 2:], dots[:, :1], dots[:, 1:2])
-        weight = (1 / state.size + (state.preference + self.lam * similarity) / state.scale).relu()
-        if isinstance(state.bounded, Tensor):
-            weight = torch.where(state.bounded, weight, 1.0)
-        elif not state.bounded:  # the only possible neighbour
-            weight = torch.ones_like(weight)
-        return state.chosen, weight
-
-    def _paper(self, state: _State, context: Gram) -> tuple[Tensor, Tensor]:
-        assert state.gram is not None and state.square is not None
-        pairs, k, gram, square = state.pairs, state.k, state.gram, state.square
-
-        def cost(rows: slice, h: Tensor, f: Tensor, other: Tensor, nodes: Tensor | None) -> Tensor:
-            value = square[rows, None] + other - 2 * h - self.lam * f
-            if state.y is not None:
-                value = value - 2 * self.beta * state.same(rows, nodes)
-            return value
-
-        def choose(rows: slice) -> Tensor:
-            """The k+1 cheapest."""
-            spread = pairs.spread(square, rows)
-            value = cost(rows, gram.block(rows), context.block(rows), spread, None)
-            value = value.masked_fill(~pairs.free(rows), torch.inf)
-            return pairs.nodes(value.topk(k + 1, largest=False).indices, rows)
-
-        with torch.no_grad():  # choose on whole rows, then differentiate at the entries chosen
-            nodes = pairs.blockwise(choose)
-        value = cost(pairs.rows, gram.at(nodes), context.at(nodes), square[nodes], nodes)
-        gap = _gaps(value, state)
-        total = gap.sum(1, keepdim=True)
-        weight = 1 / state.size + (gap - total / state.size) / total.clamp(min=GAP_FLOOR)
-        # the last weights can be -1e-16 by rounding
-        return nodes[:, :k], weight.clamp(min=0)
+        if k == 0:
+            return Problem(x, y, pairs, k, self.lam, self.beta)
+        kind = PaperProblem if self.formulation == "paper" else ReleasedProblem
+        return kind(x, y, pairs, k, self.lam, self.beta)
 
     def extra_repr(self) -> str:
         return f"k={self.k}, lam={self.lam}, beta={self.beta}, formulation={self.formulation!r}"
@@ -363,40 +201,265 @@ def _check(x: Tensor, y: Tensor | None, batch: Tensor | None, candidates: Tensor
             )
 
 
-def _gaps(cost: Tensor, state: _State) -> Tensor:
-    """c_(k+1) − c_(p) for the k cheapest, from the k+1 cheapest [N, k+1]; 0 where padded.
+class Problem:
+    """The optimisation problems of all rows, of which the context alone is still open.
 
-    Differences come first since the costs of almost equal rows cancel exactly. Rows without a
-    (k+1)-th neighbour are compared with their k-th.
+    Args:
+        x: Features H [N, C].
+        y: Labels [N] or None.
+        pairs: The pairs that may become edges.
+        k: Neighbours per row; at 0 there are no edges.
+        lam: Weight λ of the contextual similarity.
+        beta: Weight β of the label correlation.
     """
-    k = state.k
-    if state.degree is None:
-        return (cost[:, k:] if state.bounded else cost[:, k - 1 : k]) - cost[:, :k]
-    last = torch.where(torch.as_tensor(state.bounded), state.degree, state.degree - 1)
-    gap = cost.gather(1, last.clamp(min=0)) - cost[:, :k]
-    return gap * (torch.arange(k, device=cost.device) < state.degree)
+
+    def __init__(
+        self, x: Tensor, y: Tensor | None, pairs: Pairs, k: int, lam: float, beta: float
+    ) -> None:
+        self.given = x  # where it is the context too, its products serve twice
+        self.pairs, self.k, self.lam, self.beta = pairs, k, lam, beta
+        self.y = y if y is None or pairs.order is None else y[pairs.order]
+        if k > 0:
+            with torch.autocast(x.device.type, enabled=False):
+                self.set_up(self.sorted(x))
+
+    def set_up(self, x: Tensor) -> None:
+        """Compute what depends on ``x`` alone."""
+        raise NotImplementedError
+
+    def weigh(self, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Neighbours [R, k], weights [R, k], and how many there are [R, 1] where that varies.
+
+        ``context`` None: the features themselves.
+        """
+        raise NotImplementedError
+
+    def solve(self, context: Tensor) -> Neighbors:
+        """The graph for contextual features F [N, C']."""
+        n = self.given.size(0)
+        check_matrix(context, "context")
+        if context.size(0) != n:
+            raise ValueError(
+                f"Expected argument `context` to have {n} rows like `x`, got {context.size(0)}"
+            )
+        if self.k == 0:
+            empty = at_least_float32(context.new_zeros(self.pairs.rows.stop, 0))
+            return Neighbors(empty.long(), empty, None)
+        with torch.autocast(context.device.type, enabled=False):
+            known = context is self.given
+            source, weight, degree = self.weigh(None if known else self.sorted(context))
+            mask = None
+            if degree is not None:
+                mask = torch.arange(self.k, device=weight.device) < degree
+                weight = torch.where(mask, weight, 0)
+        if self.pairs.order is not None and mask is not None:  # back to the order of the samples
+            place = self.pairs.order.argsort()
+            source, weight, mask = self.pairs.order[source][place], weight[place], mask[place]
+        return Neighbors(source, weight, mask)
+
+    def sorted(self, values: Tensor) -> Tensor:
+        """In at least float32, sorted by graph."""
+        values = at_least_float32(values)
+        return values if self.pairs.order is None else values[self.pairs.order]
+
+    def same(self, rows: slice, labels: Tensor) -> Tensor:
+        """S_ij for ``labels`` [1 or R, p] of the columns."""
+        return self.y[rows, None] == labels
+
+    def nearest(self, cost: Tensor, own: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+        """Positions [R, k + 1] of the smallest costs, and how many there are, up to k + 1 [R, 1].
+
+        A cost that is not a number comes last; missing entries are the row itself.
+        """
+        foreign = block.foreign()
+        excluded = own if foreign is None else own | foreign
+        cost = cost.masked_fill(excluded, torch.inf)
+        found = cost.topk(min(self.k + 1, cost.size(1)), largest=False)
+        missing = ~(found.values < torch.inf)
+        itself = own.to(torch.uint8).argmax(1, keepdim=True)
+        position = torch.where(missing, itself, found.indices)
+        short = self.k + 1 - position.size(1)
+        if short > 0:
+            position = torch.cat([position, itself.expand(-1, short)], dim=1)
+        return position, (~missing).sum(1, keepdim=True)
+
+    def gaps(self, cost: Tensor, found: Tensor) -> tuple[Tensor, Tensor | None, Tensor | bool]:
+        """c_(k+1) − c_(p) for the k cheapest from the k + 1 cheapest [R, k + 1], 0 where padded;
+        the number of neighbours where it varies; and whether there is a (k+1)-th.
+
+        Differences come first since the costs of almost equal rows cancel exactly. Rows without a
+        (k+1)-th neighbour are compared with their k-th.
+        """
+        k = self.k
+        if self.pairs.whole:
+            bounded = self.pairs.width - 1 > k
+            return (cost[:, k:] if bounded else cost[:, k - 1 : k]) - cost[:, :k], None, bounded
+        degree = torch.minimum((found - 1).clamp(min=1), found)
+        last = torch.where(found > degree, degree, degree - 1)
+        gap = cost.gather(1, last.clamp(min=0)) - cost[:, :k]
+        return gap * (torch.arange(k, device=cost.device) < degree), degree, found > degree
+
+
+class PaperProblem(Problem):
+    """c_ij = |ĥ_i − ĥ_j|² − 2βS_ij − λ⟨f̂_i, f̂_j⟩, solved exactly for each context."""
+
+    def set_up(self, x: Tensor) -> None:
+        h = F.normalize(x, dim=1, eps=NORM_FLOOR)
+        self.h, self.square = Products(h, self.pairs), h.square().sum(1)
+
+    def weigh(self, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        pairs, square, h, f = self.pairs, self.square, self.h, self.h
+        if context is not None:
+            f = Products(F.normalize(context, dim=1, eps=NORM_FLOOR), pairs)
+
+        def choose(i: int, block: Block) -> tuple[Tensor, ...]:
+            dots, context_dots = h.block(i), f.block(i)
+            labels = None if self.y is None else block.spread(self.y)
+            cost = self.cost(block.rows, block.spread(square), dots, context_dots, labels)
+            position, found = self.nearest(cost, _own(block, pairs), block)
+            at = (block.nodes(position), dots.gather(1, position), context_dots.gather(1, position))
+            return *at, found
+
+        # choose on whole rows, then differentiate at the entries that were chosen
+        nodes, dots, context_dots, found = pairs.blockwise(choose)
+        labels = None if self.y is None else self.y[nodes]
+        dots, context_dots = h.at(nodes, dots), f.at(nodes, context_dots)
+        cost = self.cost(pairs.rows, square[nodes], dots, context_dots, labels)
+        gap, degree, _ = self.gaps(cost, found)
+        total = gap.sum(1, keepdim=True)
+        size = self.k if degree is None else degree.clamp(min=1).to(gap.dtype)
+        weight = 1 / size + (gap - total / size) / total.clamp(min=GAP_FLOOR)
+        # the last weights can be -1e-16 by rounding
+        return nodes[:, : self.k], weight.clamp(min=0), degree
+
+    def cost(
+        self, rows: slice, square: Tensor, h: Tensor, f: Tensor, labels: Tensor | None
+    ) -> Tensor:
+        """c_ij from |ĥ_j|², ⟨ĥ_i, ĥ_j⟩, ⟨f̂_i, f̂_j⟩ and y_j."""
+        cost = self.square[rows, None] + square - 2 * h - self.lam * f
+        return cost if labels is None else cost - 2 * self.beta * self.same(rows, labels)
+
+
+class ReleasedProblem(Problem):
+    """Neighbours and D_ij from x alone; the context moves their weights."""
+
+    def set_up(self, x: Tensor) -> None:
+        pairs, k = self.pairs, self.k
+        self.h, square = Products(x, pairs), x.square().sum(1)
+        self.damaged = damaged = _damaged(square)
+
+        def choose(i: int, block: Block) -> tuple[Tensor, ...]:
+            """Where ⟨h_i, h_j⟩ and then D are smallest and largest, and the k + 1 smallest D."""
+            dots, own, skip = self.h.block(i), _own(block, pairs), _skip(block, damaged)
+            ends = _extremes(dots, skip)
+            low, high = dots.gather(1, ends).split(1, dim=1)
+            d2 = square[block.rows, None] + block.spread(square) - 2 * dots
+            same, n_i = None, torch.ones_like(low)
+            if self.y is not None:
+                same, foreign = self.same(block.rows, block.spread(self.y)), block.foreign()
+                if foreign is not None:
+                    same = same & ~foreign
+                n_i = 1 + (same & ~own).sum(1, keepdim=True).to(low.dtype)
+            cost = self.cost(d2, dots, low, high, own, same, n_i)
+            nearest, found = self.nearest(cost, own, block)
+            position = torch.cat([ends, _extremes(cost, skip), nearest], dim=1)
+            return block.nodes(position), dots.gather(1, position), nearest, n_i, found
+
+        # choose on whole rows, then differentiate at the entries that were chosen
+        nodes, dots, nearest, n_i, found = pairs.blockwise(choose)
+        low, high, dots = self.h.at(nodes, dots).split([1, 1, k + 3], dim=1)
+        nodes = nodes[:, 2:]
+        d2 = square[pairs.rows, None] + square[nodes] - 2 * dots
+        same = None if self.y is None else self.same(pairs.rows, self.y[nodes])
+        cost = self.cost(d2, dots, low, high, nodes == pairs.node[pairs.rows, None], same, n_i)
+        lowest, highest, cost = cost.split([1, 1, k + 1], dim=1)
+        gap, self.degree, self.bounded = self.gaps(_minmax(cost, lowest, highest), found)
+        self.chosen, self.position = nodes[:, 2 : k + 2], nearest[:, :k]
+        self.size = k if self.degree is None else self.degree.clamp(min=1).to(gap.dtype)
+        total = gap.sum(1, keepdim=True)  # 2γ_i; γ is a mean over the graph
+        self.scale = (_graph_mean(total, pairs) + 1e-8).clamp(min=GAMMA_FLOOR)
+        self.preference = gap - total / self.size  # mean_p D_i(p) − D_ij
+
+    def cost(
+        self,
+        d2: Tensor,
+        dots: Tensor,
+        low: Tensor,
+        high: Tensor,
+        own: Tensor,
+        same: Tensor | None,
+        n_i: Tensor,
+    ) -> Tensor:
+        """d − 2βL − 1e-5·N(HHᵀ), from |h_i − h_j|², ⟨h_i, h_j⟩ and its range, and labels."""
+        distance = d2.masked_fill(own, 0.0).clamp(min=1e-12).sqrt()
+        cost = distance - 1e-5 * _minmax(dots, low, high)
+        if same is None:
+            return cost
+        return cost - 2 * self.beta / (n_i + 1) * same * (1 + own.to(cost.dtype))
+
+    def weigh(self, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        f, damaged = self.h, self.damaged
+        if context is not None:
+            f, damaged = Products(context, self.pairs), _damaged(context.detach().square().sum(1))
+
+        def look(i: int, block: Block) -> tuple[Tensor, ...]:
+            """Where ⟨f_i, f_j⟩ is smallest and largest, and its values there and at the chosen."""
+            dots = f.block(i)
+            ends = _extremes(dots, _skip(block, damaged))
+            position = torch.cat([ends, self.position[block.rows]], dim=1)
+            return block.nodes(ends), dots.gather(1, position)
+
+        ends, dots = self.pairs.blockwise(look)
+        dots = f.at(torch.cat([ends, self.chosen], dim=1), dots)
+        low, high, dots = dots.split([1, 1, self.k], dim=1)
+        similarity = _minmax(dots, low, high)
+        weight = 1 / self.size + (self.preference + self.lam * similarity) / self.scale
+        if isinstance(self.bounded, Tensor):
+            return self.chosen, torch.where(self.bounded, weight.relu(), 1.0), self.degree
+        # the only possible neighbour has weight 1
+        weight = weight.relu() if self.bounded else torch.ones_like(weight)
+        return self.chosen, weight, self.degree
+
+
+def _own(block: Block, pairs: Pairs) -> Tensor:
+    """Which columns [R, W] are the row itself."""
+    return pairs.node[block.rows, None] == block.spread(pairs.node)
+
+
+def _damaged(square: Tensor) -> Tensor | None:
+    """Which rows hold NaN or infinity, from their |x_i|²; None: known to be none."""
+    damaged = ~(square.detach() < torch.inf)
+    return None if readable(damaged) and not bool(damaged.any()) else damaged
+
+
+def _skip(block: Block, damaged: Tensor | None) -> Tensor | None:
+    """The columns [1 or R, W] that do not count for a row's range."""
+    foreign = block.foreign()
+    if damaged is None:
+        return foreign
+    return block.spread(damaged) if foreign is None else block.spread(damaged) | foreign
+
+
+def _extremes(values: Tensor, skip: Tensor | None) -> Tensor:
+    """Positions [R, 2] of each row's smallest and largest value."""
+    low = values if skip is None else values.masked_fill(skip, torch.inf)
+    high = values if skip is None else values.masked_fill(skip, -torch.inf)
+    return torch.stack([low.argmin(1), high.argmax(1)], dim=1)
 
 
 def _minmax(values: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """(values − low) / (high − low), the range held above `RANGE_FLOOR`."""
     floor = RANGE_FLOOR * torch.maximum(low.abs(), high.abs()).detach().clamp(min=1)
-    return (values - low) / torch.maximum(high - low, floor)
+    return (values - low) / (high - low).clamp(min=floor)
 
 
-def _graph_mean(values: Tensor, batch: Tensor) -> Tensor:
-    """Each row's [R, 1] mean over its graph; graphs are numbered below N, as PyG does."""
-    rows = batch[: values.size(0)]
-    total = values.new_zeros(batch.size(0), 1).index_add(0, rows, values)
-    size = torch.zeros_like(total).index_add(0, rows, torch.ones_like(values))
+def _graph_mean(values: Tensor, pairs: Pairs) -> Tensor:
+    """Mean of the finite values [R, 1] over all rows, or [R, 1] over those of each row's graph."""
+    finite = values.detach() < torch.inf  # they are never negative
+    values, count = torch.where(finite, values, 0), finite.to(values.dtype)
+    if pairs.graph is None:
+        return values.sum() / count.sum().clamp(min=1)
+    rows = pairs.graph[pairs.rows]
+    zeros = values.new_zeros(pairs.graph.size(0), 1)
+    total, size = zeros.index_add(0, rows, values), zeros.index_add(0, rows, count)
     return (total / size.clamp(min=1))[rows]
-
-
-def _extremes(values: Tensor, row: Tensor | None) -> Tensor:
-    """Positions [R, 2] of each row's smallest and largest value."""
-    low = values if row is None else values.masked_fill(~row, torch.inf)
-    high = values if row is None else values.masked_fill(~row, -torch.inf)
-    return torch.stack([low.argmin(1), high.argmax(1)], dim=1)
-
-
-def _unit(x: Tensor) -> Tensor:
-    return F.normalize(x, dim=1, eps=NORM_FLOOR)

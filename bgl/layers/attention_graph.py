@@ -6,12 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from bgl._checks import check_index_vector, check_int, describe
-from bgl._precision import at_least_float32
+from bgl._precision import at_least_float32, exact_matmul
 from bgl.layers.pairs import Graph
 
 
 class AttentionGraph(nn.Module):
-    r"""Keeps the k strongest attention scores of every sample and head.
+    r"""Keep the k strongest attention scores of every sample and head.
+
+    The visual graph of `"Rethinking Batch Sample Relationships for Data Representation: A
+    Batch-Graph Transformer based Approach" <https://arxiv.org/abs/2211.10622>`_.
 
     .. math::
         s_{ij}^h = \frac{\langle q_i^h, k_j^h \rangle}{\sqrt{d}}, \qquad
@@ -20,9 +23,6 @@ class AttentionGraph(nn.Module):
 
     A sample may be its own neighbour. ``k`` is lowered to N where the batch is smaller. No
     parameters.
-
-    Source: Wang et al., *Rethinking Batch Sample Relationships for Data Representation: A Batch-
-    Graph Transformer based Approach*, arXiv 2211.10622 (visual graph).
 
     Args:
         k: Neighbours per sample and head, ≥ 1; None keeps all.
@@ -42,15 +42,16 @@ class AttentionGraph(nn.Module):
         (torch.Size([2, 36]), torch.Size([36, 2]))
     """
 
-    def __init__(self, k: int | None = 30) -> None:
+    def __init__(self, k: int | None = 15) -> None:
         super().__init__()
         self.k = k if k is None else check_int(k, "k", 1)
 
     def forward(self, query: Tensor, key: Tensor, *, batch: Tensor | None = None) -> Graph:
+        """Learn the graph; ``query`` and ``key`` may be the same."""
         keep = self.mask(query, key, batch)
         with torch.autocast(query.device.type, enabled=False):  # half precision would overflow
             query, key = at_least_float32(query), at_least_float32(key)
-            scores = torch.einsum("nhd,mhd->hnm", query, key) * query.size(-1) ** -0.5
+            scores = _scores(query, key) * max(1, query.size(-1)) ** -0.5
             if keep is None:
                 keep = torch.ones_like(scores, dtype=torch.bool)
             weight = scores.masked_fill(~keep, -torch.inf).softmax(-1)
@@ -67,7 +68,7 @@ class AttentionGraph(nn.Module):
         if self.k is None or self.k >= n:
             return None if same_graph is None else same_graph.expand(query.size(1), n, n)
         with torch.autocast(query.device.type, enabled=False):  # half precision would tie
-            scores = torch.einsum("nhd,mhd->hnm", at_least_float32(query), at_least_float32(key))
+            scores = _scores(at_least_float32(query), at_least_float32(key))
         if same_graph is not None:
             scores = scores.masked_fill(~same_graph, -torch.inf)
         strongest = scores.topk(self.k, dim=-1).indices
@@ -76,6 +77,11 @@ class AttentionGraph(nn.Module):
 
     def extra_repr(self) -> str:
         return f"k={self.k}"
+
+
+def _scores(query: Tensor, key: Tensor) -> Tensor:
+    """⟨q_i, k_j⟩ [H, N, N] of [N, H, d]."""
+    return exact_matmul(query.transpose(0, 1), key.permute(1, 2, 0))
 
 
 def _check(query: Tensor, key: Tensor, batch: Tensor | None) -> None:

@@ -12,14 +12,14 @@ from bgl.layers.pairs import Graph
 class BatchFormerBlock(BatchBlock):
     r"""A pre-norm transformer block whose tokens are the samples of the batch.
 
+    BatchFormer's block, from `"BatchFormer: Learning to Explore Sample Relationships for Robust
+    Representation Learning" <https://arxiv.org/abs/2203.01522>`_ (CVPR 2022).
+
     .. math::
         x' = x + \text{attn}(\text{norm}_1(x)), \qquad x'' = x' + \text{FFN}(\text{norm}_2(x'))
 
     Every sample attends to all others; labels are not used. The baseline that BGFormer's graphs
     are measured against.
-
-    Source: Hou et al., *BatchFormer: Learning to Explore Sample Relationships for Robust
-    Representation Learning*, CVPR 2022.
 
     Args:
         channels: Feature dimension C, a multiple of ``heads``.

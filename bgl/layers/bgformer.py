@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from bgl._checks import check_choice, check_int, check_real
 from bgl.layers.attention_graph import AttentionGraph
 from bgl.layers.block import BatchBlock
+from bgl.layers.groups import group_numbers
 from bgl.layers.label_graph import LabelGraph
 from bgl.layers.pairs import Graph
 
@@ -43,7 +44,7 @@ class GraphAttention(nn.Module):
     def forward(
         self, x: Tensor, *, batch: Tensor | None = None, allowed: Tensor | None = None
     ) -> Tensor:
-        """``allowed`` [N, N] restricts the pairs in place of the strongest attention."""
+        """Attend; ``allowed`` [N, N] restricts the pairs in place of the strongest attention."""
         query, key, value = self._heads(x)
         mask = allowed if allowed is not None else self.graph.mask(query, key, batch)
         out = F.scaled_dot_product_attention(
@@ -52,14 +53,12 @@ class GraphAttention(nn.Module):
             value.transpose(0, 1)[None],
             attn_mask=mask if mask is None else mask.expand(1, self.heads, -1, -1),
         )
-        mixed: Tensor = self.proj(out[0].transpose(0, 1).reshape(x.shape))
-        return mixed
+        return self.proj(out[0].transpose(0, 1).reshape(x.shape))
 
     def edges(self, x: Tensor, *, batch: Tensor | None = None) -> Graph:
         """The graph of :meth:`forward` as ``edge_index`` [2, E] and ``edge_weight`` [E, H]."""
         query, key, _ = self._heads(x)
-        graph: Graph = self.graph(query, key, batch=batch)
-        return graph
+        return self.graph(query, key, batch=batch)
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         qkv = self.qkv(x).view(x.size(0), 3, self.heads, x.size(1) // self.heads)
@@ -83,17 +82,20 @@ class ClassMean(nn.Module):
         self.proj = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor, *, y: Tensor, batch: Tensor | None = None) -> Tensor:
+        """Average over the class."""
         value = self.value(x)
-        group = _groups(y, batch)
+        group = group_numbers(y) if batch is None else group_numbers(y, batch)
         sums = torch.zeros_like(value).index_add(0, group, value)
         ones = value.new_ones(value.size(0), 1)
         sizes = torch.zeros_like(ones).index_add(0, group, ones)
-        mixed: Tensor = self.proj((value + sums[group]) / (sizes[group] + 1))
-        return mixed
+        return self.proj((value + sums[group]) / (sizes[group] + 1))
 
 
 class BGFormerBlock(BatchBlock):
     r"""A transformer block over the batch with a visual and a semantic branch.
+
+    BGFormer's block, from `"Rethinking Batch Sample Relationships for Data Representation: A
+    Batch-Graph Transformer based Approach" <https://arxiv.org/abs/2211.10622>`_.
 
     .. math::
         h = \text{norm}_1(x), \qquad
@@ -105,9 +107,6 @@ class BGFormerBlock(BatchBlock):
     ``"attention"`` is attention among the samples of a class with its own queries, keys and
     values (as the paper's text has it). Without labels the semantic branch is left out and the
     visual branch carries the full weight (λ = 1).
-
-    Source: Wang et al., *Rethinking Batch Sample Relationships for Data Representation: A Batch-
-    Graph Transformer based Approach*, arXiv 2211.10622.
 
     Args:
         channels: Feature dimension C, a multiple of ``heads``.
@@ -139,7 +138,7 @@ class BGFormerBlock(BatchBlock):
         self,
         channels: int,
         heads: int = 8,
-        k: int = 30,
+        k: int = 15,
         lam: float = 0.5,
         ffn_ratio: float = 4.0,
         norm: str = "layer",
@@ -163,22 +162,10 @@ class BGFormerBlock(BatchBlock):
         if isinstance(self.semantic, ClassMean):
             semantic = self.semantic(x, y=y, batch=batch)
             if return_graph:
-                graphs.append(LabelGraph("symmetric")(y, batch=batch))
+                graphs.append(LabelGraph()(y, batch=batch))
         else:
-            group = _groups(y, batch)
+            group = group_numbers(y) if batch is None else group_numbers(y, batch)
             semantic = self.semantic(x, allowed=group[:, None] == group[None, :])
             if return_graph:
                 graphs.append(self.semantic.edges(x, batch=group))
         return self.lam * visual + (1 - self.lam) * semantic, graphs
-
-
-def _groups(y: Tensor, batch: Tensor | None) -> Tensor:
-    """Number the classes (of each graph) below N, without waiting for the device."""
-    order = y.argsort(stable=True)
-    if batch is not None:
-        order = order[batch[order].argsort(stable=True)]
-    new = y[order].diff() != 0
-    if batch is not None:
-        new = new | (batch[order].diff() != 0)
-    number = torch.cat([new.new_zeros(1, dtype=torch.long), new.cumsum(0)])[: y.numel()]
-    return torch.empty_like(order).scatter(0, order, number)

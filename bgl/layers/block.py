@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any
+from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
 from torch_geometric.nn import GraphNorm
 
 from bgl._checks import check_choice, check_index_vector, check_int, check_matrix, check_real
+from bgl.layers.groups import group_numbers
 from bgl.layers.pairs import Graph
 
 
@@ -40,6 +41,26 @@ class BatchBlock(nn.Module):
         """Mixed features [N, C] and, if asked for, the graphs along which they were mixed."""
         raise NotImplementedError
 
+    @overload
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        y: Tensor | None = ...,
+        batch: Tensor | None = ...,
+        return_graph: Literal[False] = ...,
+    ) -> Tensor: ...
+
+    @overload
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        y: Tensor | None = ...,
+        batch: Tensor | None = ...,
+        return_graph: Literal[True],
+    ) -> tuple[Tensor, list[Graph]]: ...
+
     def forward(
         self,
         x: Tensor,
@@ -47,7 +68,8 @@ class BatchBlock(nn.Module):
         y: Tensor | None = None,
         batch: Tensor | None = None,
         return_graph: bool = False,
-    ) -> Any:
+    ) -> Tensor | tuple[Tensor, list[Graph]]:
+        """Refine the features, and return the graphs along which they were mixed if asked for."""
         check_matrix(x)
         if x.size(1) != self.channels:
             raise ValueError(
@@ -70,7 +92,6 @@ class BatchBlock(nn.Module):
     @staticmethod
     def _normalize(norm: nn.Module, x: Tensor, batch: Tensor | None) -> Tensor:
         if isinstance(norm, GraphNorm):
-            # With a bound on the number of graphs it need not read the number.
-            return norm(x, batch, None if batch is None else x.size(0))
-        normalized: Tensor = norm(x)
-        return normalized
+            # numbered below N, the bound that spares it reading the number of graphs
+            return norm(x) if batch is None else norm(x, group_numbers(batch), x.size(0))
+        return norm(x)

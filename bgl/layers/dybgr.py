@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal, overload
 
 from torch import Tensor, nn
 
@@ -14,7 +14,10 @@ from bgl.layers.pairs import Graph
 
 
 class DyBGR(nn.Module):
-    r"""Learns a batch graph and contextual features in turn, without parameters.
+    r"""Learn a batch graph and contextual features in turn, without parameters.
+
+    DyBGR, from `"Learning Dynamic Batch-Graph Representation for Deep
+    Representation Learning" <https://doi.org/10.1007/s11263-024-02175-8>`_ (IJCV 2024).
 
     .. math::
         F^0 = H, \qquad A^t = \text{AdaptiveGraph}(H, y;\ F^{t-1}), \qquad
@@ -22,9 +25,6 @@ class DyBGR(nn.Module):
 
     Messages always start from the input :math:`H`; only the graph is refined, until graph and
     features agree. ``num_iterations=0`` returns the input.
-
-    Source: Wang et al., *Learning Dynamic Batch-Graph Representation for Deep Representation
-    Learning*, IJCV 2024.
 
     Args:
         k: Number of neighbours.
@@ -52,7 +52,7 @@ class DyBGR(nn.Module):
 
     def __init__(
         self,
-        k: int = 30,
+        k: int = 15,
         num_iterations: int = 3,
         lam: float = 0.3,
         beta: float = 0.5,
@@ -64,6 +64,26 @@ class DyBGR(nn.Module):
         self.learner = AdaptiveGraph(k, lam, beta, formulation)
         self.conv = BatchGraphConv(epsilon)
 
+    @overload
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        y: Tensor | None = ...,
+        batch: Tensor | None = ...,
+        return_graph: Literal[False] = ...,
+    ) -> Tensor: ...
+
+    @overload
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        y: Tensor | None = ...,
+        batch: Tensor | None = ...,
+        return_graph: Literal[True],
+    ) -> tuple[Tensor, list[Graph]]: ...
+
     def forward(
         self,
         x: Tensor,
@@ -71,12 +91,13 @@ class DyBGR(nn.Module):
         y: Tensor | None = None,
         batch: Tensor | None = None,
         return_graph: bool = False,
-    ) -> Any:
-        state = self.learner.prepare(x, y=y, batch=batch)
+    ) -> Tensor | tuple[Tensor, list[Graph]]:
+        """Refine the features, and return the graph of every iteration if asked for."""
+        problem = self.learner.prepare(x, y=y, batch=batch)
         out, graphs = x, []
         for _ in range(self.num_iterations):
-            neighbors = self.learner.neighbors(state, out)
-            out = self.conv(x, *neighbors.edges(padded=True))
+            neighbors = problem.solve(out)
+            out = self.conv.along(x, neighbors)
             if return_graph:
                 graphs.append(neighbors.edges())
         return (out, graphs) if return_graph else out
@@ -88,10 +109,13 @@ class DyBGR(nn.Module):
 class DyBGRBlock(BatchBlock):
     r"""A pre-norm block around :class:`DyBGR`.
 
+    From `"Learning Dynamic Batch-Graph Representation for Deep
+    Representation Learning" <https://doi.org/10.1007/s11263-024-02175-8>`_ (IJCV 2024).
+
     .. math::
         x' = x + \text{DyBGR}(\text{norm}_1(x)), \qquad x'' = x' + \text{FFN}(\text{norm}_2(x'))
 
-    with FFN = fc2(GELU(fc1(·))). Source: Wang et al., IJCV 2024 (see :class:`DyBGR`).
+    with FFN = fc2(GELU(fc1(·))).
 
     Args:
         channels: Feature dimension C.
@@ -116,12 +140,12 @@ class DyBGRBlock(BatchBlock):
     def __init__(
         self,
         channels: int,
-        k: int = 30,
+        k: int = 15,
         num_iterations: int = 3,
         lam: float = 0.3,
         beta: float = 0.5,
         epsilon: float = 0.5,
-        ffn_ratio: float = 4.0,
+        ffn_ratio: float = 1.0,
         norm: str = "layer",
         formulation: str = "released",
     ) -> None:
@@ -132,6 +156,5 @@ class DyBGRBlock(BatchBlock):
         self, x: Tensor, y: Tensor | None, batch: Tensor | None, return_graph: bool
     ) -> tuple[Tensor, list[Graph]]:
         if return_graph:
-            mixed: tuple[Tensor, list[Graph]] = self.mixer(x, y=y, batch=batch, return_graph=True)
-            return mixed
+            return self.mixer(x, y=y, batch=batch, return_graph=True)
         return self.mixer(x, y=y, batch=batch), []

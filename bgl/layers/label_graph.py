@@ -5,26 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bgl._checks import check_choice, check_index_vector
+from bgl._checks import check_index_vector
 from bgl.layers.pairs import Graph
 
 
 class LabelGraph(nn.Module):
-    r"""Connects the samples of a class, self-loops counted twice.
+    r"""Connect the samples of a class, self-loops counted twice.
 
-    With :math:`S_{ij} = 1` for equal labels (else 0) and :math:`\bar A = S + I`,
+    The label correlation of `"Learning Dynamic Batch-Graph Representation for Deep
+    Representation Learning" <https://doi.org/10.1007/s11263-024-02175-8>`_ (IJCV 2024). With
+    :math:`S_{ij} = 1` for equal labels (else 0),
 
     .. math::
-        L = D^{-1} \bar A \ (\text{row}) \qquad\text{or}\qquad
-        L = D^{-1/2} \bar A D^{-1/2} \ (\text{symmetric}), \qquad D = \text{diag}(\bar A 1).
+        L = D^{-1} (S + I), \qquad D = \text{diag}((S + I) 1).
 
-    Within a class of n samples all degrees are n + 1, so both give 2/(n + 1) on the diagonal and
-    1/(n + 1) beside it.
-
-    Source: Wang et al., IJCV 2024 (row); Wang et al., arXiv 2211.10622 (symmetric).
-
-    Args:
-        normalization: ``"row"`` or ``"symmetric"``.
+    Within a class of n samples this is 2/(n + 1) on the diagonal and 1/(n + 1) besides it; the
+    symmetric normalisation :math:`D^{-1/2} (S + I) D^{-1/2}` of `BGFormer
+    <https://arxiv.org/abs/2211.10622>`_ is the same.
 
     Shapes:
         - ``y`` [N] integer labels; ``batch`` [N] or None (classes are apart in each graph)
@@ -40,11 +37,8 @@ class LabelGraph(nn.Module):
 
     learns_from = ("y", "batch")
 
-    def __init__(self, normalization: str = "row") -> None:
-        super().__init__()
-        self.normalization = check_choice(normalization, "normalization", ("row", "symmetric"))
-
     def forward(self, y: Tensor, *, batch: Tensor | None = None) -> Graph:
+        """Connect equal labels."""
         check_index_vector(y, y.numel() if isinstance(y, Tensor) else 0, "y")
         same = y[:, None] == y[None, :]
         if batch is not None:
@@ -53,11 +47,5 @@ class LabelGraph(nn.Module):
         degree = same.sum(1) + 1
         target, source = same.nonzero(as_tuple=True)
         weight = 1.0 + (source == target).float()
-        if self.normalization == "row":
-            weight = weight / degree[target]
-        else:
-            weight = weight * (degree[target] * degree[source]).float().rsqrt()
+        weight = weight / degree[target]
         return torch.stack([source, target]), weight
-
-    def extra_repr(self) -> str:
-        return f"normalization={self.normalization!r}"

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-Graph = tuple[Tensor, Tensor]  # edge_index [2, E], edge_weight [E]
+from bgl._checks import readable
+from bgl._precision import exact_matmul
+from bgl.layers.edge_sums import neighbor_products, neighbor_sums
+from bgl.layers.groups import group_numbers
+from bgl.layers.sizes import COMPILED_BLOCKS, TOGETHER, block_pairs, kept_pairs
 
-# Up to this many samples all inner products are kept, N × N; beyond, rows are looked at in blocks.
-DENSE_SAMPLES = 2048
-# Pairs in a block of rows, and pairs whose features are gathered at a time.
-BLOCK_PAIRS = 2**23
-GATHERED_PAIRS = 2**15
+Graph = tuple[Tensor, Tensor]  # edge_index [2, E], edge_weight [E]
 
 
 class Neighbors(NamedTuple):
     """A learned graph as a fixed number of neighbours per node.
 
-    ``mask`` is None where every entry is an edge, else False marks padding (its weight is 0).
+    ``mask`` is None where every entry is an edge, else False marks padding: the node itself with
+    weight 0.
     """
 
     source: Tensor  # [N, k] nodes j
@@ -42,13 +43,48 @@ class Neighbors(NamedTuple):
         keep = self.mask.flatten()
         return edge_index[:, keep], edge_weight[keep]
 
+    def sums(self, x: Tensor) -> Tensor:
+        """Σ_j a_ij x_j [N, C]."""
+        return neighbor_sums(x, self.source, self.weight)
+
+
+class Block(NamedTuple):
+    """Some rows, and the nodes that each is compared with, its *columns*, itself among them."""
+
+    rows: slice
+    columns: slice | Tensor  # a range of nodes, or the nodes of each row [R, W]
+    graph: Tensor | None  # [N] graph of each node, where the columns are of several
+
+    def products(self, x: Tensor) -> Tensor:
+        """⟨x_i, x_j⟩ [R, W]."""
+        if isinstance(self.columns, slice):
+            return exact_matmul(x[self.rows], x[self.columns].t())
+        return neighbor_products(x[self.rows], x, self.columns)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """A value per node at the columns: [N] -> [1 or R, W]."""
+        return (
+            values[None, self.columns] if isinstance(self.columns, slice) else values[self.columns]
+        )
+
+    def nodes(self, position: Tensor) -> Tensor:
+        """The nodes behind positions of columns [R, p]."""
+        if isinstance(self.columns, slice):
+            return position + (self.columns.start or 0)
+        return self.columns.gather(1, position)
+
+    def foreign(self) -> Tensor | None:
+        """Which columns [R, W] are of another graph; None: none."""
+        if self.graph is None:
+            return None
+        return self.graph[self.rows, None] != self.spread(self.graph)
+
 
 class Pairs:
-    """The pairs (i, j) that a row may use: all of its graph, or i itself and its candidates.
+    """The pairs (i, j) that may become edges, a block of rows at a time.
 
-    Row i is compared with the nodes of its *columns*, itself among them: column j is node j, or
-    with candidates the j-th of (i, its candidates). Masks and inner products over all columns are
-    made for a block of rows at a time, so that memory does not grow with N².
+    What is made for all columns of a block is forgotten after it: memory does not grow with N².
+    A sorted ``batch`` is a row of ranges, and a block looks at the columns of its own graphs only.
 
     Args:
         n: Number of samples N.
@@ -59,140 +95,105 @@ class Pairs:
     """
 
     def __init__(
-        self,
-        n: int,
-        device: torch.device,
-        batch: Tensor | None = None,
-        candidates: Tensor | None = None,
+        self, n: int, device: torch.device, batch: Tensor | None, candidates: Tensor | None
     ) -> None:
-        self.n = n
-        self.batch = batch
-        self.node = torch.arange(n, device=device)[:, None]
-        self.columns: Tensor | None = None
-        self.rows = slice(0, n)
+        self.whole = batch is None and candidates is None  # may each row use all other samples?
+        self.node = torch.arange(n, device=device)
+        self.graph = None if batch is None else group_numbers(batch)
+        self.order: Tensor | None = None  # where the samples have to be sorted by graph
+        self.rows = slice(0, n if candidates is None else candidates.size(0))
         if candidates is not None:
-            self.rows = slice(0, candidates.size(0))
-            self.columns = torch.cat([self.node[self.rows], candidates.long()], dim=1)
+            columns = self._columns(candidates.long())
+            self.width, total = columns.size(1), columns.numel()
+            step = max(1, block_pairs(device, total) // self.width)
+            parts = [slice(i, min(i + step, len(columns))) for i in range(0, len(columns), step)]
+            self.blocks = [Block(rows, columns[rows], None) for rows in parts]
+            self.keeps = True  # as many products as there are candidates
+            return
+        sizes = None if self.graph is None else self._sizes(self.graph)
+        self.width = n if sizes is None else max(sizes, default=0)
+        self.blocks = self._ranges([n] if sizes is None else sizes)
+        if self.graph is not None and sizes is None:
+            self.blocks = [block._replace(graph=self.graph) for block in self.blocks]
+        self.keeps = n * self.width <= kept_pairs(device, n * self.width)
 
-    @property
-    def width(self) -> int:
-        """Columns of a row."""
-        return self.n if self.columns is None else self.columns.size(1)
+    def _columns(self, candidates: Tensor) -> Tensor:
+        """Each row itself and its candidates. Those that are missing, repeated, or of another
+        graph are replaced by the row itself, which is never its own neighbour."""
+        own = self.node[self.rows, None]
+        candidates = candidates.sort(dim=1).values
+        useless = candidates < 0
+        useless[:, 1:] |= candidates.diff(dim=1) == 0
+        if self.graph is not None:
+            useless = useless | (self.graph[candidates.clamp(min=0)] != self.graph[own])
+        return torch.cat([own, torch.where(useless, own, candidates)], dim=1)
 
-    @property
-    def whole(self) -> bool:
-        """May every row use every other sample?"""
-        return self.batch is None and self.columns is None
+    def _sizes(self, graph: Tensor) -> list[int] | None:
+        """Nodes per graph, in the order of the graphs, sorting them where they are not.
 
-    @property
-    def dense(self) -> bool:
-        """Are all inner products kept at once?"""
-        return self.columns is None and self.n <= DENSE_SAMPLES
-
-    def blockwise(self, look: Callable[[slice], Tensor]) -> Tensor:
-        """``look(rows)`` for one block of rows after the other, put together."""
-        if self.dense:
-            return look(slice(None))
-        most = BLOCK_PAIRS if self.columns is None else GATHERED_PAIRS
-        step, end = max(1, most // self.width), self.rows.stop
-        return torch.cat([look(slice(i, min(i + step, end))) for i in range(0, end, step)])
-
-    def spread(self, values: Tensor, rows: slice) -> Tensor:
-        """A value per node at the columns of some rows: [N] -> [1 or R, W]."""
-        if self.columns is None:
-            return values[None, :]
-        return values[self.columns[rows].clamp(min=0)]
-
-    def nodes(self, position: Tensor, rows: slice) -> Tensor:
-        """The nodes behind column positions [R, p]; missing candidates become node 0."""
-        if self.columns is None:
-            return position
-        return self.columns[rows].gather(1, position).clamp(min=0)
-
-    def row(self, rows: slice) -> Tensor | None:
-        """The columns [R, W] that belong to each row, itself among them; None: all."""
-        if self.whole:
+        On an accelerator reading the sizes waits for the device, so one block of all pairs is
+        looked at as long as it fits; None then, and wherever there are no values.
+        """
+        pairs = graph.numel() ** 2
+        waits = type(graph) is Tensor and not torch.compiler.is_compiling()
+        if not readable(graph) and not (waits and pairs > block_pairs(graph.device, pairs)):
             return None
-        graph = self.node.new_ones(1, 1, dtype=torch.bool)
-        if self.batch is not None:
-            graph = self.batch[rows, None] == self.spread(self.batch, rows)
-        if self.columns is None:
-            return graph
-        columns = self.columns[rows]
-        itself = torch.zeros_like(columns, dtype=torch.bool)
-        itself[:, 0] = True
-        return itself | (graph & (columns >= 0) & (columns != columns[:, :1]))
+        if bool((graph.diff() < 0).any()):
+            self.order = graph.argsort(stable=True)
+            self.graph = graph[self.order]
+        return graph.bincount().tolist()
 
-    def free(self, rows: slice) -> Tensor:
-        """The columns [R, W] that may become neighbours."""
-        others = self.node[rows] != self.spread(self.node[:, 0], rows)
-        row = self.row(rows)
-        return others if row is None else others & row
+    def _ranges(self, sizes: list[int]) -> list[Block]:
+        """Blocks for graphs of these sizes, one after the other; small ones share a block."""
+        runs: list[tuple[int, int, bool]] = []  # first node, last node + 1, several graphs?
+        for size in sizes:
+            end = runs[-1][1] if runs else 0
+            if runs and end + size - runs[-1][0] <= TOGETHER:
+                runs[-1] = (runs[-1][0], end + size, True)
+            else:
+                runs.append((end, end + size, False))
+        blocks = []
+        for begin, end, several in runs:
+            step = self._step(end - begin)
+            for first in range(begin, end, step):
+                rows = slice(first, min(first + step, end))
+                blocks.append(Block(rows, slice(begin, end), self.graph if several else None))
+        return blocks
+
+    def _step(self, width: int) -> int:
+        """Rows in a block of so many columns."""
+        pairs = width * width
+        most = block_pairs(self.node.device, pairs)
+        if pairs <= most:
+            return max(1, width)
+        if torch.compiler.is_compiling():
+            return -(-width // COMPILED_BLOCKS)
+        return max(1, most // width)
+
+    @torch.no_grad()
+    def blockwise(self, look: Callable[[int, Block], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """What ``look`` finds for the rows of each block, put together."""
+        parts = [look(i, block) for i, block in enumerate(self.blocks)]
+        return parts[0] if len(parts) == 1 else tuple(map(torch.cat, zip(*parts, strict=True)))
 
 
-class Gram:
-    """Inner products ⟨x_i, x_j⟩: looked at in blocks of rows, differentiated at a few entries.
+class Products:
+    """Inner products ⟨x_i, x_j⟩: looked at in blocks, differentiated where they are chosen.
 
     Args:
         x: Features [N, C].
-        pairs: The pairs that matter; "rows" are its rows.
+        pairs: The pairs that matter.
     """
 
     def __init__(self, x: Tensor, pairs: Pairs) -> None:
-        self.x = x
-        self.pairs = pairs
-        self.kept: Tensor | None = None
-        self.matrix = x @ x.t() if pairs.dense else None
-        if pairs.columns is not None and not (x.requires_grad and torch.is_grad_enabled()):
-            self.kept = pairs.blockwise(self.block)  # few: as many as there are candidates
+        self.x, self.pairs = x, pairs
+        with torch.no_grad():
+            self.kept = [block.products(x) for block in pairs.blocks] if pairs.keeps else None
 
-    def block(self, rows: slice) -> Tensor:
-        """The products with all columns of some rows [R, W], without gradient."""
-        if self.matrix is not None:
-            return self.matrix.detach()[rows]
-        if self.kept is not None:
-            return self.kept[rows]
-        x = self.x.detach()
-        if self.pairs.columns is None:
-            return x[rows] @ x.t()
-        return torch.einsum("rc,rwc->rw", x[rows], x[self.pairs.columns[rows].clamp(min=0)])
+    def block(self, i: int) -> Tensor:
+        """The products of block ``i`` [R, W]."""
+        return self.pairs.blocks[i].products(self.x) if self.kept is None else self.kept[i]
 
-    def at(self, nodes: Tensor) -> Tensor:
-        """The products of all rows with ``nodes`` [R, p], with gradient."""
-        if self.matrix is not None:
-            return self.matrix.gather(1, nodes)
-        if self.kept is not None:
-            return torch.cat([self._find(nodes[rows], rows) for rows in _pieces(nodes)])
-        products: Tensor = _PairDots.apply(self.x, nodes)
-        return products
-
-    def _find(self, nodes: Tensor, rows: slice) -> Tensor:
-        assert self.kept is not None and self.pairs.columns is not None
-        position = self.pairs.columns[rows, None, :] == nodes[:, :, None]
-        return self.kept[rows].gather(1, position.to(torch.uint8).argmax(2))
-
-
-class _PairDots(torch.autograd.Function):
-    """⟨x_i, x_j⟩ at [R, p] given j, in O(R·p) memory: features are gathered piece by piece."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, nodes: Tensor) -> Tensor:
-        ctx.save_for_backward(x, nodes)
-        return torch.cat([torch.einsum("rc,rpc->rp", x[r], x[nodes[r]]) for r in _pieces(nodes)])
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        x, nodes = ctx.saved_tensors
-        grad_x = torch.zeros_like(x)
-        for r in _pieces(nodes):
-            grad_x[r] += torch.einsum("rp,rpc->rc", grad[r], x[nodes[r]])
-            messages = grad[r][:, :, None] * x[r][:, None, :]
-            grad_x.index_add_(0, nodes[r].flatten(), messages.flatten(0, 1))
-        return grad_x, None
-
-
-def _pieces(nodes: Tensor) -> list[slice]:
-    step = max(1, GATHERED_PAIRS // nodes.size(1))
-    end = nodes.size(0)
-    return [slice(i, min(i + step, end)) for i in range(0, end, step)]
+    def at(self, nodes: Tensor, values: Tensor) -> Tensor:
+        """The products of all rows with ``nodes`` [R, p], whose ``values`` are known."""
+        return neighbor_products(self.x[self.pairs.rows], self.x, nodes, values)

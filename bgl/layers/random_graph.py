@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from bgl._checks import check_index_vector, check_int, check_matrix
 from bgl.layers.batch_graph_conv import BatchGraphConv
 from bgl.layers.block import BatchBlock
-from bgl.layers.pairs import Graph, Neighbors, Pairs
+from bgl.layers.pairs import Graph, Neighbors
 
 
 class RandomGraph(nn.Module):
@@ -37,11 +37,12 @@ class RandomGraph(nn.Module):
 
     learns_from = ("x", "batch")
 
-    def __init__(self, k: int = 30) -> None:
+    def __init__(self, k: int = 15) -> None:
         super().__init__()
         self.k = check_int(k, "k", 1)
 
     def forward(self, x: Tensor, *, batch: Tensor | None = None) -> Graph:
+        """Draw a graph."""
         return self.neighbors(x, batch).edges()
 
     def neighbors(self, x: Tensor, batch: Tensor | None = None) -> Neighbors:
@@ -50,12 +51,15 @@ class RandomGraph(nn.Module):
         if batch is not None:
             check_index_vector(batch, x.size(0), "batch")
         n = x.size(0)
-        free = Pairs(n, x.device, batch).free(slice(None)).expand(n, n)
-        priority = torch.rand(n, n, device=x.device).masked_fill(~free, -1.0)
-        source = priority.topk(max(0, min(self.k, n - 1)), dim=1)
-        mask = source.values >= 0
-        weight = mask / mask.sum(1, keepdim=True).clamp(min=1)
-        return Neighbors(source.indices, weight.to(x.dtype), mask)
+        node = torch.arange(n, device=x.device)[:, None]
+        priority = torch.rand(n, n, device=x.device).masked_fill(node == node.t(), -1.0)
+        if batch is not None:
+            priority = priority.masked_fill(batch[:, None] != batch[None, :], -1.0)
+        drawn = priority.topk(max(0, min(self.k, n - 1)), dim=1)
+        mask = drawn.values >= 0
+        ones = mask.to(torch.promote_types(x.dtype, torch.float32))
+        weight = ones / ones.sum(1, keepdim=True).clamp(min=1)
+        return Neighbors(torch.where(mask, drawn.indices, node), weight.to(x.dtype), mask)
 
     def extra_repr(self) -> str:
         return f"k={self.k}"
@@ -92,9 +96,9 @@ class RandomGraphBlock(BatchBlock):
     def __init__(
         self,
         channels: int,
-        k: int = 30,
+        k: int = 15,
         epsilon: float = 0.5,
-        ffn_ratio: float = 4.0,
+        ffn_ratio: float = 1.0,
         norm: str = "layer",
     ) -> None:
         super().__init__(channels, ffn_ratio, norm)
@@ -106,5 +110,4 @@ class RandomGraphBlock(BatchBlock):
     ) -> tuple[Tensor, list[Graph]]:
         neighbors = self.graph.neighbors(x, batch)
         graphs = [neighbors.edges()] if return_graph else []
-        mixed: Tensor = self.conv(x, *neighbors.edges(padded=True))
-        return mixed, graphs
+        return self.conv.along(x, neighbors), graphs

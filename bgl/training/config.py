@@ -92,7 +92,8 @@ class TrainConfig:
             operations that have none (slower; a CPU does so anyway).
         seed: Seed of everything random.
         device: "auto", "cpu" or "cuda".
-        workers: Processes that load images; -1: none for data in memory, else one per core.
+        workers: Processes that load images; -1: none for data in memory, else one for each core
+            that the job may use, at most 16.
         options: Options of the blocks and of the augmentation, by name: ``{"dybgr": {"k": 20}}``.
             What is missing has the default of the block's constructor.
     """

@@ -15,7 +15,8 @@ from PIL import Image
 
 from bgl.datasets import ImageDataset
 from bgl.images import BrokenImageError, read_image
-from bgl.images.reading import printable, read_batches
+from bgl.images.loading import load_batches
+from bgl.images.reading import printable
 
 
 def save(image: Image.Image, path: Path, **options: object) -> Path:
@@ -247,38 +248,27 @@ def test_names_are_shown_without_what_a_terminal_would_obey(tmp_path: Path) -> N
     assert str(caught.value).isprintable()
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("batch_size", [1, 2, 5, 9])
-def test_batches_hold_every_image_or_its_error_in_order(
-    tmp_path: Path, threads: int, batch_size: int
-) -> None:
-    images = list(torch.randint(0, 256, (5, 3, 6, 4), dtype=torch.uint8))
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_hold_every_image_or_its_error_in_order(tmp_path: Path, workers: int) -> None:
+    images = torch.randint(0, 256, (5, 3, 6, 4), dtype=torch.uint8)
     paths = [
         save(Image.fromarray(image.permute(1, 2, 0).numpy()), tmp_path / f"{i}.png")
         for i, image in enumerate(images)
     ]
     paths[3].write_bytes(b"no image")
-    mixed = [paths[0], str(paths[1]), images[2], paths[3], paths[4]]
-    batches = list(read_batches(mixed, torch.Tensor.double, batch_size, threads))
-    assert [len(batch) for batch in batches] == [
-        min(batch_size, 5 - start) for start in range(0, 5, batch_size)
-    ]
-    found = [image for batch in batches for image in batch]
-    assert isinstance(found[3], BrokenImageError)
-    assert found[3].path == paths[3]
-    for i in (0, 1, 2, 4):
-        assert torch.equal(found[i], images[i].double())
+    data = ImageDataset(paths, torch.zeros(5).long(), ["x"])
+    before = torch.get_rng_state()
+    batches = list(load_batches(Files(data), [[4, 3], [1], [3], [0, 1, 2]], workers))
+    assert torch.equal(torch.get_rng_state(), before)
+    for (found, broken), rows in zip(batches, [[4], [1], [], [0, 1, 2]], strict=True):
+        assert torch.equal(found, images[rows]) or len(found) == len(rows) == 0
+        assert all(error.path == paths[3] for error in broken.values())
+    assert [list(broken) for _, broken in batches] == [[1], [], [0], []]
 
 
-def test_batches_are_read_one_ahead_and_no_more(tmp_path: Path) -> None:
-    seen: list[int] = []
+class Files:
+    def __init__(self, data: ImageDataset) -> None:
+        self.data = data
 
-    def transform(image: torch.Tensor) -> torch.Tensor:
-        seen.append(int(image[0, 0, 0]))
-        return image
-
-    images = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1).expand(10, 3, 2, 2)
-    batches = read_batches(images, transform, batch_size=2)
-    next(batches)
-    batches.close()  # waits for what was begun
-    assert seen == [0, 1, 2, 3]
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.data.read(index)

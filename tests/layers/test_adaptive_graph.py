@@ -8,7 +8,7 @@ import torch
 from helpers import assert_close
 from torch_geometric.nn import GATv2Conv, GCNConv, TransformerConv
 
-from bgl.layers import AdaptiveGraph
+from bgl.layers import AdaptiveGraph, DyBGR
 from bgl.layers.adaptive_graph import GAMMA_FLOOR, GAP_FLOOR
 
 FORMULATIONS = ["released", "paper"]
@@ -37,11 +37,11 @@ def features(n=20, c=8, per_class=4, dtype=torch.float64):
 def test_first_iteration_equals_released_code(golden, name, k, lam, beta):
     g = golden(f"dybgr_graph_learning__{name}")
     learner = AdaptiveGraph(k, lam, beta)
-    state = learner.prepare(g["x"], y=g["labels"])
-    neighbors = learner.neighbors(state, g["x"])
+    problem = learner.prepare(g["x"], y=g["labels"])
+    neighbors = problem.solve(g["x"])
     assert torch.equal(neighbors.source, g["nbr_index"])
     assert_close(neighbors.weight, g["A"][0])
-    assert_close(state.scale, 2 * g["gamma"] + 1e-8)
+    assert_close(problem.scale, 2 * g["gamma"] + 1e-8)
 
 
 def simplex_projection(v):
@@ -264,6 +264,86 @@ def test_edges_feed_pyg_convs(conv, formulation):
     assert x.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("formulation", FORMULATIONS)
+@pytest.mark.parametrize("where", ["batch", "candidates"])
+def test_float64_is_exact_everywhere(where, formulation):
+    """Rows with integer counts of neighbours and classmates are divided in float64 too."""
+    x, y = features(25, per_class=5)
+    everyone = (torch.arange(25)[:, None] + torch.arange(1, 25)) % 25
+    more = {"batch": torch.zeros(25).long()} if where == "batch" else {"candidates": everyone}
+    learner = AdaptiveGraph(3, formulation=formulation)
+    weight = learner(x, y=y, **more)[1]
+    assert_close(dense(learner(x, y=y, **more), 25), dense(learner(x, y=y), 25), 1e-13)
+    if formulation == "paper":
+        assert_close(weight.view(25, 3).sum(1), torch.ones(25).double(), 1e-14)
+
+
+def test_labels_are_divided_in_float64():
+    """d − 2βL against the formula, for a class size whose inverse float32 cannot hold."""
+    x, y = features(25, per_class=5)
+    a = dense(AdaptiveGraph(3, lam=0.0, beta=2.0)(x, y=y), 25)
+    dots, d = x @ x.t(), (x[:, None] - x).square().sum(2).clamp(min=1e-12).sqrt()
+    same = (y[:, None] == y[None, :]).double()
+    label = same * (1 + torch.eye(25).double()) / 6
+    minmax = lambda m: (m - m.amin(1, True)) / (m.amax(1, True) - m.amin(1, True))  # noqa: E731
+    cost = minmax(d - 4 * label - 1e-5 * minmax(dots)).fill_diagonal_(torch.inf)
+    nearest = cost.topk(4, largest=False)
+    near, chosen = nearest.values[:, :3], nearest.indices[:, :3]
+    gamma2 = (3 * nearest.values[:, 3] - near.sum(1)).mean() + 1e-8
+    weight = ((1 + near.sum(1, keepdim=True) / gamma2) / 3 - near / gamma2).relu()
+    assert_close(a, torch.zeros(25, 25).double().scatter(1, chosen, weight), 1e-11)
+
+
+@pytest.mark.parametrize("formulation", FORMULATIONS)
+@pytest.mark.parametrize("numbers", [[0, 2], [5, 900], [-3, 2**40]], ids=str)
+def test_graph_numbers_are_any_integers(numbers, formulation):
+    x, y = features(13)
+    batch = torch.tensor([numbers[0]] * 6 + [numbers[1]] * 7)
+    learner = AdaptiveGraph(3, formulation=formulation)
+    expected = learner(x, y=y, batch=(batch == numbers[1]).long())
+    actual = learner(x, y=y, batch=batch)
+    assert torch.equal(actual[0], expected[0])
+    assert torch.equal(actual[1], expected[1])
+    two = learner(x[5:7], batch=batch[5:7])  # a point each
+    assert two[0].shape == (2, 0)
+
+
+@pytest.mark.parametrize("formulation", FORMULATIONS)
+def test_repeated_candidates_count_once(formulation):
+    x, y = features()
+    candidates = torch.stack([torch.randperm(20)[:9] for _ in range(20)])
+    repeated = torch.cat([candidates, candidates[:, :4]], dim=1)[:, torch.randperm(13)]
+    learner = AdaptiveGraph(3, formulation=formulation)
+    once = learner(x, y=y, candidates=candidates)
+    twice = learner(x, y=y, candidates=repeated)
+    assert torch.equal(once[0], twice[0])
+    assert_close(twice[1], once[1], 1e-13)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("way", ["alone", "batch", "candidates"])
+@pytest.mark.parametrize("formulation", FORMULATIONS)
+def test_a_row_that_is_not_finite_damages_its_own_edges_alone(formulation, way, bad):
+    x, _ = features()
+    keep = torch.arange(20) != 6
+    batch = torch.arange(20) // 10 if way == "batch" else None
+    candidates = None
+    if way == "candidates":
+        candidates = (torch.arange(20)[:, None] + torch.arange(1, 20)) % 20
+    learner = AdaptiveGraph(3, formulation=formulation)
+    broken = x.clone()
+    broken[6, 2] = bad
+    (source, target), weight = learner(broken, batch=batch, candidates=candidates)
+    others = target != 6
+    assert not torch.isfinite(weight[~others]).any()
+    assert 6 not in source[others].tolist()
+    alone, expected = learner(x[keep], batch=None if batch is None else batch[keep])
+    assert torch.equal(torch.stack([source, target])[:, others], torch.arange(20)[keep][alone])
+    assert_close(weight[others], expected, 1e-12)
+    out = DyBGR(3, formulation=formulation)(broken, batch=batch)
+    assert torch.isfinite(out[keep]).all()
+
+
 def test_labels_pull_and_push():
     x, y = features(24, 8, 4)
 
@@ -281,6 +361,7 @@ def test_labels_pull_and_push():
         ({"k": 0}, "`k`"),
         ({"k": 2.5}, "`k`"),
         ({"lam": -1.0}, "`lam`"),
+        ({"lam": 1e300}, r"`lam`.*1e\+300"),
         ({"beta": float("nan")}, "`beta`"),
         ({"formulation": "other"}, "`formulation`"),
     ],

@@ -1,14 +1,18 @@
-"""Blocks of rows instead of N × N: the same graphs and gradients, and no large tensor."""
+"""Blocks of rows instead of N × N: the same graphs and derivatives, and no large tensor."""
 
 from __future__ import annotations
+
+import warnings
 
 import pytest
 import torch
 from helpers import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bgl.layers import AdaptiveGraph, pairs
-from bgl.layers.pairs import _PairDots
+from bgl.layers import AdaptiveGraph, DyBGR, DyBGRBlock, sizes
+from bgl.layers.groups import group_numbers
+
+FORMULATIONS = ["released", "paper"]
 
 
 def run(formulation, x, y, batch=None, candidates=None):
@@ -19,55 +23,128 @@ def run(formulation, x, y, batch=None, candidates=None):
     return edge_index, weight.detach(), grad
 
 
-@pytest.mark.parametrize("formulation", ["released", "paper"])
-@pytest.mark.parametrize("case", ["labels", "no-labels", "batch", "candidates"])
-def test_blocks_equal_dense(monkeypatch, case, formulation):
+@pytest.fixture
+def small_blocks(monkeypatch):
+    def shrink(block: int = 100) -> None:
+        monkeypatch.setattr(sizes, "_CPU_BLOCK", block)
+        monkeypatch.setattr(sizes, "_CPU_KEPT", 0)
+
+    return shrink
+
+
+@pytest.mark.parametrize("formulation", FORMULATIONS)
+@pytest.mark.parametrize("case", ["labels", "no-labels", "batch", "shuffled", "candidates"])
+def test_blocks_equal_dense(small_blocks, case, formulation):
     x = torch.randn(30, 6, dtype=torch.float64)
     y = None if case == "no-labels" else torch.arange(30) // 3
-    batch = torch.arange(30) // 10 if case == "batch" else None
+    batch = torch.arange(30) // 10 if case in ("batch", "shuffled") else None
+    if case == "shuffled":
+        batch = batch[torch.randperm(30)]
     candidates = None
     if case == "candidates":
         candidates = torch.stack([torch.randperm(30)[:12] for _ in range(30)])
     expected = run(formulation, x, y, batch, candidates)
-    monkeypatch.setattr(pairs, "DENSE_SAMPLES", 0)
-    monkeypatch.setattr(pairs, "BLOCK_PAIRS", 100)
-    monkeypatch.setattr(pairs, "GATHERED_PAIRS", 40)
+    small_blocks()
     edge_index, weight, grad = run(formulation, x, y, batch, candidates)
     assert torch.equal(edge_index, expected[0])
     assert_close(weight, expected[1], 1e-12)
     assert_close(grad, expected[2], 1e-10)
 
 
-def test_pair_dots_gradient(monkeypatch):
-    monkeypatch.setattr(pairs, "GATHERED_PAIRS", 7)
-    x = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
-    nodes = torch.randint(9, (9, 3))
-    assert_close(_PairDots.apply(x, nodes), (x @ x.t()).gather(1, nodes), 1e-12)
-    assert torch.autograd.gradcheck(lambda a: _PairDots.apply(a, nodes), x)
+@pytest.mark.parametrize("formulation", FORMULATIONS)
+@pytest.mark.parametrize("together", [0, 9, 64], ids=lambda t: f"together{t}")
+def test_graphs_share_a_block_or_not(monkeypatch, together, formulation):
+    """Empty graphs, gaps, and graphs of one node among them."""
+    monkeypatch.setattr("bgl.layers.pairs.TOGETHER", together)
+    counts = [1, 4, 0, 7, 2, 0, 12, 1, 3]
+    batch = torch.repeat_interleave(torch.arange(9), torch.tensor(counts))
+    x = torch.randn(30, 6, dtype=torch.float64)
+    learner = AdaptiveGraph(4, formulation=formulation)
+    edge_index, weight = learner(x, batch=batch)
+    edges, weights, first = [], [], 0
+    for n in counts:
+        if n > 1:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # k is lowered
+                alone = learner(x[first : first + n])
+            edges.append(alone[0] + first)
+            weights.append(alone[1])
+        first += n
+    assert torch.equal(edge_index, torch.cat(edges, dim=1))
+    assert_close(weight, torch.cat(weights), 1e-12)
+
+
+def second(function, x):
+    """The gradient of a gradient penalty."""
+    (first,) = torch.autograd.grad(function(x).square().sum(), x, create_graph=True)
+    return torch.autograd.grad(first.square().sum(), x)[0]
+
+
+@pytest.mark.parametrize("formulation", FORMULATIONS)
+@pytest.mark.parametrize("way", ["blocks", "candidates", "batch"])
+def test_second_derivatives_are_the_same_every_way(small_blocks, way, formulation):
+    x = torch.randn(12, 4, dtype=torch.float64, requires_grad=True)
+    y = torch.arange(12) // 3
+    learner = AdaptiveGraph(3, formulation=formulation)
+    expected = second(lambda x: learner(x, y=y)[1], x)
+    more = {}
+    if way == "candidates":
+        more["candidates"] = (torch.arange(12)[:, None] + torch.arange(1, 12)) % 12
+    elif way == "batch":
+        more["batch"] = torch.zeros(12).long()
+    else:
+        small_blocks(30)
+    assert_close(second(lambda x: learner(x, y=y, **more)[1], x), expected, 1e-8)
+
+
+@pytest.mark.parametrize("formulation", FORMULATIONS)
+def test_second_derivatives_by_finite_differences(formulation):
+    x = torch.randn(9, 3, dtype=torch.float64, requires_grad=True)
+    layer = DyBGR(3, 2, formulation=formulation)
+    assert torch.autograd.gradgradcheck(lambda x: layer(x, y=torch.arange(9) // 3), x)
+
+
+def test_numbers_of_groups():
+    keys = torch.tensor([3, 3, -1, 7]), torch.tensor([0, 1, 1, 1])
+    assert group_numbers(*keys).tolist() == [0, 2, 1, 3]
+    assert group_numbers(torch.tensor([], dtype=torch.long)).tolist() == []
 
 
 class Largest(TorchDispatchMode):
-    """Records the most elements of any tensor that is made."""
+    """Records the largest tensor that is made, and counts the kernels."""
 
     def __init__(self):
         super().__init__()
-        self.numel = 0
+        self.bytes = self.kernels = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
+        self.kernels += not func.is_view
         for tensor in out if isinstance(out, (tuple, list)) else (out,):
             if isinstance(tensor, torch.Tensor):
-                self.numel = max(self.numel, tensor.untyped_storage().size())
+                self.bytes = max(self.bytes, tensor.untyped_storage().size())
         return out
 
 
-@pytest.mark.parametrize("formulation", ["released", "paper"])
-def test_no_tensor_grows_with_the_square(monkeypatch, formulation):
-    monkeypatch.setattr(pairs, "BLOCK_PAIRS", 2**16)
+@pytest.mark.parametrize("formulation", FORMULATIONS)
+def test_no_tensor_grows_with_the_square(small_blocks, formulation):
+    small_blocks(2**16)
     n, c = 4096, 8
     x = torch.randn(n, c, requires_grad=True)
     with Largest() as largest:
         _, weight = AdaptiveGraph(5, formulation=formulation)(x)
         weight.square().sum().backward()
-    # a block of rows with 64-bit positions, or N·(k + 5) gathered features
-    assert largest.numel <= max(8 * 2**16, 8 * n * 10, 4 * 2**15 * c) < n * n
+    # a block of rows with 64-bit positions, or N·(k + 5) entries
+    assert largest.bytes <= max(8 * 2**16, 8 * n * 10) < n * n
+
+
+@pytest.mark.parametrize(("n", "most"), [(405, 450), (4096, 700)])
+def test_kernels_of_a_block_on_a_gpu(monkeypatch, n, most):
+    """As counted there: every call that is no view starts one, forward and backward."""
+    monkeypatch.setattr(sizes, "_CPU_BLOCK", sizes._CUDA_BLOCK)
+    monkeypatch.setattr(sizes, "_CPU_KEPT", sizes._CUDA_BLOCK)
+    block = DyBGRBlock(16, k=15)  # the number does not depend on the channels
+    x = torch.randn(n, 16, requires_grad=True)
+    with Largest() as counter:
+        block(x, y=torch.arange(n) // 9).sum().backward()
+    assert 100 < counter.kernels <= most
