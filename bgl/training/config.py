@@ -11,7 +11,7 @@ from typing import Any
 from bgl._checks import check_choice, check_int, check_real
 from bgl._registry import Registry
 from bgl.augment import AUGMENTATIONS
-from bgl.losses import LOSS_NAMES, MINER_NAMES
+from bgl.losses import LOSSES, MINERS
 from bgl.models import BLOCKS
 
 # Where and how a training runs. With the same data these do not define its result, and may change
@@ -189,8 +189,9 @@ class TrainConfig:
         check_choice(self.distance, "distance", ("cosine", "hyperbolic"))
         check_choice(self.select_embedding, "select_embedding", ("backbone", "head"))
         check_choice(self.on_nonfinite, "on_nonfinite", ("stop", "skip"))
-        check_choice(self.loss, "loss", LOSS_NAMES)
-        check_choice(self.miner, "miner", ("default", *MINER_NAMES))
+        LOSSES.check(self.loss, "loss")
+        if self.miner not in ("default", "none"):
+            MINERS.check(self.miner, "miner")
         for name in ("loss_options", "miner_options"):
             taken = sorted(
                 {"distance", "embedding_dim", "loss", "name", "num_classes"}

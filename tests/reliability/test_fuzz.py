@@ -351,7 +351,7 @@ FUZZ: dict[str, Entry] = {
         lambda loss, embeddings, labels, indices_tuple: augment.AugmentedLoss(
             losses.create_loss(loss, CLASSES, C), augment.IntraClassAugmentation(statistics())
         )(embeddings, labels, indices_tuple),
-        loss=name(*losses.LOSS_NAMES),
+        loss=name(*losses.LOSSES),
         embeddings=matrix(),
         labels=labels(),
         indices_tuple=optional(junk),
@@ -364,15 +364,15 @@ FUZZ: dict[str, Entry] = {
     # losses, distances
     "losses.create_loss": entry(
         losses.create_loss,
-        name=name(*losses.LOSS_NAMES),
+        name=name(*losses.LOSSES),
         num_classes=count,
         embedding_dim=count,
         distance=mostly(st.sampled_from(["cosine", hyperbolic.HyperbolicDistance()])),
     ),
     "losses.create_miner": entry(
         losses.create_miner,
-        name=name("default", *losses.MINER_NAMES),
-        loss=name(*losses.LOSS_NAMES),
+        name=name("default", *losses.MINERS),
+        loss=name(*losses.LOSSES),
         distance=mostly(st.sampled_from(["cosine", hyperbolic.HyperbolicDistance()])),
         margin=optional(real),
     ),
@@ -380,8 +380,8 @@ FUZZ: dict[str, Entry] = {
         lambda loss, miner, embeddings, labels: losses.MinedLoss(
             losses.create_loss(loss, CLASSES, C), losses.create_miner(miner, loss)
         )(embeddings, labels),
-        loss=name(*losses.LOSS_NAMES),
-        miner=name("default", *losses.MINER_NAMES),
+        loss=name(*losses.LOSSES),
+        miner=name("default", *losses.MINERS),
         embeddings=matrix(),
         labels=labels(),
     ),
@@ -738,7 +738,7 @@ FUZZ: dict[str, Entry] = {
 # hold what they are given, and leave it to others to look at it; types, constants
 RECORDS = {
     *("images.IMAGE_SUFFIXES", "images.BrokenImageError", "images.Transform"),
-    *("datasets.RECALL_AT", "losses.LOSS_NAMES", "losses.MINER_NAMES"),
+    *("datasets.RECALL_AT", "losses.LOSSES", "losses.MINERS"),
     *("models.BLOCKS", "models.BackboneInfo", "models.BatchGraphOutput"),
     *("training.Interrupted", "training.Interruption", "training.Progress"),
     *("training.ProgressList", "training.TrainResult", "training.TrainingRun"),

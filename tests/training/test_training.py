@@ -18,7 +18,7 @@ from torch_geometric.data import Data
 import bgl.training.loop as loop
 from bgl.datasets import ImageDataset, Splits
 from bgl.hyperbolic import HyperbolicDistance
-from bgl.losses import LOSS_NAMES
+from bgl.losses import LOSSES
 from bgl.models import load
 from bgl.samplers import ClassBalancedSampler
 from bgl.training import (
@@ -204,7 +204,7 @@ def test_learns_an_easy_problem(tmp_path, method):
 
 @pytest.mark.parametrize(
     ("distance", "loss", "method"),
-    [("cosine", name, "none") for name in LOSS_NAMES]
+    [("cosine", name, "none") for name in LOSSES]
     + [("hyperbolic", "pairwise-ce", "dybgr"), ("hyperbolic", "triplet", "none")],
 )
 def test_every_loss_trains_with_iaa(splits, tmp_path, distance, loss, method):
