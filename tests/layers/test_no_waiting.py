@@ -80,7 +80,8 @@ def test_convolution_and_attention_along_a_graph(fake):
 
 def test_pairwise_loss(fake):
     x, y = batch()
-    PairwiseCrossEntropyLoss()(ToPoincareBall()(x), y).backward()
+    PairwiseCrossEntropyLoss()(x, y).backward()
+    PairwiseCrossEntropyLoss(0.2, HyperbolicDistance())(ToPoincareBall()(x), y).backward()
     HyperbolicDistance()(x, x).sum().backward()
     assert x.grad.shape == x.shape
 
@@ -130,6 +131,11 @@ def test_blocks_compile_once_for_all_batch_sizes(make):
 
 def test_pairwise_loss_compiles_once_for_all_batch_sizes():
     assert_compiles_once(PairwiseCrossEntropyLoss(), (12, 20, 36))
+
+
+def test_hyperbolic_head_and_loss_compile_once_for_all_batch_sizes():
+    ball, loss = ToPoincareBall(), PairwiseCrossEntropyLoss(0.2, HyperbolicDistance(c=0.1))
+    assert_compiles_once(lambda x, y: loss(ball(x), y), (12, 20, 36))
 
 
 def test_compiled_pairwise_loss_of_unequal_classes_is_nan():
