@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch import nn
+from torch import Tensor, nn
 
 from bgl.augment import AUGMENTATIONS, AugmentationPlan
 from bgl.hyperbolic import HyperbolicDistance
@@ -24,6 +24,7 @@ from bgl.models import (
     assemble_model,
     create_backbone,
 )
+from bgl.samplers import SAMPLERS, BatchSampler
 from bgl.training.config import TrainConfig
 from bgl.training.distributed import broadcast_module
 
@@ -137,6 +138,20 @@ def build_augmentation(config: TrainConfig, num_classes: int) -> AugmentationPla
     curvature = config.curvature if config.distance == "hyperbolic" else None
     build = AUGMENTATIONS[config.augmentation]
     return build(num_classes, config.head_dim, curvature, **config.options[config.augmentation])
+
+
+def build_sampler(config: TrainConfig, labels: Tensor) -> BatchSampler:
+    """Build the sampler a configuration describes."""
+    options = {"neighbors": config.class_neighbors}
+    known = SAMPLERS.options(config.sampler)
+    return SAMPLERS[config.sampler](
+        labels,
+        config.batch_size,
+        config.per_class,
+        config.seed,
+        config.batches_per_epoch,
+        **{name: value for name, value in options.items() if name in known},
+    )
 
 
 def make_optimizer(

@@ -13,6 +13,7 @@ from bgl._registry import Registry
 from bgl.augment import AUGMENTATIONS
 from bgl.losses import LOSSES, MINERS
 from bgl.models import BLOCKS
+from bgl.samplers import SAMPLERS
 
 # Where and how a training runs. With the same data these do not define its result, and may change
 # when it goes on.
@@ -67,6 +68,7 @@ class TrainConfig:
         batch_size: Images in a batch.
         per_class: Images of each class in a batch.
         batches_per_epoch: Length of an epoch; by default as many batches as the images fill.
+        sampler: Name of the sampler that draws the batches.
         class_neighbors: Similar classes that follow each class into a batch (by the mean of their
             unit features so far, from the second epoch on); 0: classes at random.
         optimizer: "adamw", or "adam" (weight decay as a part of the gradient).
@@ -129,6 +131,7 @@ class TrainConfig:
     batch_size: int = 128
     per_class: int = 4
     batches_per_epoch: int | None = None
+    sampler: str = "class-balanced"
     class_neighbors: int = 7
     optimizer: str = "adamw"
     lr: float = 4e-4
@@ -189,6 +192,7 @@ class TrainConfig:
         check_choice(self.distance, "distance", ("cosine", "hyperbolic"))
         check_choice(self.select_embedding, "select_embedding", ("backbone", "head"))
         check_choice(self.on_nonfinite, "on_nonfinite", ("stop", "skip"))
+        SAMPLERS.check(self.sampler, "sampler")
         LOSSES.check(self.loss, "loss")
         if self.miner not in ("default", "none"):
             MINERS.check(self.miner, "miner")

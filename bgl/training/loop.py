@@ -26,11 +26,12 @@ from bgl.images import train_transform
 from bgl.images.loading import num_workers
 from bgl.models import BackboneInfo, BatchGraphOutput
 from bgl.models.files import WEIGHTS_FILE
-from bgl.samplers import ClassBalancedSampler
+from bgl.samplers import ClassPositions
 from bgl.training.build import (
     build_augmentation,
     build_criterion,
     build_encoder,
+    build_sampler,
     deterministic_algorithms,
     make_accelerator,
     make_optimizer,
@@ -148,19 +149,13 @@ def _train(
     data = splits.train.with_transform(
         train_transform(config.image_size, info.mean, info.std, (config.crop_scale, 1.0))
     )
-    sampler = ClassBalancedSampler(
-        data.labels,
-        config.batch_size,
-        config.per_class,
-        config.seed,
-        config.batches_per_epoch,
-        config.class_neighbors,
-    )
+    sampler = build_sampler(config, data.labels)
     optimizer = make_optimizer(config, model, criterion)
     schedule = make_schedule(config, optimizer, steps=config.epochs * len(sampler))
 
     parts = {"model": model, "criterion": criterion, "optimizer": optimizer, "schedule": schedule}
-    if config.class_neighbors:
+    follows_classes = config.class_neighbors > 0 and isinstance(sampler, ClassPositions)
+    if follows_classes:
         classes = ClassStatistics(splits.train.num_classes, info.num_features).to(device)
         parts |= {"sampler": sampler, "classes": classes}
     if plan is not None:
@@ -202,9 +197,9 @@ def _train(
             model.train()
             if not config.train_batch_norm:
                 freeze_batch_norm(model.backbone)
-            if config.class_neighbors and position.step == 0 and epoch > 0:
+            if follows_classes and position.step == 0 and epoch > 0:
                 sampler.set_positions(classes.mean)
-            batches = seeded_batches(sampler, epoch)
+            batches = seeded_batches(sampler, config.seed, epoch)
             own = shares(config.batch_size, num_processes())
             mine = own[process_index()]
             if position.step == 0:
@@ -241,7 +236,7 @@ def _train(
                 values = dict(zip(losses, found, strict=True))
                 if math.isfinite(values["loss"]) and math.isfinite(norm):
                     optimizer.step()
-                    if config.class_neighbors:
+                    if follows_classes:
                         seen = normalize(at_least_float32(output.features.detach()), dim=1)
                         classes.update(*(t[mine.start : mine.stop] for t in (seen, labels)))
                     for name, value in values.items():
