@@ -27,13 +27,17 @@ def import_plugins(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     if options.plugin and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     for name in options.plugin:
-        try:
-            importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name != name.partition(".")[0] and error.name != name:
-                raise  # what the module itself imports
-            raise ValueError(
-                f"Expected --plugin to name a Python module (my_module for my_module.py in this "
-                f"folder), but got {name!r}: {error}"
-            ) from error
+        _import(name)
     return words, options.plugin
+
+
+def _import(name: str) -> None:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name not in (name, name.partition(".")[0]):
+            raise  # what the module itself imports is missing
+        raise ValueError(
+            "Expected --plugin to name a Python module (my_module for my_module.py in this "
+            f"folder), but got {name!r}: {error}"
+        ) from error

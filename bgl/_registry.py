@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from inspect import Parameter, signature
@@ -20,6 +21,7 @@ class Registry(Mapping[str, T]):
         kind: What the parts are, for messages, such as "block".
         leading: How many parameters the pipeline fills.
         members: Builders that are known from the start.
+        grouped: Whether the options of a part are a group of its name, as in ``--dybgr.k``.
 
     Example:
         >>> shapes = Registry("shape", 1, {"square": lambda side: side**2})
@@ -30,22 +32,31 @@ class Registry(Mapping[str, T]):
         (4, ['square', 'box'], {'height': 3})
     """
 
-    def __init__(self, kind: str, leading: int, members: Mapping[str, T] | None = None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        leading: int,
+        members: Mapping[str, T] | None = None,
+        grouped: bool = False,
+    ) -> None:
         self.kind = kind
         self.leading = leading
+        self.grouped = grouped
         self._members: dict[str, T] = dict(members or {})
 
     def register(self, name: str) -> Callable[[T], T]:
         """Make the decorated class or function known as ``name``, and return it as it is.
 
         Raises:
-            ValueError: If the name is taken by another part, or is not letters, digits, "-" and
-                "_", beginning with a letter; or an option has no default.
+            ValueError: If the name is taken by another part, or is not lower-case letters and
+                digits, joined by "-" where options have no group; or an option has no default.
         """
-        if not isinstance(name, str) or not _is_name(name):
+        allowed = "[a-z][a-z0-9]*" if self.grouped else "[a-z][a-z0-9]*(-[a-z0-9]+)*"
+        if not isinstance(name, str) or not re.fullmatch(allowed, name):
             raise ValueError(
-                f"Expected argument `name` of a {self.kind} to be letters, digits, '-' and '_', "
-                f"beginning with a letter, but got {name!r}"
+                f"Expected the name of a {self.kind} to be lower-case letters and digits"
+                f"{'' if self.grouped else ', joined by -'}, beginning with a letter, but got "
+                f"{name!r}"
             )
 
         def keep(part: T) -> T:
@@ -125,10 +136,6 @@ class Registry(Mapping[str, T]):
 
     def __len__(self) -> int:
         return len(self._members)
-
-
-def _is_name(name: str) -> bool:
-    return name[:1].isalpha() and all(c.isalnum() or c in "-_" for c in name) and name.isascii()
 
 
 def _origin(part: object) -> tuple[str, str]:

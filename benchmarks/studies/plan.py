@@ -15,6 +15,7 @@ import yaml
 
 from bgl._io import write_text
 from bgl.pipeline import parse
+from bgl.pipeline.options import as_word, option_words
 from bgl.training import TrainConfig
 
 Options = dict[str, Any]  # options of run.py without their dashes
@@ -31,7 +32,7 @@ class Training:
     @property
     def command(self) -> list[str]:
         """The words that repeat it alone."""
-        words = [_words(name, value) for name, value in self.options.items()]
+        words = [option_words(name, value) for name, value in self.options.items()]
         return ["benchmarks/run.py", *itertools.chain(*words), "--seed", str(self.seed)]
 
     @property
@@ -47,12 +48,12 @@ class Training:
     @property
     def slug(self) -> str:
         """A name for its folder."""
-        given = "-".join(f"{name}={_word(value)}" for name, value in self.options.items())
+        given = "-".join(f"{name}={as_word(value)}" for name, value in self.options.items())
         name = f"{self.arm}-{given}-seed{self.seed}"
         return "".join(c if c.isalnum() or c in "-=+._" else "_" for c in name)
 
     def __str__(self) -> str:
-        given = " ".join(f"{name}={_word(value)}" for name, value in self.options.items())
+        given = " ".join(f"{name}={as_word(value)}" for name, value in self.options.items())
         return f"{self.arm}, seed {self.seed} ({given})"
 
 
@@ -188,18 +189,6 @@ class Study:
             yield from (Training(arm, options, 0) for options in self.combinations(arm))
         for sweep in self.sweeps.values():
             yield from self.swept(sweep, self.combinations(sweep.arm)[0])
-
-
-def _words(name: str, value: Any) -> list[str]:
-    """An option as run.py reads it."""
-    if isinstance(value, bool) and "." not in name:  # a flag
-        return [f"--{name}" if value else f"--no-{name}"]
-    return [f"--{name}", _word(value)]
-
-
-def _word(value: Any) -> str:
-    """A value as run.py reads it."""
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def validation(entry: dict[str, Any]) -> float:

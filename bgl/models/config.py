@@ -25,6 +25,7 @@ BLOCKS: Registry[Callable[..., nn.Module]] = Registry(
         "batchformer": BatchFormerBlock,
         "random": RandomGraphBlock,
     },
+    grouped=True,
 )
 
 # Far above any use; a file with more is damaged, and would ask for all memory there is.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from bgl.training.config import CIRCUMSTANCES, parts
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 LISTS = ("--method", "--seed", "--seeds", "--log")  # take several words
-OF_A_RUN = ("config", "method", "seed", "output_dir", "log", "resume", "refine")
+OF_A_RUN = ("config", "method", "seed", "output_dir", "log", "plugin", "resume", "refine")
 
 
 def load_yaml(text: str) -> Any:
@@ -77,6 +78,11 @@ def make_parser(description: str | None = None) -> ArgumentParser:
         type=str | None,
         help="Run folder to go on with, as it was begun; what does not define the result may be "
         f"given anew: --log, {circumstances}.",
+    )
+    parser.add_argument(
+        "--plugin",
+        action="append",
+        help="Module with blocks, losses, datasets … of your own, imported first.",
     )
     parser.add_argument(
         "--refine",
@@ -202,7 +208,7 @@ def read_file(path: Path) -> dict[str, Any]:
             f"Expected {path} to hold options in YAML (`name: value`), but it holds a "
             f"{type(content).__name__}"
         )
-    if named := {"config", "resume"} & content.keys():
+    if named := {"config", "resume", "plugin"} & content.keys():
         raise ValueError(
             f"Expected {path} to leave `{min(named)}` to the command line, but it has it"
         )
@@ -216,7 +222,7 @@ def resumed(folder: Path, given: Namespace) -> Command:
         ValueError: If the folder does not say, or anything is given that defines the result.
     """
     changes = {name: value for name, value in given.as_dict().items() if value is not None}
-    for name in ("config", "resume"):
+    for name in ("config", "plugin", "resume"):
         changes.pop(name, None)
     if fixed := sorted(changes.keys() - {"log", *CIRCUMSTANCES}):
         raise ValueError(
@@ -256,6 +262,28 @@ def read_command(folder: Path) -> Command:
             f"run ({' '.join(str(error).split())})"
         ) from error
     return Command(configs, folder, content["log"], content["refine"])
+
+
+def option_words(name: str, value: Any) -> list[str]:
+    """Write an option as the words that :func:`parse` reads.
+
+    Example:
+        >>> option_words("dybgr", {"k": 5}), option_words("skip_broken", False)
+        (['--dybgr.k', '5'], ['--no-skip_broken'])
+    """
+    if name in BLOCKS or name in AUGMENTATIONS:
+        words = [option_words(f"{name}.{key}", item) for key, item in value.items()]
+        return [word for pair in words for word in pair]
+    if isinstance(value, bool) and "." not in name:
+        return [f"--{name}" if value else f"--no-{name}"]
+    if isinstance(value, list):
+        return [f"--{name}={as_word(value)}"]
+    return [f"--{name}", as_word(value)]
+
+
+def as_word(value: Any) -> str:
+    """Write a value as an option takes it."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def as_list(value: Any) -> list[Any]:
