@@ -161,7 +161,7 @@ def test_every_kind_of_part_goes_through_the_pipeline(outside: Path) -> None:
 def test_a_module_that_is_not_there_is_named(tmp_path: Path) -> None:
     done = command(tmp_path, "train", "--plugin", "no_such_module")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: Expected --plugin")
+    assert "error: Expected --plugin" in done.stderr
     assert "no_such_module" in done.stderr
     (tmp_path / "broken.py").write_text("import not_installed_here\n")
     done = command(tmp_path, "datasets", "--plugin", "broken")
