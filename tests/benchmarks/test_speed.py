@@ -67,7 +67,7 @@ def test_one_run_fills_the_page(tmp_path: Path) -> None:
 
 def test_flop_of_a_step_are_those_of_its_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """A vision transformer's operations are known: two per weight and token, and attention."""
-    monkeypatch.setattr(step, "seconds_of", lambda work: 1.0)
+    monkeypatch.setattr(step, "seconds_of", lambda work, span: 1.0)
     found = step.measure_step(step.STEPS[1], small=True)
     n, c, k = found["images"], found["channels"], 27
     blocks = len(step.STEPS[1].config(small=True).block_names)
