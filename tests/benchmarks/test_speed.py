@@ -60,7 +60,7 @@ def test_one_run_fills_the_page(tmp_path: Path) -> None:
     assert loop in table  # a formula: after the peers
     assert text.index("`index_add_`") < text.index("<!-- /peers -->") < text.index(loop[1])
     assert ("60 given candidates", "256") in table
-    assert ("default benchmark", "24 (encoder: all)") in table
+    assert "default benchmark" in {cells[0] for cells in table.values()}
     assert "torch " in text
     assert (tmp_path / "performance_growth.png").stat().st_size > 0
 
