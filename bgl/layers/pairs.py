@@ -155,6 +155,8 @@ class Pairs:
         blocks = []
         for begin, end, several in runs:
             count, step = self._steps(end - begin)
+            if len(runs) == count == 1:  # a compiled graph would take a number for a constant
+                return [Block(slice(None), slice(None), self.graph if several else None)]
             for first in (begin + i * step for i in range(count)):
                 last = end if count == 1 else min(first + step, end)
                 graph = self.graph if several else None
