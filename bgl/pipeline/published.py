@@ -27,8 +27,7 @@ class PublishedRow:
 @cache
 def published() -> dict[str, Any]:
     """The packaged ``published.json`` as it is: figures, and how they were obtained."""
-    content: dict[str, Any] = json.loads(Path(__file__).with_name("published.json").read_text())
-    return content
+    return json.loads(Path(__file__).with_name("published.json").read_text())
 
 
 def published_rows(system: str | None = None, dataset: str | None = None) -> list[PublishedRow]:
