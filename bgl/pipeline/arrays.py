@@ -48,7 +48,7 @@ def read_arrays(path: Path) -> Arrays:
     return arrays
 
 
-def noted(path: Path, notes: list[str]) -> Arrays:
+def read_or_note(path: Path, notes: list[str]) -> Arrays:
     """Read arrays; a damaged file becomes a note."""
     try:
         return read_arrays(path)

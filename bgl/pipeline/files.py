@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bgl.pipeline.arrays import RECORD_FILE, REFINED_FILE, Arrays, noted
+from bgl.pipeline.arrays import RECORD_FILE, REFINED_FILE, Arrays, read_or_note
 from bgl.pipeline.results import CONFIG_FILE, RESULTS_FILE, Results, read_record
 from bgl.training import TrainConfig
 from bgl.visualization.curves import read_history
@@ -85,6 +85,6 @@ def read_training(folder: Path, notes: list[str]) -> Training:
         history = read_history(folder / "metrics.csv")
     except (OSError, ValueError, csv.Error):
         notes.append(f"{folder.name}/metrics.csv is missing or cannot be read: no curves for it.")
-    recorded = noted(folder / RECORD_FILE, notes)
-    refined = noted(folder / REFINED_FILE, notes)
+    recorded = read_or_note(folder / RECORD_FILE, notes)
+    refined = read_or_note(folder / REFINED_FILE, notes)
     return Training(folder.name, config, text, history, recorded, refined)

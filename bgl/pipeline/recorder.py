@@ -14,7 +14,7 @@ from torch_geometric.data import Data
 from bgl._neighbors import nearest
 from bgl.datasets import ImageDataset, Splits
 from bgl.models import Encoder
-from bgl.pipeline.arrays import RECORD_FILE, Arrays, noted, write_arrays
+from bgl.pipeline.arrays import RECORD_FILE, Arrays, read_or_note, write_arrays
 from bgl.training import Progress, TrainingRun
 from bgl.visualization._frames import Frame, make_frame, unpack_frames
 from bgl.visualization.projection import reduce
@@ -61,7 +61,7 @@ class Recorder(Progress):
             self._record(0)
         else:
             notes: list[str] = []
-            recorded = unpack_frames(noted(self.path, notes))
+            recorded = unpack_frames(read_or_note(self.path, notes))
             self.frames = [frame for frame in recorded if (frame.epoch or 0) <= epochs]
             for note in notes:
                 warnings.warn(note, stacklevel=2)

@@ -14,7 +14,7 @@ from bgl._io import write_text
 from bgl._neighbors import nearest
 from bgl.datasets import Splits, recall_at
 from bgl.metrics import retrieval_metrics
-from bgl.pipeline.arrays import RECORD_FILE, REFINED_FILE, noted, write_arrays
+from bgl.pipeline.arrays import RECORD_FILE, REFINED_FILE, read_or_note, write_arrays
 from bgl.pipeline.comparison import OTHER_EPOCHS
 from bgl.pipeline.results import Row, read_record
 from bgl.refinement import refine
@@ -88,7 +88,7 @@ def chosen_epoch_only(row: Row) -> Row:
 
 def _write_answers(folder: Path, queries: Tensor, gallery: Tensor | None) -> None:
     """The nearest of the queries whose plain answers the explorer has."""
-    recorded = noted(folder / RECORD_FILE, [])
+    recorded = read_or_note(folder / RECORD_FILE, [])
     if "nearest" not in recorded:
         return
     rows, k = recorded["queries"], recorded["nearest"].shape[1]

@@ -186,7 +186,7 @@ def check_folder(config: TrainConfig, folder: Path, splits: Splits) -> None:
         config.check_stored(result["config"], folder)
         check_digest(splits.digest, result["digest"], folder)
     elif (folder / CHECKPOINT_FILE).exists():
-        config.check_stored(dataclasses.asdict(read_config(folder)), folder / CONFIG_FILE)
+        config.check_stored(read_config(folder).to_dict(), folder / CONFIG_FILE)
 
 
 def describe(config: TrainConfig, splits: Splits) -> About:

@@ -447,7 +447,7 @@ def test_not_together_with_moving_statistics():
 
 def test_configurations_older_than_an_option_compare_by_its_default(tmp_path):
     config = tiny(method="dybgr")
-    stored = dataclasses.asdict(config)
+    stored = config.to_dict()
     del stored["checkpoint_activations"]
     config.check_stored(stored, tmp_path)
     with pytest.raises(ValueError, match="but lr differ"):
