@@ -6,8 +6,10 @@ explorer page and ``bgl.models.load`` then know it like the library's own. From 
 
     bgl train --plugin your_own_parts --dataset shapes --data-root DIR --method none classmean
 
-Run as a program, it draws a small dataset, trains the block beside an encoder without one, and
-prints the table (some minutes on a CPU; ``--short``: some seconds).
+Run as a program, it draws a small dataset, trains an encoder with the block and one without it,
+and prints the table (some minutes on a CPU):
+
+    python examples/your_own_parts.py          # --short: some seconds
 """
 
 from __future__ import annotations
