@@ -57,7 +57,7 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Print what a user should know as one line, and what a developer should as Python does."""
+    """Print a remark to the user as one line, and other warnings as Python does."""
     text = " ".join(f"note: {message}".split())
     if category is not UserWarning:
         text = warnings.formatwarning(message, category, filename, lineno, line)
@@ -65,7 +65,7 @@ def _show_warning(
 
 
 def train(argv: Sequence[str]) -> int:
-    """``bgl train``: the same as ``python benchmarks/run.py``."""
+    """Train and measure, as ``python benchmarks/run.py`` does."""
     from bgl.pipeline import main as run
 
     return run(argv)
@@ -119,7 +119,7 @@ def explore(argv: Sequence[str]) -> int:
 
 
 def search(argv: Sequence[str]) -> int:
-    """``bgl search``: the same as ``python -m bgl.search``."""
+    """Search images, as ``python -m bgl.search`` does."""
     from bgl.search.__main__ import main as run
 
     return run(argv, "bgl search")
@@ -150,7 +150,7 @@ def datasets(argv: Sequence[str]) -> int:
 
 
 def _add_dataset(parser: argparse.ArgumentParser) -> None:
-    """Where a dataset is and how it is read; None for what is not given."""
+    """Add options for where a dataset is and how it is read; None if not given."""
     parser.add_argument("--data-root", help="Folder of the dataset.")
     parser.add_argument("--table", help='CSV file of the dataset "table".')
     yes: dict[str, Any] = {"action": "store_const", "const": True}

@@ -73,7 +73,7 @@ def run_payload(folder: Path, splits: Splits | None = None) -> dict[str, Any]:
         key=lambda t: (order.index(t.name) if t.name in order else len(order), t.has_graph)
     )
     pretrained = read_or_note(folder / RECORD_FILE, notes)
-    # one training of each kind in detail: the page stays small
+    # one model of each kind in detail: the page stays small
     detailed = list({t.arm: t for t in reversed(trainings)}.values())[::-1]
     recorded = [t for t in detailed if t.recorded]
     notes += [

@@ -50,47 +50,36 @@ def make_parser(description: str | None = None) -> ArgumentParser:
     parser.add_argument(
         "--config", action="append", help="YAML file with any options; several: in turn."
     )
-    parser.add_argument(
+    words = list[str] | str
+    add_option(
+        parser,
         "--method",
-        default=["none", "dybgr"],
-        type=list[str] | str,
-        help='Methods to train, one after the other: "none", or blocks joined by "+".',
+        words,
+        ["none", "dybgr"],
+        'Methods to train, one after the other: "none", or blocks joined by "+".',
     )
     parser.add_argument(
         "--seed", "--seeds", default=[0], type=list[int] | int, help="Seeds, one run each."
     )
-    parser.add_argument(
-        "--output-dir",
-        default=None,
-        type=str | None,
-        help="Run folder; default: a new one in runs/. What is finished there is not trained "
-        "again, and new rows are added.",
+    text = (
+        "Run folder; default: a new one in runs/. What is finished there is not trained again, "
+        "and new rows are added."
     )
-    parser.add_argument(
-        "--log",
-        default=[],
-        type=list[str] | str,
-        help='Trackers of accelerate to log to, for instance "tensorboard".',
+    add_option(parser, "--output-dir", str | None, None, text)
+    text = 'Trackers of accelerate to log to, for instance "tensorboard".'
+    add_option(parser, "--log", words, [], text)
+    text = (
+        "Run folder to go on with, as it was begun; what does not define the result may be given "
+        f"anew: --log, {', '.join(map(option, CIRCUMSTANCES))}."
     )
-    circumstances = ", ".join(option(name) for name in CIRCUMSTANCES)
-    parser.add_argument(
-        "--resume",
-        default=None,
-        type=str | None,
-        help="Run folder to go on with, as it was begun; what does not define the result may be "
-        f"given anew: --log, {circumstances}.",
-    )
+    add_option(parser, "--resume", str | None, None, text)
     parser.add_argument(
         "--plugin",
         action="append",
         help="Module with blocks, losses, datasets … of your own, imported first.",
     )
-    parser.add_argument(
-        "--refine",
-        action=ActionYesNo(no_prefix="no-"),
-        default=False,
-        help="Add rows with embeddings refined without labels (transductive).",
-    )
+    text = "Add rows with embeddings refined without labels (transductive)."
+    add_option(parser, "--refine", bool, False, text)
     defaults = TrainConfig()
     help_of = argument_help(TrainConfig)
     for name, hint in get_type_hints(TrainConfig).items():

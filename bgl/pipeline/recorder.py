@@ -1,4 +1,4 @@
-"""Record what the explorer page shows of a training process."""
+"""Record what the explorer page shows of a model in training."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ class Recorder(Progress):
 
 
 def described(name: str, data: ImageDataset, chosen: list[int] | None = None) -> Arrays:
-    """Labels, class names and image names, for a page without the dataset."""
+    """Return labels, class names and image names, for a page without the dataset."""
     rows = list(range(len(data))) if chosen is None else chosen
     return {
         f"{name}_labels": data.labels[rows].numpy().astype(np.int32),
@@ -152,7 +152,7 @@ def described(name: str, data: ImageDataset, chosen: list[int] | None = None) ->
 
 
 def map_items(labels: Tensor, most: int = MAP_ITEMS) -> Tensor:
-    """Rows of whole classes, spread evenly over all classes."""
+    """Choose rows of whole classes, spread evenly over all classes."""
     if len(labels) <= most:
         return torch.arange(len(labels))
     classes = labels.unique()
@@ -162,7 +162,7 @@ def map_items(labels: Tensor, most: int = MAP_ITEMS) -> Tensor:
 
 
 def fixed_batch(labels: Tensor, size: int, per_class: int) -> list[int]:
-    """Rows of a class-balanced batch, always the same; the largest classes where not all fit."""
+    """Choose a class-balanced batch, always the same; the largest classes if not all fit."""
     counts = labels.bincount()
     enough = (counts >= min(per_class, int(counts.max()))).nonzero().flatten()
     wanted = min(max(1, size // per_class), len(enough))
@@ -175,8 +175,10 @@ def fixed_batch(labels: Tensor, size: int, per_class: int) -> list[int]:
 def batch_graphs(
     encoder: Encoder, data: ImageDataset, batch: list[int], features: Tensor | None = None
 ) -> list[Data]:
-    """The graphs that the blocks learn on a batch, on its features in evaluation mode; these are
-    computed if they are not given."""
+    """Learn the graphs of a batch, on its features in evaluation mode.
+
+    The features are computed if they are not given.
+    """
     model, device = encoder.model, encoder.device
     was_training = model.training
     if features is None:

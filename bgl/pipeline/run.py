@@ -113,7 +113,7 @@ class Run:
 
         Args:
             progress: Told about stages, items and epochs.
-            announce: Told the name of each training when it begins.
+            announce: Told the name of each model when its training begins.
         """
         command, splits, folder = self.command, self.splits, self.folder
         started = time.perf_counter()
@@ -142,7 +142,7 @@ class Run:
 
 @contextlib.contextmanager
 def claimed(command: Command, splits: Splits) -> Iterator[Run]:
-    """Check everything that can be checked, and hold the run folder while the run lasts.
+    """Check everything that can be checked, and lock the run folder while the run lasts.
 
     The run begins with the rows that earlier commands have measured in the folder.
 
@@ -175,7 +175,7 @@ def claimed(command: Command, splits: Splits) -> Iterator[Run]:
         yield Run(command, splits, about, *on_main_process(claim))
 
 
-def benchmark(argv: list[str], console: Console, program: str) -> int:
+def run_command(argv: list[str], console: Console, program: str) -> int:
     """Parse the command line, train and measure, show the table and write the page."""
     with contextlib.ExitStack() as stack:
         try:
@@ -263,14 +263,14 @@ def main(argv: Sequence[str] | None = None, program: str = "bgl train") -> int:
         program: What to repeat before them to go on after an interruption.
 
     Returns:
-        The exit status: 0, 1 for a failed training, 2 for wrong arguments, 128 + the signal that
+        The exit status: 0, 1 if training failed, 2 for wrong arguments, 128 + the signal that
         stopped it.
     """
     console = Console(quiet=int(os.environ.get("RANK", "0")) > 0)  # one process speaks for all
     main_thread = threading.current_thread() is threading.main_thread()  # others get no signals
     before = signal.signal(signal.SIGTERM, end_now) if main_thread else None
     try:
-        return benchmark(list(sys.argv[1:] if argv is None else argv), console, program)
+        return run_command(list(sys.argv[1:] if argv is None else argv), console, program)
     except KeyboardInterrupt as stopped:
         console.print(str(stopped) or "interrupted by SIGINT", markup=False, highlight=False)
         return int(getattr(stopped, "status", 128 + signal.SIGINT))

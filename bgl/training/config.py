@@ -54,12 +54,12 @@ class TrainConfig:
         skip_broken: Leave out images that cannot be read, and list them.
         allow_partial: Train on an incomplete dataset, with a warning that says what is missing.
         protocol: "honest": the epoch is chosen on validation classes and the test classes are
-            looked at once. "paper": as most papers do it, all train classes are trained on
+            measured once. "paper": as most papers do it, all train classes are trained on
             (val_fraction does not count) and the epoch with the best Recall@1 on the test
             classes is reported. Such a figure is optimistic and labelled so.
-        eval_every: Epochs from one look at the test classes to the next, with protocol "paper";
-            the last epoch is always looked at. As many as epochs: the last epoch is taken.
-        test_every_epoch: Look at the test classes after every epoch as well, with protocol
+        eval_every: Epochs between measurements of the test classes, with protocol "paper"; the
+            last epoch is always measured. As many as epochs: the last epoch is taken.
+        test_every_epoch: Measure the test classes after every epoch as well, with protocol
             "honest", to report what the last epoch and the best test epoch would have given.
             Nothing is chosen by it.
         method: Blocks that mix the batch, joined by "+" (for instance "dybgr",
@@ -107,7 +107,7 @@ class TrainConfig:
         select_embedding: Embedding whose validation MAP@R chooses the epoch (with protocol
             "paper": whose Recall@1 on the test classes does): "backbone" or "head".
         on_nonfinite: What to do with a batch whose loss or gradient is not finite: "stop" the
-            training, or "skip" the batch and count it; either way the batch is named.
+            run, or "skip" the batch and count it; either way the batch is named.
         deterministic: Use algorithms that give the same bits every time also on a GPU, and refuse
             operations that have none (slower; a CPU does so anyway).
         seed: Seed of everything random.
@@ -276,12 +276,12 @@ class TrainConfig:
 
     @property
     def block_names(self) -> list[str]:
-        """The blocks in their order, empty for "none"."""
+        """Return the blocks in their order; none for "none"."""
         return [] if self.method == "none" else self.method.split("+")
 
     @property
     def head_curvature(self) -> float | None:
-        """The curvature of the ball that the head maps into, or None for a cosine head."""
+        """Return the curvature of the ball that the head maps into; None for a cosine head."""
         return self.curvature if self.distance == "hyperbolic" else None
 
 

@@ -62,7 +62,7 @@ from bgl.training.progress import Progress, TrainingRun
 
 @dataclass
 class TrainResult:
-    """The outcome of a finished run."""
+    """What a finished run has measured and taken."""
 
     metrics: dict[str, Metrics]  # test metrics by embedding, of the chosen epoch
     chosen_epoch: int
