@@ -119,6 +119,20 @@ def test_the_best_on_validation_is_chosen():
     best = max(score["map@r"] for score in choice.scores)
     assert choice.readout is not None
     assert retrieval_metrics(choice.readout(val_x), val_y)["map@r"] == best
+    for score in choice.scores[1:]:
+        options = {name: score[name] for name in ("covariance", "shrinkage")}
+        alone = retrieval_metrics(fit_readout(x, y, **options)(val_x), val_y)
+        assert (score["recall@1"], score["map@r"]) == (alone["recall@1"], alone["map@r"])
+
+
+def test_map_at_r_decides(monkeypatch):
+    x, y = classes(5, 5, 4)
+    figures = [{"recall@1": r, "map@r": m} for r, m in ((0.9, 0.1), (0.2, 0.3), (0.4, 0.2))]
+    remaining = iter(figures)
+    monkeypatch.setattr("bgl.readout.retrieval_metrics", lambda *_, **__: next(remaining))
+    choice = choose_readout(x, y, x, y, shrinkages=(0.3,))
+    assert choice.readout is not None
+    assert torch.equal(choice.readout.weight, fit_readout(x, covariance="total").weight)
 
 
 def test_plain_embeddings_win_where_whitening_hurts():
