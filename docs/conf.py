@@ -26,6 +26,7 @@ myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 
 autodoc_default_options = {"members": True, "member-order": "bysource"}
+autodoc_inherit_docstrings = False  # leaves out members such as torch's `extra_repr`
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 napoleon_custom_sections = ["Shapes"]
