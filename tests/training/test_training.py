@@ -18,7 +18,7 @@ from torch_geometric.data import Data
 import bgl.training.loop as loop
 from bgl.datasets import ImageDataset, Splits
 from bgl.hyperbolic import HyperbolicDistance
-from bgl.losses import LOSS_NAMES
+from bgl.losses import LOSSES
 from bgl.models import load
 from bgl.samplers import ClassBalancedSampler
 from bgl.training import (
@@ -32,7 +32,6 @@ from bgl.training import (
     train,
 )
 from bgl.training.build import make_optimizer, make_schedule
-from bgl.training.config import BGFormerOptions, DyBGROptions, IAAOptions
 from bgl.training.history import chosen_epoch, graph_statistics
 
 
@@ -205,7 +204,7 @@ def test_learns_an_easy_problem(tmp_path, method):
 
 @pytest.mark.parametrize(
     ("distance", "loss", "method"),
-    [("cosine", name, "none") for name in LOSS_NAMES]
+    [("cosine", name, "none") for name in LOSSES]
     + [("hyperbolic", "pairwise-ce", "dybgr"), ("hyperbolic", "triplet", "none")],
 )
 def test_every_loss_trains_with_iaa(splits, tmp_path, distance, loss, method):
@@ -293,8 +292,8 @@ def test_a_finished_training_is_not_trained_again(splits, tmp_path):
 def test_checkpoint_of_another_configuration_is_refused_by_name(splits, tmp_path):
     train(tiny(epochs=1), splits, tmp_path)
     before = (tmp_path / "model.safetensors").read_bytes()
-    other = tiny(epochs=1, lr=0.5, dybgr=DyBGROptions(k=2))
-    with pytest.raises(ValueError, match=r"checkpoint\.pt.*but dybgr, lr differ.*--output-dir"):
+    other = tiny(epochs=1, lr=0.5, seed=1)
+    with pytest.raises(ValueError, match=r"checkpoint\.pt.*but lr, seed differ.*--output-dir"):
         train(other, splits, tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before
 
@@ -392,8 +391,8 @@ def test_progress_is_told_every_stage(splits, tmp_path):
 )
 def test_when_the_augmentation_is_estimated(splits, tmp_path, start, update_every, estimates):
     record = Record()
-    iaa = IAAOptions(start=start, update_every=update_every, num_neighbors=3)
-    config = tiny(epochs=4, augmentation="iaa", iaa=iaa, weights="none")
+    iaa = {"start": start, "update_every": update_every, "num_neighbors": 3}
+    config = tiny(epochs=4, augmentation="iaa", options={"iaa": iaa}, weights="none")
     train(config, Splits("s", splits.train, None, splits.test), tmp_path, record)
     names = [what for what, _ in record.stages]
     before = [names.index(f"epoch {e}/4") - 1 for e in range(1, 5)]
@@ -537,14 +536,24 @@ def test_graph_statistics_of_a_hand_example():
         ("loss_options", {"distance": "l2"}),
         ("loss_options", {"num_classes": 3}),
         ("miner_options", {"name": "batch-hard"}),
-        ("iaa.start", IAAOptions(start=2.0)),
-        ("iaa.update_every", IAAOptions(update_every=0)),
     ],
 )
 def test_wrong_values_are_refused_by_name(field, value):
-    options = {field.split(".")[0]: value}
     with pytest.raises(ValueError, match=rf"`{field}`"):
-        tiny(**options)
+        tiny(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"dybgr": {"kk": 3}}, "'dybgr' to be among k, num_iterations.* but got kk"),
+        ({"gat": {"k": 3}}, "`block`.*'gat'.*--plugin"),
+        ({"iaa": 3}, "`iaa` to hold options"),
+    ],
+)
+def test_wrong_options_of_a_part_are_refused(options, named):
+    with pytest.raises(ValueError, match=named):
+        tiny(options=options)
 
 
 def test_batch_that_is_no_multiple():
@@ -565,8 +574,10 @@ def test_cuda_that_is_not_there(splits, tmp_path, monkeypatch):
         ({"loss": "contrastive", "distance": "hyperbolic"}, "hyperbolic"),
         ({"loss_options": {"temprature": 1.0}}, "temprature"),
         ({"miner_options": {"margin": 1.0}}, "miner_options"),
-        ({"method": "bgformer", "bgformer": BGFormerOptions(heads=7)}, "heads"),
-        ({"method": "dybgr", "dybgr": DyBGROptions(k=0)}, "`k`"),
+        ({"method": "bgformer", "options": {"bgformer": {"heads": 7}}}, "heads"),
+        ({"method": "dybgr", "options": {"dybgr": {"k": 0}}}, "`k`"),
+        ({"augmentation": "iaa", "options": {"iaa": {"start": 2.0}}}, "`start`"),
+        ({"augmentation": "iaa", "options": {"iaa": {"update_every": 0}}}, "`update_every`"),
         ({"backbone": "resnet81"}, "resnet81"),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
