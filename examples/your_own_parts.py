@@ -33,8 +33,8 @@ from bgl.models import BLOCKS
 
 @BLOCKS.register("classmean")
 class ClassMeanBlock(nn.Module):
-    """Add a learned projection of the class mean. The parameters after ``channels`` are options with
-    defaults: ``--classmean.share 0.3`` sets one."""
+    """Add a learned projection of the class mean. The parameters after ``channels`` are options
+    with defaults: ``--classmean.share 0.3`` sets one."""
 
     def __init__(self, channels: int, share: float = 0.5) -> None:
         super().__init__()
