@@ -134,6 +134,17 @@ def test_nested_options_and_loss_options():
     assert config.loss_options == {"pos_margin": 0.7}
 
 
+def test_options_from_python_are_read_back():
+    given = {
+        **{"augmentation": "iaa", "lr": 0.5, "resize": None, "download": False, "freeze": ["stem"]},
+        **{"loss_options": {"pos_margin": 0.7}, "iaa": {"schedule": True, "covariance": "full"}},
+    }
+    words = [word for name, value in given.items() for word in options.option_words(name, value)]
+    found = configuration("--method", "none", *words).to_dict()
+    assert found.pop("iaa").items() >= given.pop("iaa").items()
+    assert found.items() >= given.items()
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [

@@ -39,7 +39,7 @@ from bgl.layers import (
 )
 from bgl.losses import LOSSES, MinedLoss, PairwiseCrossEntropyLoss, create_loss, create_miner
 from bgl.metrics import retrieval_metrics
-from bgl.training import train
+from bgl.training import build_model, train
 
 HEADS, WIDTH = 2, 8
 Layer = Callable[[Tensor, Tensor], Tensor]
@@ -191,7 +191,7 @@ def test_metrics_stay_finite(distance, search):
 def test_black_images_train(method, distance, dtype):
     """Loss and gradients of a batch of black images, under autocast as on a GPU."""
     config = tiny(method=method, distance=distance)
-    model, _ = loop.build_model(config)
+    model, _ = build_model(config)
     loop.freeze_batch_norm(model.train())
     images, y = torch.zeros(16, 3, 32, 32), torch.arange(16) // 4
     with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):

@@ -586,7 +586,6 @@ def test_graph_statistics_of_a_hand_example():
         ("eval_every", 0),
         ("optimizer", "sgd"),
         ("schedule", "cosine"),
-        ("schedule", "step"),  # without lr_decay_epochs
         ("lr_decay", 0.0),
         ("lr_decay", math.nan),
         ("resize", 31),
@@ -613,9 +612,11 @@ def test_wrong_options_of_a_part_are_refused(options, named):
         tiny(options=options)
 
 
-def test_batch_that_is_no_multiple():
+def test_values_that_do_not_fit_together():
     with pytest.raises(ValueError, match=r"`batch_size`.*`per_class` \(3\), got 16"):
         tiny(per_class=3)
+    with pytest.raises(ValueError, match=r"`lr_decay_epochs`.*'step'"):
+        tiny(schedule="step")
 
 
 def test_cuda_that_is_not_there(splits, tmp_path, monkeypatch):
