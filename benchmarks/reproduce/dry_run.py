@@ -7,7 +7,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
-from bgl.datasets import write_standin
+from benchmarks.standin import write_standin
 from bgl.pipeline import load_splits, trained_rows
 from bgl.pipeline.recipes import Recipe
 from bgl.training import Progress, TrainConfig

@@ -11,7 +11,7 @@ import yaml
 
 from benchmarks.reproduce import run as reproduce
 from benchmarks.reproduce.dry_run import dry_run
-from bgl.datasets import write_standin
+from benchmarks.standin import write_standin
 from bgl.pipeline import parse
 from bgl.pipeline.published import published, published_rows
 from bgl.pipeline.recipes import TABLES, Recipe, matching_published, recipes

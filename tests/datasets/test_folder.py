@@ -218,7 +218,7 @@ def test_too_few_classes_to_hold_any_out(root: Path) -> None:
 
 
 def test_load_dataset_names_its_arguments() -> None:
-    with pytest.raises(ValueError, match=r"`name` .*'emoji', 'folder'.* got 'cub201'"):
+    with pytest.raises(ValueError, match=r"`name` .*'emoji', 'table', 'folder'.* got 'cub201'"):
         load_dataset("cub201")
     with pytest.raises(ValueError, match=r"`root` .*'folder'"):
         load_dataset("folder")

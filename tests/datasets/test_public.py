@@ -15,11 +15,12 @@ from PIL import Image
 from pytorch_metric_learning.datasets.cub import CUB
 from pytorch_metric_learning.datasets.sop import StanfordOnlineProducts
 
-from bgl.datasets import Splits, load_dataset, recall_at, standin_names, write_standin
+from benchmarks.standin import STANDINS, write_standin
+from bgl.datasets import Splits, load_dataset, recall_at
 from bgl.datasets.registry import SOURCES
 from bgl.datasets.source import Figures
 
-PUBLIC = {name: name for name in standin_names() if name not in ("folder", "table")}
+PUBLIC = {name: name for name in STANDINS if name not in ("folder", "table")}
 PUBLIC |= {"cars-devkit": "cars", "inshop-flat": "inshop"}
 HOMES = {
     "cub": "CUB_200_2011",

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bgl.datasets import Splits, load_dataset, write_standin
+from benchmarks.standin import write_standin
+from bgl.datasets import Splits, load_dataset
 
 HEADER = "path,label,split,is_query,is_gallery"
 

@@ -468,7 +468,6 @@ FUZZ: dict[str, Entry] = {
         test=st.builds(image_dataset, class_names=st.sampled_from([["d", "e", "f"], [*"abc"]])),
     ),
     "datasets.dataset_names": entry(datasets.dataset_names, short=1, long=1),
-    "datasets.standin_names": entry(datasets.standin_names, short=1, long=1),
     "datasets.download": entry(
         datasets.download, name=name("emoji", "folder", "table"), root=path("/no/such/folder")
     ),
@@ -500,16 +499,6 @@ FUZZ: dict[str, Entry] = {
         crop_scale=mostly(st.just((0.5, 1.0)), st.just((1.0, 0.5)), st.just((0.0, 1.0))),
         flip=real,
         image=st.just(torch.zeros(3, 8, 8, dtype=torch.uint8)),
-    ),
-    "datasets.write_standin": entry(
-        datasets.write_standin,
-        name=name("table"),
-        root=st.just("/dev/null/x"),  # nothing can be written there
-        classes=count,
-        images=count,
-        image_size=count,
-        seed=count,
-        short=10,
     ),
     # models
     "models.BatchGraphModel": entry(

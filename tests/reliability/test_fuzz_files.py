@@ -23,7 +23,8 @@ from safetensors.torch import save_file
 from tiny_training import make_splits, tiny
 
 from benchmarks import report
-from bgl.datasets import load_dataset, write_standin
+from benchmarks.standin import write_standin
+from bgl.datasets import load_dataset
 from bgl.datasets.downloading import unpack
 from bgl.models import create_backbone, load, load_released_checkpoint
 from bgl.pipeline import explore_run, options, read_config
