@@ -372,7 +372,8 @@ UNSAFE = (
     r"allow_pickle\s*=\s*True",
     r"(?<![.\w])(eval|exec)\(",
     r"extractall\((?!folder)",
-    r"torch\.hub|torch\.package|os\.system|shell=True",
+    r"torch\.hub(?!\.load_state_dict_from_url\([^)]*weights_only=True)",
+    r"torch\.package|os\.system|shell=True",
 )
 
 
