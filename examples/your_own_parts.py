@@ -1,13 +1,15 @@
-"""A block, a loss and a dataset of your own, in the whole pipeline.
+"""Put a block, a loss and a dataset of your own into the whole pipeline.
 
 Each part is registered under a name. Training, checkpoints, several processes, the table, the
-explorer page and ``bgl.models.load`` then know it like the library's own. From the command line,
+explorer page and ``bgl.models.load`` then treat it like the library's own. On the command line,
 ``--plugin`` imports this file first:
 
     bgl train --plugin your_own_parts --dataset shapes --data-root DIR --method none classmean
 
-Run as a program, it draws a small dataset, trains the block beside an encoder without one, and
-prints the table (some minutes on a CPU; ``--short``: some seconds).
+Run as a program, this file draws a small dataset, trains one encoder with the block and one
+without it, and prints the table (a few minutes on a CPU):
+
+    python examples/your_own_parts.py          # --short: a few seconds
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ from bgl.models import BLOCKS
 
 @BLOCKS.register("classmean")
 class ClassMeanBlock(nn.Module):
-    """Add a learned map of the class's mean. What follows ``channels`` are options, with defaults:
-    ``--classmean.share 0.3`` sets one."""
+    """Add a learned projection of the class mean. The parameters after ``channels`` are options
+    with defaults: ``--classmean.share 0.3`` sets one."""
 
     def __init__(self, channels: int, share: float = 0.5) -> None:
         super().__init__()
@@ -48,7 +50,7 @@ class ClassMeanBlock(nn.Module):
         batch: Tensor | None = None,
         return_graph: bool = False,
     ) -> Tensor | tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        assert y is not None  # in training there are labels, and no vector of graphs
+        assert y is not None  # training passes labels, but no `batch`
         edge_index, edge_weight = LabelGraph()(y)
         messages = edge_weight[:, None] * self.norm(x)[edge_index[0]]
         mean = torch.zeros_like(x).index_add(0, edge_index[1], messages.to(x.dtype))
@@ -58,8 +60,8 @@ class ClassMeanBlock(nn.Module):
 
 @LOSSES.register("nca")
 class NCALoss(nn.Module):
-    """Neighbourhood components analysis: the chance that a neighbour by cosine is of one's class.
-    Options follow the three arguments that every loss is given."""
+    """Neighbourhood components analysis: the probability that a neighbour by cosine has the same
+    class. The parameters after the first three, which every loss gets, are options."""
 
     def __init__(
         self, num_classes: int, embedding_dim: int, distance: nn.Module, temperature: float = 0.1
@@ -77,7 +79,7 @@ class NCALoss(nn.Module):
 
 @READERS.register("shapes")
 def read_shapes(root: str | Path) -> Listing:
-    """Say which image is of which class in which part; the class is the file name's beginning."""
+    """List the images with their class and part; the class is the start of the file name."""
     listing = Listing(Path(root), {part: Path(root) for part in ("train", "test")})
     for file in sorted(Path(root).glob("*.png")):
         polygons, corners, _ = file.stem.split("-")
@@ -87,7 +89,7 @@ def read_shapes(root: str | Path) -> Listing:
 
 
 def draw_shapes(root: Path) -> None:
-    """Draw one to four polygons of a kind, in any colours."""
+    """Draw images of one to four polygons of the same kind, in random colours."""
     random = np.random.default_rng(0)
     for polygons in range(1, 5):
         for corners in range(3, 9):
@@ -102,7 +104,7 @@ def draw_shapes(root: Path) -> None:
 
 
 def main(short: bool) -> None:
-    """Train the block and the loss on the dataset, and compare them with ``none``."""
+    """Train with the loss on the dataset, and compare the block with ``none``."""
     with tempfile.TemporaryDirectory() as folder:
         draw_shapes(Path(folder))
         trained = bgl.train(

@@ -196,6 +196,8 @@ def test_rank_key_orders_like_the_distance(c):
     capped = distance_matrix(x, y, c=c)
     assert (capped < 2 / math.sqrt(c) * math.atanh(1 - 1e-5)).all()
     assert torch.equal(distance.rank_key(x, y).argsort(), distance(x, y).argsort())
+    argument = (math.sqrt(c) / 2 * capped).tanh()
+    assert_close(c * distance.rank_key(x, y), argument.square())
 
 
 def test_rank_key_tells_pairs_beyond_the_cap_apart():
@@ -220,6 +222,10 @@ def test_tangent_space_is_where_the_ball_comes_from(c):
     assert torch.autograd.gradcheck(
         lambda z: from_poincare_ball(z, c=c), ball_points(5, 4, c).requires_grad_()
     )
+    # points further out than the map puts any are pulled in as far
+    beyond = torch.nn.functional.normalize(x[1:].detach()) * (1 - 1e-4) / math.sqrt(c)
+    length = math.sqrt(c) * from_poincare_ball(beyond, c=c).norm(dim=1)
+    assert_close(length, torch.full_like(length, math.atanh(1 - 1e-3)))
     # the hyperbolic distance from the origin is twice the length in the tangent space
     z = ball_points(5, 4, c, radius=0.7)
     far = distance_matrix(torch.zeros(1, 4, dtype=F64), z, c=c)[0]

@@ -71,12 +71,13 @@ def test_fewer_dimensions_of_total_are_the_principal_ones(dim):
 
 def test_all_dimensions_only_rotate():
     x, y = classes(6, 8, 5)
-    full = fit_readout(x, y, covariance="within")
-    torch.testing.assert_close(full.weight.shape, torch.Size([5, 5]))
-    centred = x - x.mean(0)
-    s = torch.linalg.inv(full.weight.t() @ full.weight)
-    torch.testing.assert_close(s, s.t())
-    torch.testing.assert_close(full(x), centred @ full.weight.t())
+    readout = fit_readout(x, y, covariance="within", shrinkage=0.3)
+    rest = torch.cat([x[y == c] - x[y == c].mean(0) for c in range(6)])
+    sigma = rest.t() @ rest / len(rest)
+    s = sigma + 0.3 * sigma.trace() / 5 * torch.eye(5).double()
+    weight = readout.weight
+    torch.testing.assert_close(weight.t() @ weight, torch.linalg.inv(s))
+    torch.testing.assert_close(readout(x), (x - x.mean(0)) @ weight.t())
 
 
 def test_a_class_keeps_its_neighbours_where_noise_hid_them():
@@ -118,6 +119,20 @@ def test_the_best_on_validation_is_chosen():
     best = max(score["map@r"] for score in choice.scores)
     assert choice.readout is not None
     assert retrieval_metrics(choice.readout(val_x), val_y)["map@r"] == best
+    for score in choice.scores[1:]:
+        options = {name: score[name] for name in ("covariance", "shrinkage")}
+        alone = retrieval_metrics(fit_readout(x, y, **options)(val_x), val_y)
+        assert (score["recall@1"], score["map@r"]) == (alone["recall@1"], alone["map@r"])
+
+
+def test_map_at_r_decides(monkeypatch):
+    x, y = classes(5, 5, 4)
+    figures = [{"recall@1": r, "map@r": m} for r, m in ((0.9, 0.1), (0.2, 0.3), (0.4, 0.2))]
+    remaining = iter(figures)
+    monkeypatch.setattr("bgl.readout.retrieval_metrics", lambda *_, **__: next(remaining))
+    choice = choose_readout(x, y, x, y, shrinkages=(0.3,))
+    assert choice.readout is not None
+    assert torch.equal(choice.readout.weight, fit_readout(x, covariance="total").weight)
 
 
 def test_plain_embeddings_win_where_whitening_hurts():

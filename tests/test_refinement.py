@@ -148,6 +148,12 @@ def test_a_query_is_mixed_with_gallery_items_as_defined() -> None:
         torch.testing.assert_close(result, normalize(f, dim=0))
 
 
+def test_queries_are_mapped_by_the_metric_of_the_gallery() -> None:
+    x = clusters()
+    gallery = RefinedGallery(x, 5, epsilon=0.0, shrinkage=0.1)
+    torch.testing.assert_close(gallery.refine(x), gallery.embeddings)
+
+
 def far_apart() -> tuple[Tensor, Tensor]:
     """Two groups that never choose from each other, and more of the second."""
     x = clusters(2, 40, noise=0.3)
@@ -212,6 +218,24 @@ def test_an_approximate_index_may_find_too_few() -> None:
     assert torch.isfinite(gallery.embeddings).all()
     exact = refine(x, k=5)
     assert (gallery.embeddings * exact).sum(1).median() > 0.9
+
+
+def test_an_item_without_neighbours_stays_as_it_is() -> None:
+    unit = normalize(clusters().float())
+
+    class Forgetful:
+        """Finds nothing near item 7 but itself."""
+
+        def search(self, x: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+            similarity, found = (torch.from_numpy(x) @ unit.t()).topk(k)
+            found[found[:, 0] == 7, 1:] = -1
+            return similarity.numpy(), found.numpy()
+
+        def add(self, x: np.ndarray) -> None: ...
+
+    gallery = RefinedGallery(unit, 5, epsilon=1.0, shrinkage=None, index=Forgetful())
+    torch.testing.assert_close(gallery.embeddings[7], unit[7])
+    assert not torch.isclose(gallery.embeddings[8], unit[8]).all()
 
 
 @pytest.mark.parametrize("shrinkage", [None, 0.1])

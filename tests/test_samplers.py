@@ -124,6 +124,15 @@ def test_a_pass_consists_of_nearest_classes_that_are_left(neighbors: int) -> Non
         open_groups.remove(group)
 
 
+def test_groups_of_what_was_left_come_at_any_place() -> None:
+    """A group that begins in the pair leaves two of the four for the last group."""
+    positions = torch.tensor([[1.0, 0.0]] * 4 + [[0.0, 1.0]] * 2)
+    shuffle = _GroupedShuffle(positions, 3, np.random.default_rng(0))
+    passes = [shuffle.one_pass() for _ in range(60)]
+    pair = {tuple(i for i, c in enumerate(drawn) if c >= 4) for drawn in passes}
+    assert pair == {(0, 1), (2, 3), (4, 5)}
+
+
 def test_look_alikes_meet() -> None:
     """Four clusters of four classes: each batch of four classes is a cluster."""
     labels = torch.arange(16).repeat_interleave(4)
@@ -177,6 +186,7 @@ def test_epochs_are_reproducible_and_differ() -> None:
     assert epoch(0) == first
     assert epoch(1) != first
     assert epoch(0, seed=1) != first
+    assert epoch(0, seed=1) != epoch(1, seed=0)
     # ... and don't depend on what was drawn before them.
     sampler = ClassBalancedSampler(labels, 8, 2)
     list(sampler)

@@ -69,8 +69,9 @@ class TrainConfig:
         per_class: Images of each class in a batch.
         batches_per_epoch: Length of an epoch; by default as many batches as the images fill.
         sampler: Name of the sampler that draws the batches.
-        class_neighbors: Similar classes that follow each class into a batch (by the mean of their
-            unit features so far, from the second epoch on); 0: classes at random.
+        class_neighbors: Similar classes that follow each class into a batch from the second epoch
+            on, by a running mean of their unit features, in which the class's last batch counts
+            for 0.8 or more; 0: classes at random.
         optimizer: "adamw", or "adam" (weight decay as a part of the gradient).
         lr: Learning rate of the encoder.
         lr_head: Learning rate of the head, and of the proxies of a loss, relative to lr.

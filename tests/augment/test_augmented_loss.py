@@ -425,7 +425,8 @@ def test_miner_may_be_a_function() -> None:
 
     def first_pair(z: Tensor, y: Tensor, ref: Tensor, ref_y: Tensor) -> tuple[Tensor, ...]:
         one = torch.tensor
-        return one([0, 0, 0]), one([4, 12, 0]), one([0]), one([1])  # 12 copies 0: both dropped
+        # 12 copies 0; 1 is of another class, and no positive; 8 of the same, and no negative
+        return one([0, 0, 0, 0]), one([4, 12, 0, 1]), one([0, 0]), one([1, 8])
 
     loss = Recorder()
     AugmentedLoss(loss, replay, first_pair)(z, y)

@@ -200,9 +200,21 @@ def test_class_size_is_that_of_the_latest_estimate() -> None:
         statistics.update(z, y)
     assert statistics.class_size.tolist() == [2, 1]
     assert statistics.count.tolist() == [14, 7]
+    statistics.estimate(z[:2], y[:2])
+    assert statistics.class_size.tolist() == [2, 0]
 
 
-@pytest.mark.parametrize("change", ["update", "estimate", "load", "edit", "cast"])
+@pytest.mark.parametrize("method", ["update", "estimate"])
+def test_a_class_that_has_grown_is_at_its_mean_again(method: str) -> None:
+    statistics = ClassStatistics(2, 4).double()
+    z, y = torch.randn(3, 4, dtype=torch.float64), torch.tensor([0, 0, 1])
+    statistics.estimate(z, y)
+    assert_close(statistics.center[1], z[2])
+    getattr(statistics, method)(torch.randn(2, 4), torch.tensor([1, 1]))
+    assert torch.equal(statistics.center, statistics.mean)
+
+
+@pytest.mark.parametrize("change", ["update", "estimate", "load", "cast"])
 def test_version_follows_every_change(change: str) -> None:
     statistics = ClassStatistics(5, 4)
     other = ClassStatistics(5, 4)
@@ -216,10 +228,16 @@ def test_version_follows_every_change(change: str) -> None:
             statistics.estimate(z, y)
         case "load":
             statistics.load_state_dict(other.state_dict())
-        case "edit":
-            statistics.variance[0] = 1
         case "cast":
             statistics.double()
+    assert statistics.version != before
+
+
+@pytest.mark.parametrize("name", ["mean", "variance", "offset", "count", "estimated_size"])
+def test_version_follows_edits_of_a_buffer(name: str) -> None:
+    statistics = ClassStatistics(5, 4)
+    before = statistics.version
+    getattr(statistics, name)[0] = 1
     assert statistics.version != before
 
 

@@ -128,6 +128,20 @@ def test_candidates_restrict_the_neighbours(formulation):
 
 
 @pytest.mark.parametrize("formulation", FORMULATIONS)
+def test_candidates_of_another_graph_do_not_count(formulation):
+    x, y = features()
+    batch = torch.arange(20) % 2
+    candidates = torch.stack([torch.randperm(20)[:12] for _ in range(20)])
+    own = candidates.where(batch[candidates] == batch[:, None], -1)
+    learner = AdaptiveGraph(3, formulation=formulation)
+    edge_index, weight = learner(x, y=y, batch=batch, candidates=candidates)
+    expected = learner(x, y=y, batch=batch, candidates=own)
+    assert torch.equal(batch[edge_index[0]], batch[edge_index[1]])
+    assert torch.equal(edge_index, expected[0])
+    assert torch.equal(weight, expected[1])
+
+
+@pytest.mark.parametrize("formulation", FORMULATIONS)
 @pytest.mark.parametrize("labels", [True, False], ids=["labels", "no-labels"])
 def test_batch_vector_equals_separate_calls(formulation, labels):
     x, y = features(30)
@@ -211,6 +225,14 @@ def test_released_constant_features_give_equal_weights():
     """The authors' code gives NaN here."""
     _, weight = AdaptiveGraph(k=3)(torch.ones(12, 8))
     torch.testing.assert_close(weight, torch.full((36,), 1 / 3))
+
+
+def test_ranges_are_held_relative_to_the_largest_entry():
+    """⟨f_i, f_j⟩ of about 5e8 that differ in the eleventh digit are no similarities."""
+    x, _ = features()
+    context = 1e4 + 1e-7 * torch.randn(20, 5, dtype=torch.float64)
+    _, weight = AdaptiveGraph(3, lam=0.3)(x, context=context)
+    assert_close(weight, AdaptiveGraph(3, lam=0.0)(x)[1], 1e-3)
 
 
 @pytest.mark.parametrize("formulation", FORMULATIONS)

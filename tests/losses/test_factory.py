@@ -220,6 +220,15 @@ def test_float64_parameters_stay_so(name):
     assert {parameter.dtype for parameter in loss.parameters()} == {torch.float64}
 
 
+@pytest.mark.parametrize("name", ["proxy-anchor", "soft-triple"])
+@pytest.mark.parametrize("label", [-1, K])
+def test_label_without_a_proxy_is_named(name, label):
+    embeddings, labels = batch()
+    labels[3] = label
+    with pytest.raises(ValueError, match=rf"`labels`.*\({K}\).*{label}"):
+        MinedLoss(create_loss(name, K, D))(embeddings, labels)
+
+
 def test_distance_that_is_none():
     for distance in ("euclid", 3):
         with pytest.raises(ValueError, match="`distance`"):

@@ -99,6 +99,23 @@ def test_hits_and_misses_closer_than_rounding_are_not_certain():
     assert not screen.certain(x[:1], scores[:, :1], hit, 1, whole=False)
 
 
+@distances
+def test_scores_are_certain_from_the_documented_difference_on(distance):
+    """2e, and what the distance leaves open beyond it, with e = (W + 4) 2⁻²⁴ |a| |b|."""
+    x = torch.randn(40, 12)
+    if isinstance(distance, HyperbolicDistance):
+        x = ToPoincareBall(clip_radius=None)(x)
+    screen = Screen(distance, x)
+    left, right, blur = screen.factors(x.double())
+    e = (right.size(1) + 4) * 2**-24 * float(left[0].norm() * right.norm(dim=1).max())
+    share = float((1 + blur[0] * blur.max()) ** 2 - 1)
+    hit = torch.tensor([[True, False]])
+    for factor, certain in ((0.9, False), (1.1, True)):
+        apart = factor * (2 * e + share * (1 + e))
+        scores = torch.tensor([[1.0, 1.0 + apart]], dtype=F64)
+        assert screen.certain(x[:1], scores, hit, 2, whole=True).item() is certain
+
+
 def test_labels_decide_in_float64_where_float32_ties():
     angle = torch.tensor([0.0, 0.5 + 1e-8, 0.5, 0.9], dtype=F64)
     x = torch.stack([angle.cos(), angle.sin()], dim=1)

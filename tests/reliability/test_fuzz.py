@@ -34,6 +34,7 @@ from bgl import (
     metrics,
     models,
     pipeline,
+    readout,
     samplers,
     search,
     training,
@@ -271,7 +272,6 @@ FUZZ: dict[str, Entry] = {
     ),
     "layers.LabelGraph": entry(
         module(layers.LabelGraph, "y", "batch"),
-        normalization=name("row", "symmetric"),
         y=labels(),
         batch=batch_input()["batch"],
     ),
@@ -425,6 +425,30 @@ FUZZ: dict[str, Entry] = {
         k=mostly(st.sampled_from([(1, 2), (10,)]), st.sampled_from([(0,), (1.5,), ("x",)])),
         distance=mostly(st.sampled_from(["cosine", "euclidean", hyperbolic.HyperbolicDistance()])),
         chunk_size=count,
+    ),
+    "readout.fit_readout": entry(
+        readout.fit_readout,
+        x=matrix(),
+        y=optional(labels()),
+        covariance=name("total", "within"),
+        shrinkage=real,
+        dim=optional(count),
+    ),
+    "readout.choose_readout": entry(
+        readout.choose_readout,
+        x=matrix(),
+        y=labels(),
+        val_x=matrix(),
+        val_y=labels(),
+        covariances=mostly(st.just(("total",)), st.just(("both",))),
+        shrinkages=mostly(st.just((0.3,)), st.just((-1.0,))),
+        dim=optional(count),
+    ),
+    "readout.LinearReadout": entry(
+        module(readout.LinearReadout, "x"),
+        mean=mostly(st.just(torch.zeros(C)), tensors()),
+        weight=matrix(2),
+        x=matrix(),
     ),
     "samplers.ClassBalancedSampler": entry(
         lambda epoch, positions, **options: (
@@ -727,7 +751,11 @@ FUZZ: dict[str, Entry] = {
 # hold what they are given, and leave it to others to look at it; types, constants
 RECORDS = {
     *("images.IMAGE_SUFFIXES", "images.BrokenImageError", "images.Transform"),
-    *("datasets.RECALL_AT", "losses.LOSSES", "losses.MINERS"),
+    *("datasets.RECALL_AT", "readout.ReadoutChoice"),
+    # what names are registered in, and what stands behind a name
+    *("augment.AUGMENTATIONS", "datasets.READERS", "losses.LOSSES", "losses.MINERS"),
+    *("augment.AugmentationPlan", "augment.iaa", "datasets.Listing", "layers.BatchBlock"),
+    *("samplers.BatchSampler", "samplers.ClassPositions"),
     *("models.BLOCKS", "models.BackboneInfo", "models.BatchGraphOutput"),
     *("training.Interrupted", "training.Interruption", "training.Progress"),
     *("training.ProgressList", "training.TrainResult", "training.TrainingRun"),
@@ -736,7 +764,8 @@ RECORDS = {
     *("cli.main", "pipeline.CONFIGS", "pipeline.TerminalProgress", "pipeline.as_csv"),
     *("pipeline.baseline_rows", "pipeline.check_folder", "pipeline.load_splits"),
     *("pipeline.main", "pipeline.markdown", "pipeline.parse", "pipeline.print_table"),
-    "pipeline.trained_rows",
+    *("pipeline.trained_rows", "pipeline.Row", "pipeline.Trained", "pipeline.read_config"),
+    *("pipeline.read_results", "pipeline.train", "train"),
 }
 
 

@@ -13,13 +13,16 @@ from pytorch_metric_learning.distances import CosineSimilarity
 from safetensors.torch import load_file
 from tiny_training import DIM, WIDTH, assert_same_files, make_splits, part, read_csv, tiny
 from torch import Tensor
+from torch.nn.functional import normalize
 from torch_geometric.data import Data
 
 import bgl.training.loop as loop
+from bgl.augment import ClassStatistics, IntraClassAugmentation
 from bgl.datasets import ImageDataset, Splits
-from bgl.hyperbolic import HyperbolicDistance
+from bgl.hyperbolic import HyperbolicDistance, ToPoincareBall
 from bgl.losses import LOSSES
-from bgl.models import load
+from bgl.metrics import retrieval_metrics
+from bgl.models import BatchGraphModel, BatchGraphOutput, load
 from bgl.samplers import ClassBalancedSampler
 from bgl.training import (
     Evaluator,
@@ -31,7 +34,8 @@ from bgl.training import (
     evaluate_encoder,
     train,
 )
-from bgl.training.build import make_optimizer, make_schedule
+from bgl.training.build import build_augmentation, make_optimizer, make_schedule
+from bgl.training.evaluation import evaluate
 from bgl.training.history import chosen_epoch, graph_statistics
 
 
@@ -409,6 +413,98 @@ def test_augmentation_changes_the_plain_loss_alone(splits, tmp_path):
     one, other = plain.history[0], augmented.history[0]
     assert one["loss_plain"] != other["loss_plain"]
     assert one["loss_graph"] == other["loss_graph"]
+
+
+def test_strength_of_the_augmentation_follows_the_epochs(splits, tmp_path, monkeypatch):
+    """Epoch e of five is at e/5: the last has what the schedule ends with."""
+    strengths: list[float] = []
+    augment = IntraClassAugmentation.forward
+
+    def watched(self: IntraClassAugmentation, *arguments: Any) -> Any:
+        strengths.append(self.strength)
+        return augment(self, *arguments)
+
+    monkeypatch.setattr(IntraClassAugmentation, "forward", watched)
+    iaa = {"start": 0.0, "strength": 1.0, "schedule": True, "correction": False}
+    config = tiny(epochs=5, batch_size=32, augmentation="iaa", options={"iaa": iaa})
+    train(config, splits, tmp_path)
+    assert strengths == [1.0, 1.0, 0.9, 0.75, 0.6]
+
+
+@pytest.mark.parametrize("distance", ["cosine", "hyperbolic"])
+def test_augmentation_has_the_options_of_its_configuration(distance):
+    options = {"num_neighbors": 7, "beta": 0.2, "gamma": 0.4, "max_count": 9}
+    options |= {"sigma_mean": 2.0, "sigma_var": 3.0}
+    iaa = {"momentum": 0.3, "covariance": "full", "strength": 0.6, "num_samples": 2, **options}
+    config = tiny(augmentation="iaa", options={"iaa": iaa}, distance=distance, curvature=0.5)
+    plan = build_augmentation(config, 8)
+    assert plan is not None
+    augmentation: Any = plan.augmentation
+    statistics, correction = augmentation.statistics, augmentation.correction
+    assert (statistics.num_classes, statistics.channels) == (8, DIM)
+    assert (statistics.momentum, statistics.covariance) == (0.3, "full")
+    assert statistics.curvature == (0.5 if distance == "hyperbolic" else None)
+    assert (augmentation.strength, augmentation.num_samples) == (0.6, 2)
+    assert {name: getattr(correction, name) for name in options} == options
+
+
+def test_gradients_are_clipped(splits, tmp_path):
+    """Adam does not see a gradient's length, unless it is far below its epsilon."""
+    config = tiny(epochs=1, weight_decay=0.0, grad_clip=1e-14)
+    train(config, splits, tmp_path)
+    fresh = build_encoder(config)[0].model.state_dict()
+    for name, tensor in state_of(tmp_path).items():
+        torch.testing.assert_close(tensor, fresh[name], rtol=0, atol=1e-7, msg=name)
+
+
+def test_every_step_draws_random_numbers_of_its_own(splits, tmp_path, monkeypatch):
+    """What an encoder's dropout draws."""
+    drawn: list[float] = []
+    encode = BatchGraphModel.encode
+
+    def watched(self: BatchGraphModel, images: Tensor) -> Tensor:
+        if self.training:
+            drawn.append(torch.rand(1, dtype=torch.float64).item())
+        return encode(self, images)
+
+    monkeypatch.setattr(BatchGraphModel, "encode", watched)
+    train(tiny(), splits, tmp_path)
+    assert len(drawn) == len(set(drawn)) == 4
+
+
+def test_look_alikes_are_found_by_the_mean_unit_features_so_far(splits, tmp_path, monkeypatch):
+    batches: list[tuple[Tensor, Tensor]] = []
+    positions: list[Tensor] = []
+    compute_losses = loop.compute_losses
+
+    def watched(output: BatchGraphOutput, labels: Tensor, *others: Any) -> Any:
+        batches.append((normalize(output.features.detach(), dim=1), labels))
+        return compute_losses(output, labels, *others)
+
+    monkeypatch.setattr(loop, "compute_losses", watched)
+    monkeypatch.setattr(
+        ClassBalancedSampler, "set_positions", lambda _, mean: positions.append(mean.clone())
+    )
+    train(tiny(epochs=3, class_neighbors=3), splits, tmp_path)
+    assert len(batches) == 6
+    assert len(positions) == 2  # from the second epoch on
+    statistics = ClassStatistics(8, WIDTH)
+    for seen, found in zip((batches[:2], batches[2:4]), positions, strict=True):
+        for features, labels in seen:
+            statistics.update(features, labels)
+        torch.testing.assert_close(found, statistics.mean)
+
+
+def test_each_embedding_is_measured_by_its_own_distance():
+    """The directions of two sets of points, and where they lie in the ball, rank differently."""
+    points = ToPoincareBall(0.5)(3 * torch.randn(60, 3))
+    labels = torch.arange(60) % 6
+    found = evaluate({"backbone": points, "head": points}, labels, (1,), HyperbolicDistance(0.5))
+    assert found["backbone"] == retrieval_metrics(points, labels, k=(1,))
+    assert found["head"] == retrieval_metrics(
+        points, labels, k=(1,), distance=HyperbolicDistance(0.5)
+    )
+    assert found["head"] != found["backbone"]
 
 
 def schedule_of(config: TrainConfig, steps: int) -> list[float]:
