@@ -268,13 +268,15 @@ def option_words(name: str, value: Any) -> list[str]:
     """Write an option as the words that :func:`parse` reads.
 
     Example:
-        >>> option_words("dybgr", {"k": 5}), option_words("skip_broken", False)
-        (['--dybgr.k', '5'], ['--no-skip_broken'])
+        >>> option_words("iaa", {"strength": 0.5, "schedule": True})
+        ['--iaa.strength', '0.5', '--iaa.schedule']
+        >>> option_words("skip_broken", False)
+        ['--no-skip_broken']
     """
     if name in BLOCKS or name in AUGMENTATIONS:
         words = [option_words(f"{name}.{key}", item) for key, item in value.items()]
         return [word for pair in words for word in pair]
-    if isinstance(value, bool) and "." not in name:
+    if isinstance(value, bool):
         return [f"--{name}" if value else f"--no-{name}"]
     if isinstance(value, list):
         return [f"--{name}={as_word(value)}"]
