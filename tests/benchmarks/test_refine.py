@@ -143,7 +143,6 @@ def test_rows_of_a_run_are_marked(finished):
 def test_the_page_shows_what_refinement_changed(finished):
     page = (finished / "explorer.html").read_text(encoding="utf-8")
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
-    assert found is not None
     retrieval = json.loads(found[1])["retrieval"]
     assert [model["name"] for model in retrieval["models"]][1:] == [
         "none-seed0",

@@ -141,9 +141,7 @@ def test_a_comparison_on_a_papers_dataset_changes_the_method_alone():
     configs = parse(["--dataset", "cub", "--method", "none", "dybgr"]).configs
     for name in ("backbone", "lr", "batch_size", "loss_options", "epochs", "head_dim", "resize"):
         assert getattr(configs[0], name) == getattr(configs[1], name)
-    assert (
-        configs[1].options["dybgr"]["k"] == 30
-    )  # of configs/cub/dybgr.yaml
+    assert configs[1].options["dybgr"]["k"] == 30  # of configs/cub/dybgr.yaml
 
 
 def test_each_recipe_is_compared_with_its_own_row():

@@ -68,7 +68,6 @@ def test_parts(standin_name: str, tmp_path: Path) -> None:
         warnings.simplefilter("error")
         splits = load_dataset(name, tmp_path)
     assert splits.name == ("vehicleid-medium" if name == "vehicleid" else name)
-    assert splits.val is not None
     assert (splits.train.num_classes, splits.val.num_classes) == (4, 2)
     assert splits.test.num_classes == 6
     has_gallery = name.startswith(("inshop", "vehicleid"))
@@ -165,7 +164,6 @@ def test_the_real_counts_of_cub_pass(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         splits = load_dataset("cub", tmp_path)
-    assert splits.val is not None
     assert (splits.train.num_classes, splits.val.num_classes) == (75, 25)
     assert len(splits.train) + len(splits.val) == 5864
     assert len(splits.test) == 5924
@@ -370,7 +368,6 @@ def test_vehicleid_gallery_is_drawn_by_seed_and_not_by_order(tmp_path: Path) -> 
 
     def gallery(seed: int) -> tuple[str, ...]:
         found = load_dataset("vehicleid-small", tmp_path, seed=seed).gallery
-        assert found is not None
         return tuple(sorted(found.paths))
 
     first = gallery(0)
@@ -391,7 +388,6 @@ def test_vehicleid_broken_images_are_not_drawn(tmp_path: Path) -> None:
     first, second = (str(one.message) for one in caught)
     assert first.startswith("Left out 3 images")
     assert second.endswith("have one image only: 20001")
-    assert splits.gallery is not None
     assert "image/0000025.jpg" in splits.gallery.paths
     assert len(splits.skipped) == 3
     assert len(splits.test) == 15
@@ -411,7 +407,6 @@ def test_inshop_broken_images(tmp_path: Path) -> None:
     assert first.startswith("Left out 1 images")
     assert "nothing in the gallery" in second
     assert second.endswith("id_00004001")
-    assert splits.gallery is not None
     assert (len(splits.test), len(splits.gallery)) == (18, 5)
     assert splits.gallery.class_names == splits.test.class_names
 
