@@ -258,12 +258,14 @@ def option_words(name: str, value: Any) -> list[str]:
     """Write an option as the words that :func:`parse` reads.
 
     Example:
-        >>> option_words("dybgr", {"k": 5}), option_words("skip_broken", False)
-        (['--dybgr.k=5'], ['--no-skip_broken'])
+        >>> option_words("iaa", {"strength": 0.5, "schedule": True})
+        ['--iaa.strength=0.5', '--iaa.schedule']
+        >>> option_words("skip_broken", False)
+        ['--no-skip_broken']
     """
     if name in BLOCKS or name in AUGMENTATIONS:
         return [word for key, item in value.items() for word in option_words(f"{name}.{key}", item)]
-    if isinstance(value, bool) and "." not in name:
+    if isinstance(value, bool):
         return [f"--{name}" if value else f"--no-{name}"]
     return [f"--{name}={as_word(value)}"]
 
