@@ -258,8 +258,10 @@ def option_words(name: str, value: Any) -> list[str]:
     """Write an option as the words that :func:`parse` reads.
 
     Example:
-        >>> option_words("iaa", {"strength": 0.5, "schedule": False})
-        ['--iaa.strength=0.5', '--no-iaa.schedule']
+        >>> option_words("iaa", {"strength": 0.5, "schedule": True})
+        ['--iaa.strength=0.5', '--iaa.schedule']
+        >>> option_words("skip_broken", False)
+        ['--no-skip_broken']
     """
     if name in BLOCKS or name in AUGMENTATIONS:
         return [word for key, item in value.items() for word in option_words(f"{name}.{key}", item)]

@@ -17,7 +17,7 @@ from bgl.models import Encoder
 from bgl.pipeline.arrays import RECORD_FILE, Arrays, read_or_note, write_arrays
 from bgl.training import Progress, TrainingRun
 from bgl.visualization._frames import Frame, make_frame, unpack_frames
-from bgl.visualization.projection import reduce
+from bgl.visualization.projection import pca
 
 MOMENTS = 12  # epochs whose graphs are kept, the state before training among them
 MOST_NODES = 405
@@ -101,7 +101,7 @@ class Recorder(Progress):
             "nearest": nearest(x, queries, k, gallery).numpy().astype(np.int32),
             "own_gallery": np.array(gallery is None),
             "map_items": items.numpy(),
-            "map_features": reduce(x[items], MAP_DIM).astype(np.float16),
+            "map_features": pca(x[items], MAP_DIM).astype(np.float16),
         }
         self._write()
 
@@ -131,17 +131,17 @@ class Recorder(Progress):
             "target": joined([f.target for f in frames], np.uint16),
             "weight": joined([f.weight for f in frames], np.float32),
             "digest": np.array(self.splits.digest),
-            **described("batch", self.data, self.batch),
+            **image_arrays("batch", self.data, self.batch),
             **self.found,
         }
         if self.found:
-            arrays |= described("test", self.splits.test)
+            arrays |= image_arrays("test", self.splits.test)
             if self.splits.gallery is not None:
-                arrays |= described("gallery", self.splits.gallery)
+                arrays |= image_arrays("gallery", self.splits.gallery)
         write_arrays(self.path, arrays)
 
 
-def described(name: str, data: ImageDataset, chosen: list[int] | None = None) -> Arrays:
+def image_arrays(name: str, data: ImageDataset, chosen: list[int] | None = None) -> Arrays:
     """Return labels, class names and image names, for a page without the dataset."""
     rows = list(range(len(data))) if chosen is None else chosen
     return {

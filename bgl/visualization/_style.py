@@ -26,7 +26,7 @@ def new_axes(ax: Axes | None, size: tuple[float, float] = (7, 5)) -> Axes:
     return made
 
 
-def bare(ax: Axes) -> None:
+def hide_axes(ax: Axes) -> None:
     """Leave out ticks and frame."""
     ax.set_xticks([])
     ax.set_yticks([])

@@ -19,7 +19,7 @@ from bgl.visualization._style import (
     NODES,
     OTHER_CLASS,
     SAME_CLASS,
-    bare,
+    hide_axes,
     check_images,
     check_nodes,
     class_colors,
@@ -137,7 +137,7 @@ def draw_batch_graph(
     if len(edges) > len(shown):
         notes.append(f"the {len(shown)} strongest of {len(edges)} edges")
     ax.set_xlabel("; ".join(notes))
-    bare(ax)
+    hide_axes(ax)
     ax.margins(0.06)
     ax.set_aspect("equal")
     return ax

@@ -13,7 +13,7 @@ from torch_geometric.data import Data
 from bgl._checks import check_index_vector, check_int, check_matrix
 from bgl.visualization._style import (
     NODES,
-    bare,
+    hide_axes,
     check_images,
     class_colors,
     new_axes,
@@ -82,7 +82,7 @@ def embedding_map(
         chosen = scattered(points, max_images)
         frames = [colors[i] for i in chosen] if y is not None else colors
         place_images(ax, points[chosen], images[torch.tensor(chosen)], 20, frames)
-    bare(ax)
+    hide_axes(ax)
     ax.margins(0.05)
     return ax
 

@@ -47,10 +47,10 @@ def project(
     elif method == "umap" and not find_spec("umap"):
         raise ModuleNotFoundError('method="umap" needs umap-learn: `pip install umap-learn`')
     rows = torch.nn.functional.normalize(x.detach().float().cpu().nan_to_num())
-    reduced = reduce(rows, 2) if start is None else start
+    reduced = pca(rows, 2) if start is None else start
     spread = float(np.std(reduced)) or 1.0
     if method == "pca" or len(rows) < 5:
-        plane = reduce(rows, 2)
+        plane = pca(rows, 2)
     elif method == "umap":
         from umap import UMAP
 
@@ -70,7 +70,7 @@ def project(
     return plane - plane.mean(axis=0)
 
 
-def reduce(x: Tensor, dim: int) -> np.ndarray:
+def pca(x: Tensor, dim: int) -> np.ndarray:
     """Project rows on their ``dim`` main components (PCA), padded with zeros where there are fewer.
 
     scikit-learn fixes the signs, so the result is the same on every machine.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bgl._checks import check_index_vector, check_int, check_matrix
 from bgl._neighbors import nearest
-from bgl.visualization._style import OTHER_CLASS, SAME_CLASS, bare, check_images
+from bgl.visualization._style import OTHER_CLASS, SAME_CLASS, hide_axes, check_images
 
 
 def retrieval_grid(
@@ -56,7 +56,7 @@ def retrieval_grid(
     for line, query, items in zip(grid, queries, found.tolist(), strict=True):
         for ax, item in zip(line, [query, *items], strict=True):
             ax.imshow(images[item].permute(1, 2, 0).cpu().numpy())
-            bare(ax)
+            hide_axes(ax)
             if ax is line[0] or y[query] < 0:
                 ax.set_title(_name(int(y[item]), names), fontsize=7)
                 continue

@@ -389,7 +389,6 @@ ENTRIES: dict[str, Entry] = {
         test=st.builds(image_dataset, class_names=st.sampled_from([["d", "e", "f"], [*"abc"]])),
     ),
     "datasets.dataset_names": entry(datasets.dataset_names, short=1, long=1),
-    "datasets.standin_names": entry(datasets.standin_names, short=1, long=1),
     "datasets.download": entry(datasets.download, name=name("emoji", "folder", "table")),
     "datasets.load_dataset": entry(
         datasets.load_dataset,
@@ -397,14 +396,6 @@ ENTRIES: dict[str, Entry] = {
         table=optional(path("/no/such.csv")),
     ),
     "datasets.raw_pixels": entry(datasets.raw_pixels, dataset=st.builds(image_dataset)),
-    "datasets.recall_at": entry(datasets.recall_at, dataset=st.sampled_from(["cub", "sop", "x"])),
-    "datasets.write_standin": entry(
-        datasets.write_standin,
-        name=name("table"),
-        root=st.just("/dev/null/x"),  # nothing can be written there
-        images=count,
-        short=10,
-    ),
     "images.eval_transform": entry(
         lambda **options: images.eval_transform(**options)(image),
         of=images.eval_transform,

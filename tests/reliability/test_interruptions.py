@@ -25,7 +25,8 @@ from tiny_training import assert_same_files, make_splits, read_csv, tiny
 
 import bgl._io as io
 import bgl.training.interruption as interruption
-from bgl.datasets import Splits, write_standin
+from benchmarks.standin import write_standin
+from bgl.datasets import Splits
 from bgl.training import Interrupted, Progress, TrainConfig, TrainResult, train
 from bgl.training.checkpoint import random_state, restore_random_state
 
