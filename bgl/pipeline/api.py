@@ -48,7 +48,7 @@ def train(
 ) -> Trained:
     """Train and measure on a dataset, as ``bgl train`` does.
 
-    A call that was interrupted goes on when it is repeated with its ``output_dir``.
+    A call that was interrupted is resumed by repeating it with its ``output_dir``.
 
     Args:
         data: The name of a dataset, a folder with ``train/CLASS/*`` and ``test/CLASS/*``, or

@@ -1,4 +1,4 @@
-"""Save and restore what an interrupted run needs to go on bit for bit."""
+"""Checkpoints from which an interrupted run resumes bit for bit."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Position:
 def save_checkpoint(
     path: Path, config: TrainConfig, digest: str, parts: dict[str, Any], position: Position
 ) -> None:
-    """Write everything a run needs to go on bit for bit.
+    """Write everything a run needs to resume bit for bit.
 
     Args:
         path: File to write.

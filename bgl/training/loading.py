@@ -32,7 +32,7 @@ def seeded_batches(sampler: BatchSampler, seed: int, epoch: int) -> list[list[Ke
     """Return the batches of an epoch, with a seed for every image.
 
     The seed of an image depends on the run's seed, the epoch and the image's place in the
-    epoch alone. So a run can go on in the middle of an epoch, with any number of loading
+    epoch alone. So a run can resume in the middle of an epoch, with any number of loading
     processes, and each of several processes can load its share of a batch.
 
     Example:

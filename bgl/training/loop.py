@@ -89,7 +89,7 @@ def train(
     The folder receives ``metrics.csv`` (a line per epoch), the model of the chosen epoch
     (``model.safetensors`` and ``model.json``, for :func:`bgl.models.load`),
     ``embeddings.safetensors`` (the training set's, by that model) and, while it runs,
-    ``checkpoint.pt``: a run that was interrupted goes on from there when called again with the
+    ``checkpoint.pt``: a run that was interrupted resumes there when called again with the
     same configuration and folder, with the same result as if it had not been interrupted. The
     checkpoint is written after every epoch, after the running step on SIGINT or SIGTERM, and
     when a loading process is lost.
@@ -267,7 +267,7 @@ def _train(
                     models.save(model, folder, encoder.config)
                 write_history(folder / "metrics.csv", history)
             save()
-            accelerator.wait_for_everyone()  # nobody goes on before it is written
+            accelerator.wait_for_everyone()  # no process continues before it is written
             progress.epoch(row)
             interruption.check(device)
     except Interrupted:
@@ -345,7 +345,7 @@ def evaluate_epoch(
 
 
 def freeze_batch_norm(module: nn.Module) -> None:
-    """Normalise with the pretrained statistics; weights and biases go on learning.
+    """Normalise with the pretrained statistics; weights and biases keep learning.
 
     With per-class batches the batch's own statistics would give labels away and depend on what
     else is in the batch.

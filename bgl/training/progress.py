@@ -19,7 +19,7 @@ class TrainingRun:
     Args:
         config: What is trained.
         encoder: The model as it is at the moment.
-        resumed: Whether the run goes on from a checkpoint.
+        resumed: Whether the run was resumed from a checkpoint.
     """
 
     config: TrainConfig
@@ -34,7 +34,7 @@ class Progress:
     """
 
     def begin(self, run: TrainingRun, epochs: int) -> None:
-        """Note that a run begins, or goes on after ``epochs`` epochs."""
+        """Note that a run begins, or resumes after ``epochs`` epochs."""
 
     def start(self, what: str, total: int) -> None:
         """Note that a stage with ``total`` items begins."""

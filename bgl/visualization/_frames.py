@@ -11,7 +11,7 @@ from torch_geometric.data import Data
 
 from bgl.visualization._encode import text64, weights64
 from bgl.visualization._style import edge_weights
-from bgl.visualization.batch_graph import spread, spring_layout
+from bgl.visualization.batch_graph import separate_nodes, spring_layout
 
 EDGES_PER_NODE = 30  # more are not kept: the weakest go first
 LAYOUT_EDGES = 1200
@@ -96,7 +96,7 @@ def graph_payload(
         "nodes": list(nodes),
         "atlas": atlas,
         "notes": list(notes),
-        "positions": [text64(spread(points).ravel(), "f4") for points in positions],
+        "positions": [text64(separate_nodes(points).ravel(), "f4") for points in positions],
         "frames": [
             {
                 "epoch": frame.epoch,

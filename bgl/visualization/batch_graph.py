@@ -19,11 +19,11 @@ from bgl.visualization._style import (
     NODES,
     OTHER_CLASS,
     SAME_CLASS,
-    hide_axes,
     check_images,
     check_nodes,
     class_colors,
     edge_weights,
+    hide_axes,
     new_axes,
     place_images,
 )
@@ -88,9 +88,9 @@ def draw_batch_graph(
     if layout == "embedding":
         if data.x is None:
             raise ValueError('Expected argument `data` to have features `x` for "embedding"')
-        points = spread(project(data.x, seed=seed))
+        points = separate_nodes(project(data.x, seed=seed))
     else:
-        points = spread(spring_layout(n, shown, seed))
+        points = separate_nodes(spring_layout(n, shown, seed))
 
     ax = new_axes(ax, (9, 9))
     y = None if data.y is None else data.y.tolist()
@@ -171,7 +171,7 @@ def spring_layout(
     return np.array([position[i] for i in range(n)])
 
 
-def spread(points: np.ndarray) -> np.ndarray:
+def separate_nodes(points: np.ndarray) -> np.ndarray:
     """Fill the unit square and push nodes apart that would cover each other."""
     ranks = points.argsort(axis=0).argsort(axis=0) / max(len(points) - 1, 1)
     extent = np.ptp(points, axis=0) + 1e-9

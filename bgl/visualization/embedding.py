@@ -13,9 +13,9 @@ from torch_geometric.data import Data
 from bgl._checks import check_index_vector, check_int, check_matrix
 from bgl.visualization._style import (
     NODES,
-    hide_axes,
     check_images,
     class_colors,
+    hide_axes,
     new_axes,
     place_images,
 )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bgl._checks import check_index_vector, check_int, check_matrix
 from bgl._neighbors import nearest
-from bgl.visualization._style import OTHER_CLASS, SAME_CLASS, hide_axes, check_images
+from bgl.visualization._style import OTHER_CLASS, SAME_CLASS, check_images, hide_axes
 
 
 def retrieval_grid(
