@@ -125,10 +125,16 @@ def check_callable(value: Any, name: str) -> None:
         raise ValueError(f"Expected argument `{name}` to be callable, got {describe(value)}")
 
 
-def check_device(device: str | torch.device) -> None:
-    """Raise unless PyTorch can compute on ``device``, here and now."""
+def check_device(device: str | torch.device) -> torch.device:
+    """Raise unless PyTorch can compute on ``device``, here and now; return it.
+
+    "auto" is a GPU if there is one.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.zeros(1, device=device).item()
+        return torch.device(device)
     except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(

@@ -5,6 +5,8 @@ bgl eval RUN          measure a trained model on a dataset
 bgl explore RUN       write the explorer page of a run
 bgl search …          index images with a trained model, find the nearest
 bgl datasets [NAME]   list the datasets, check or fetch one
+
+--plugin MODULE       with any command: import your own blocks, losses, datasets … first
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import Any, TextIO
 
 import bgl
 from bgl._memory import out_of_memory
+from bgl._plugins import import_plugins
 
 __all__ = ["main"]
 
@@ -33,8 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"bgl {bgl.__version__}")
     parser.add_argument("command", choices=COMMANDS, metavar="command", help=", ".join(COMMANDS))
-    options = parser.parse_args(words[:1])
     try:
+        words, plugins = import_plugins(words)
+        options = parser.parse_args(words[:1])
+        if options.command == "train":  # which repeats them in what it says
+            words += [word for name in plugins for word in ("--plugin", name)]
         with warnings.catch_warnings(), out_of_memory("use a smaller --batch-size"):
             warnings.showwarning = _show_warning
             return COMMANDS[options.command](words[1:])

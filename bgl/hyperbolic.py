@@ -52,10 +52,10 @@ def to_poincare_ball(x: Tensor, *, c: float, clip_radius: float | None = None) -
     tensor([[0.4570, 0.6093],
             [0.0000, 0.0000]])
     """
-    _check_curvature(c)
+    _check_positive(c)
     _check_floating(x, "x")
     if clip_radius is not None:
-        check_real(clip_radius, "clip_radius", minimum=0, exclusive=True)
+        _check_positive(clip_radius, "clip_radius")
     with torch.autocast(x.device.type, enabled=False):
         x = at_least_float32(x)
         if clip_radius is not None:
@@ -86,7 +86,7 @@ def from_poincare_ball(z: Tensor, *, c: float) -> Tensor:
     >>> from_poincare_ball(torch.tensor([[0.5, 0.0]]), c=1.0)
     tensor([[0.5493, 0.0000]])
     """
-    _check_curvature(c)
+    _check_positive(c)
     _check_floating(z, "z")
     with torch.autocast(z.device.type, enabled=False):
         z = at_least_float32(z)
@@ -222,7 +222,7 @@ def rank_factors(x: Tensor, *, c: float) -> tuple[Tensor, Tensor, Tensor]:
     >>> left[:1] @ right.T
     tensor([[0.0000, 0.3333, 1.7778]])
     """
-    _check_curvature(c)
+    _check_positive(c)
     check_matrix(x)
     x = math.sqrt(c) * at_least_float32(x)
     square = _squared_norm(x)
@@ -254,9 +254,9 @@ class ToPoincareBall(nn.Module):
 
     def __init__(self, c: float = 0.1, clip_radius: float | None = 2.3) -> None:
         super().__init__()
-        self.c = _check_curvature(c)
+        self.c = _check_positive(c)
         if clip_radius is not None:
-            clip_radius = check_real(clip_radius, "clip_radius", minimum=0, exclusive=True)
+            clip_radius = _check_positive(clip_radius, "clip_radius")
         self.clip_radius = clip_radius
 
     def forward(self, x: Tensor) -> Tensor:
@@ -294,7 +294,7 @@ class HyperbolicDistance(BaseDistance):
 
     def __init__(self, c: float = 0.1) -> None:
         super().__init__(normalize_embeddings=False, is_inverted=False)
-        self.c = _check_curvature(c)
+        self.c = _check_positive(c)
 
     def check_shapes(self, query_emb: Tensor, ref_emb: Tensor | None) -> None:
         """Raise unless both are sets of points of the ball (called by the library)."""
@@ -326,9 +326,11 @@ class HyperbolicDistance(BaseDistance):
         return f"c={self.c}"
 
 
-def _check_curvature(c: float) -> float:
-    """Raise unless ``c`` is a positive number, the curvature of a ball being ``-c``; return it."""
-    return check_real(c, "c", minimum=0, exclusive=True)
+def _check_positive(value: float, name: str = "c") -> float:
+    """Raise unless ``value`` is a positive number; return it."""
+    if torch.compiler.is_compiling():  # it may be a symbol, which cannot be asked if it is finite
+        return value
+    return check_real(value, name, minimum=0, exclusive=True)
 
 
 def _check_floating(x: Tensor, name: str) -> None:
@@ -340,7 +342,7 @@ def _check_floating(x: Tensor, name: str) -> None:
 
 
 def _check_pair(x: Tensor, y: Tensor, c: float, names: tuple[str, str] = ("x", "y")) -> None:
-    _check_curvature(c)
+    _check_positive(c)
     check_matrix(x, names[0], "[Q, C]")
     check_matrix(y, names[1], "[R, C]")
     if x.size(1) != y.size(1):

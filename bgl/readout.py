@@ -53,7 +53,7 @@ class LinearReadout(nn.Module):
                 f"Expected argument `mean` to be a tensor of shape [{weight.size(1)}], one entry "
                 f"per column of `weight`, but got {tuple(getattr(mean, 'shape', ()))}"
             )
-        self.register_buffer("mean", mean)
+        self.register_buffer("mean", mean.to(weight.dtype))
         self.register_buffer("weight", weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class LinearReadout(nn.Module):
                 f"Expected argument `x` to have {self.weight.size(1)} channels, as the embeddings "
                 f"that the readout was fitted on, but got {x.size(1)}"
             )
-        return (x.to(self.mean.dtype) - self.mean) @ self.weight.t()
+        return (x.to(self.weight.dtype) - self.mean) @ self.weight.t()
 
     def extra_repr(self) -> str:
         """Show the dimensions."""

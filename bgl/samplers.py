@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -12,6 +13,24 @@ from torch.nn.functional import normalize
 from torch.utils.data import Sampler
 
 from bgl._checks import check_finite, check_index_vector, check_int, check_matrix
+from bgl._registry import Registry
+
+
+class BatchSampler(Protocol):
+    """What a run asks of a sampler: full batches of indices, the same for the same epoch."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[list[int]]: ...
+    def set_epoch(self, epoch: int, /) -> None: ...
+
+
+@runtime_checkable
+class ClassPositions(Protocol):
+    """A sampler that is told where the classes are, and keeps it in checkpoints."""
+
+    def set_positions(self, positions: Tensor, /) -> None: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any], /) -> None: ...
 
 
 class ClassBalancedSampler(Sampler[list[int]]):
@@ -236,3 +255,10 @@ def _members(labels: Tensor) -> tuple[list[int], list[np.ndarray]]:
     order = np.argsort(values, kind="stable")
     classes, starts = np.unique(values[order], return_index=True)
     return classes.tolist(), np.split(order, starts[1:])
+
+
+#: Batch samplers by name, built from labels, batch size, samples of each class, seed and batches in
+#: an epoch (or None), with the option ``neighbors`` if there is one.
+SAMPLERS: Registry[Callable[..., BatchSampler]] = Registry(
+    "sampler", 5, {"class-balanced": ClassBalancedSampler}
+)

@@ -1,4 +1,4 @@
-"""Sphinx: ``sphinx-build -W docs build/docs`` writes the site; it needs no network to be read."""
+"""Sphinx configuration; ``sphinx-build -W docs build/docs`` writes a site that works offline."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 
 autodoc_default_options = {"members": True, "member-order": "bysource"}
+autodoc_inherit_docstrings = False  # leaves out members such as torch's `extra_repr`
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 napoleon_custom_sections = ["Shapes"]
@@ -39,12 +40,12 @@ html_math_renderer = "mathml"
 
 
 def mathml(tex: str, display: bool) -> str:
-    """A formula as MathML, which browsers show without scripts and fonts from elsewhere."""
+    """Render a formula as MathML, which browsers show without scripts or external fonts."""
     if "&" in tex:
         tex = rf"\begin{{align*}}{tex}\end{{align*}}"
     shown = str(convert(tex.replace(r"\Vert", r"\|"), display="block" if display else "inline"))
     if "\\" in shown:
-        raise ValueError(f"a command is not known in the formula {tex}")
+        raise ValueError(f"Expected commands that latex2mathml knows, but got the formula {tex}")
     return shown
 
 

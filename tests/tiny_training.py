@@ -11,12 +11,6 @@ from safetensors.torch import load_file
 
 from bgl.datasets import ImageDataset, Splits
 from bgl.training import TrainConfig
-from bgl.training.config import (
-    BatchFormerOptions,
-    BGFormerOptions,
-    DyBGROptions,
-    IAAOptions,
-)
 
 SIDE, WIDTH, DIM = 32, 96, 8  # image side, features of test_resnet, embedding
 
@@ -53,12 +47,15 @@ def tiny(**options: Any) -> TrainConfig:
         "lr": 1e-3,
         "device": "cpu",
         "workers": 0,
-        "dybgr": DyBGROptions(k=4, num_iterations=2),
-        "bgformer": BGFormerOptions(heads=2, k=4),
-        "batchformer": BatchFormerOptions(heads=2),
-        "iaa": IAAOptions(start=0.0, update_every=2, num_neighbors=3),
     }
-    return TrainConfig(**{**defaults, **options})
+    parts = {
+        "dybgr": {"k": 4, "num_iterations": 2},
+        "bgformer": {"heads": 2, "k": 4},
+        "batchformer": {"heads": 2},
+        "iaa": {"start": 0.0, "update_every": 2, "num_neighbors": 3},
+        **options.pop("options", {}),
+    }
+    return TrainConfig(**{**defaults, **options}, options=parts)
 
 
 def read_csv(folder: Path) -> list[dict[str, str]]:

@@ -1,1 +1,1 @@
-"""Builders of data that the package and the studies hold."""
+"""Scripts that build the packaged emoji and the data of some studies."""

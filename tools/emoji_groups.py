@@ -1,4 +1,4 @@
-"""Which emoji are variants of one another, and so belong in the same part of the dataset."""
+"""Group emoji that are variants of one another and so belong in the same part of the dataset."""
 
 from __future__ import annotations
 
@@ -104,11 +104,11 @@ FAMILIES = [
 
 
 def group_key(name: str) -> str:
-    """What variants of one emoji have in common, so that a split can keep them together.
+    """Return a key that variants of one emoji share, so that a split can keep them together.
 
-    A family of look-alikes (clock faces, hearts, keycaps, arrows, ...) has one key. Other names
-    lose the words for sex and age, for colour, size and state, and all that follows a word like
-    "with" or "behind"; what is left is the key, or "person" where nothing is.
+    A family of look-alikes (clock faces, hearts, keycaps, arrows, ...) has one key. From other
+    names, words for sex, age, colour, size and state are removed, and everything after a word like
+    "with" or "behind". The rest is the key, or "person" if nothing is left.
 
     >>> group_key("woman-running"), group_key("two-thirty"), group_key("house-with-garden")
     ('running', 'clock', 'house')
@@ -125,7 +125,7 @@ def group_key(name: str) -> str:
 
 
 def split_groups(classes: dict[str, str]) -> dict[str, str]:
-    """The part of every class, given its group: 300 to train, half to test, the rest to val."""
+    """Assign every class to a part by its group: 300 to train, half to test, the rest to val."""
     members: dict[str, list[str]] = defaultdict(list)
     for name in sorted(classes):
         members[classes[name]].append(name)

@@ -111,7 +111,7 @@ def disagreement(sides: Sides, peer: Peer) -> float:
     return worst
 
 
-def seconds_of(work: Callable[[], object], span: float = SPAN) -> float:
+def seconds_of(work: Callable[[], object], span: float) -> float:
     """Median CPU seconds of a call on one thread."""
     timer = Timer("work()", globals={"work": work}, timer=time.process_time)
     return timer.blocked_autorange(min_run_time=span).median

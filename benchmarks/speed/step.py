@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.speed.measure import seconds_of
+from benchmarks.speed.measure import SPAN, seconds_of
 from bgl.datasets import load_dataset
 from bgl.images import train_transform
 from bgl.models import BatchGraphModel
@@ -81,6 +82,7 @@ def passes(function: Callable[..., Any], *inputs: Tensor) -> None:
 
 def measure_step(step: Step, small: bool) -> dict[str, Any]:
     """CPU seconds and FLOP of the parts of a step, for its whole batch."""
+    clock = partial(seconds_of, span=0.0 if small else SPAN)
     config = step.config(small)
     torch.manual_seed(0)
     model, info = build_model(config)
@@ -105,12 +107,12 @@ def measure_step(step: Step, small: bool) -> dict[str, Any]:
         optimizer.step()
 
     seconds = {
-        "data": seconds_of(lambda: next(iter(loader))),
-        "encoder": seconds_of(lambda: passes(model.backbone, images)) * n / encoded,
-        "graph": seconds_of(lambda: passes(lambda v: model.contextualize(v, labels)[0], x)),
-        "head": seconds_of(lambda: passes(model.head, torch.cat([x, x]))),
-        "loss": 2 * seconds_of(lambda: passes(lambda v: criterion(v, labels), z)),
-        "optimiser": seconds_of(update),
+        "data": clock(lambda: next(iter(loader))),
+        "encoder": clock(lambda: passes(model.backbone, images)) * n / encoded,
+        "graph": clock(lambda: passes(lambda v: model.contextualize(v, labels)[0], x)),
+        "head": clock(lambda: passes(model.head, torch.cat([x, x]))),
+        "loss": 2 * clock(lambda: passes(lambda v: criterion(v, labels), z)),
+        "optimiser": clock(update),
     }
     return {
         "name": step.name,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import statistics
@@ -15,8 +14,8 @@ from typing import Any
 import yaml
 
 from bgl._io import write_text
-from bgl.models import BLOCKS
 from bgl.pipeline import parse
+from bgl.pipeline.options import as_word, option_words
 from bgl.training import TrainConfig
 
 Options = dict[str, Any]  # options of run.py without their dashes
@@ -33,7 +32,7 @@ class Training:
     @property
     def command(self) -> list[str]:
         """The words that repeat it alone."""
-        words = [_words(name, value) for name, value in self.options.items()]
+        words = [option_words(name, value) for name, value in self.options.items()]
         return ["benchmarks/run.py", *itertools.chain(*words), "--seed", str(self.seed)]
 
     @property
@@ -49,12 +48,12 @@ class Training:
     @property
     def slug(self) -> str:
         """A name for its folder."""
-        given = "-".join(f"{name}={_word(value)}" for name, value in self.options.items())
+        given = "-".join(f"{name}={as_word(value)}" for name, value in self.options.items())
         name = f"{self.arm}-{given}-seed{self.seed}"
         return "".join(c if c.isalnum() or c in "-=+._" else "_" for c in name)
 
     def __str__(self) -> str:
-        given = " ".join(f"{name}={_word(value)}" for name, value in self.options.items())
+        given = " ".join(f"{name}={as_word(value)}" for name, value in self.options.items())
         return f"{self.arm}, seed {self.seed} ({given})"
 
 
@@ -70,21 +69,16 @@ def resolve(*words: str) -> TrainConfig:
 @cache
 def key_of(*words: str) -> str:
     """:func:`config_key` of the configuration that the words name."""
-    return config_key(dataclasses.asdict(resolve(*words)))
+    return config_key(resolve(*words).to_dict())
 
 
 def config_key(values: dict[str, Any]) -> str:
     """All of a configuration that can change a result, as text. What ``values`` lack is newer
     than them and had its default then."""
-    config = dataclasses.asdict(TrainConfig())
-    for name, default in config.items():
-        given = values.get(name, default)
-        config[name] = {**default, **given} if isinstance(default, dict) else given
-    unused = {"device", "workers", *BLOCKS} - set(config["method"].split("+"))
+    config = TrainConfig.from_dict(values).to_dict()
+    unused = {"device", "workers"}
     if config["method"] == "none":
         unused.add("alpha")
-    if config["augmentation"] == "none":
-        unused.add("iaa")
     return json.dumps({name: value for name, value in config.items() if name not in unused})
 
 
@@ -195,18 +189,6 @@ class Study:
             yield from (Training(arm, options, 0) for options in self.combinations(arm))
         for sweep in self.sweeps.values():
             yield from self.swept(sweep, self.combinations(sweep.arm)[0])
-
-
-def _words(name: str, value: Any) -> list[str]:
-    """An option as run.py reads it."""
-    if isinstance(value, bool) and "." not in name:  # a flag
-        return [f"--{name}" if value else f"--no-{name}"]
-    return [f"--{name}", _word(value)]
-
-
-def _word(value: Any) -> str:
-    """A value as run.py reads it."""
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def validation(entry: dict[str, Any]) -> float:

@@ -7,12 +7,16 @@ IEEE Transactions on Multimedia, 2022.
 from bgl.augment.correction import NeighborCorrection
 from bgl.augment.intra_class import IntraClassAugmentation, StrengthSchedule
 from bgl.augment.loss import AugmentedLoss
+from bgl.augment.plan import AUGMENTATIONS, AugmentationPlan, iaa
 from bgl.augment.statistics import ClassStatistics
 
 __all__ = [
+    "AUGMENTATIONS",
+    "AugmentationPlan",
     "AugmentedLoss",
     "ClassStatistics",
     "IntraClassAugmentation",
     "NeighborCorrection",
     "StrengthSchedule",
+    "iaa",
 ]

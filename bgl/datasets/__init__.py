@@ -4,13 +4,23 @@ from bgl._extras import extra
 
 with extra("train"):
     from bgl.datasets.base import ImageDataset, Splits
+    from bgl.datasets.listing import Listing
     from bgl.datasets.pixels import raw_pixels
-    from bgl.datasets.registry import RECALL_AT, dataset_names, download, load_dataset, recall_at
+    from bgl.datasets.registry import (
+        READERS,
+        RECALL_AT,
+        dataset_names,
+        download,
+        load_dataset,
+        recall_at,
+    )
     from bgl.datasets.standin import standin_names, write_standin
 
 __all__ = [
+    "READERS",
     "RECALL_AT",
     "ImageDataset",
+    "Listing",
     "Splits",
     "dataset_names",
     "download",

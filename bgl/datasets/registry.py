@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from bgl._checks import check_choice
+from bgl._registry import Registry
 from bgl.datasets.base import Splits
 from bgl.datasets.cars import CARS
 from bgl.datasets.cub import CUB
@@ -12,6 +14,7 @@ from bgl.datasets.downloading import Progress, download_source
 from bgl.datasets.emoji import load_emoji
 from bgl.datasets.folder import read_folder
 from bgl.datasets.inshop import INSHOP
+from bgl.datasets.listing import Listing
 from bgl.datasets.sop import SOP
 from bgl.datasets.source import Source
 from bgl.datasets.splits import build_splits
@@ -30,6 +33,10 @@ SOURCES: dict[str, Source] = {
     "vehicleid-large": VEHICLEID_LARGE,
 }
 
+#: Readers of a folder, for datasets of your own: called with the folder, they return a
+#: :class:`Listing` of its images.
+READERS: Registry[Callable[[str | Path], Listing]] = Registry("dataset", 1, {"folder": read_folder})
+
 #: The K of Recall@K where a dataset has no others of its own.
 RECALL_AT = (1, 2, 4, 8)
 
@@ -39,10 +46,10 @@ def dataset_names() -> tuple[str, ...]:
 
     Example:
         >>> dataset_names()
-        ('emoji', 'folder', 'table', 'cub', 'cars', 'sop', 'inshop', 'vehicleid',
+        ('emoji', 'table', 'folder', 'cub', 'cars', 'sop', 'inshop', 'vehicleid',
          'vehicleid-small', 'vehicleid-medium', 'vehicleid-large')
     """
-    return ("emoji", "folder", "table", *SOURCES)
+    return ("emoji", "table", *READERS, *SOURCES)
 
 
 def recall_at(dataset: str) -> tuple[int, ...]:
@@ -125,7 +132,7 @@ def load_dataset(
             + (f". {source.instructions()}" if source is not None else "")
         )
     else:
-        listing = source.load(root) if source is not None else read_folder(root)
+        listing = READERS[name](root) if source is None else source.load(root)
     return build_splits(
         source.name if source is not None else name,
         listing,

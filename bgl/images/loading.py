@@ -70,7 +70,7 @@ def load_batches(
     Args:
         images: Where they come from.
         batches: The keys of every batch.
-        workers: Loading processes; 0: this process loads.
+        workers: Loading processes, at most one for each batch; 0: this process loads.
         pin_memory: Whether batches go to a GPU.
         seed: Of the first worker's own generators; the others count up from it.
 
@@ -85,6 +85,7 @@ def load_batches(
         >>> [(len(x), broken) for x, broken in load_batches(torch.zeros(3, 3, 4, 4), [[0, 1], [2]])]
         [(2, {}), (1, {})]
     """
+    workers = min(workers, len(batches))
     # where children of a fork server die nobody is told: their loss would show after TIMEOUT only
     forked = sys.platform == "linux" and multiprocessing.get_start_method() == "forkserver"
     loader = DataLoader(

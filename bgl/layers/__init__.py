@@ -5,6 +5,7 @@ from bgl.layers.attention_graph import AttentionGraph
 from bgl.layers.batch_graph_conv import BatchGraphConv
 from bgl.layers.batchformer import BatchFormerBlock
 from bgl.layers.bgformer import BGFormerBlock
+from bgl.layers.block import BatchBlock
 from bgl.layers.dybgr import DyBGR, DyBGRBlock
 from bgl.layers.label_graph import LabelGraph
 from bgl.layers.random_graph import RandomGraph, RandomGraphBlock
@@ -14,6 +15,7 @@ __all__ = [
     "AdaptiveGraph",
     "AttentionGraph",
     "BGFormerBlock",
+    "BatchBlock",
     "BatchFormerBlock",
     "BatchGraphConv",
     "DyBGR",

@@ -119,9 +119,14 @@ class DyBGRBlock(BatchBlock):
 
     Args:
         channels: Feature dimension C.
-        k, num_iterations, lam, beta, epsilon, formulation: see :class:`DyBGR`.
+        k: Number of neighbours.
+        num_iterations: How often graph and features are refined in turn, ≥ 0.
+        lam: Weight λ of the contextual similarity, ≥ 0.
+        beta: Weight β of the label correlation.
+        epsilon: Share ε of the neighbours in the mix, in [0, 1].
         ffn_ratio: Hidden width of the FFN relative to ``channels``.
         norm: ``"layer"`` (LayerNorm, as released) or ``"graph"`` (PyG's GraphNorm).
+        formulation: ``"released"`` or ``"paper"``, see :class:`AdaptiveGraph`.
 
     Shapes:
         - ``x`` [N, C]; ``y`` [N] or None; ``batch`` [N] or None

@@ -29,7 +29,7 @@ def neighbor_products(a: Tensor, x: Tensor, source: Tensor, values: Tensor | Non
 
 def edge_sums(x: Tensor, edge_index: Tensor, weight: Tensor) -> Tensor:
     """Σ_j a_ij x_j [N, C] along an edge list in any order."""
-    source, target = edge_index.long()
+    source, target = edge_index.long().contiguous()
     if not readable(target) or bool((target.diff() < 0).any()):
         target, order = target.sort(stable=True)
         source, weight = source[order], weight[order]
@@ -41,7 +41,7 @@ def _bags(source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Edges, the target of each, and where a target's edges start."""
     rows, k = source.shape
     row = torch.arange(rows, device=source.device)
-    return source.flatten(), row.repeat_interleave(k), row * k
+    return source.flatten().contiguous(), row.repeat_interleave(k), row * k
 
 
 def _contract(
@@ -158,7 +158,7 @@ class EdgeConv(MessagePassing):
 
     def aggregate_edges(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None) -> Tensor:
         """Sums of ``x`` [N, ...] for weights [E], or for heads [N, H, d] of weights [E, H]."""
-        edge_list = type(edge_index) is Tensor and edge_index.layout == torch.strided
+        edge_list = is_edge_list(edge_index)
         if edge_list or not hasattr(edge_index, "size"):
             check_edge_index(edge_index, x.size(0))
         if edge_list and edge_weight is not None:
@@ -179,7 +179,12 @@ class EdgeConv(MessagePassing):
         return edge_weight.view(*edge_weight.shape, *[1] * (x_j.dim() - edge_weight.dim())) * x_j
 
 
-def check_edge_weight(edge_weight: Tensor, edges: int, x: Tensor) -> None:
+def is_edge_list(edge_index: Tensor) -> bool:
+    """Is this a plain tensor of edges, not PyG's ``EdgeIndex`` or a sparse adjacency?"""
+    return type(edge_index) is Tensor and edge_index.layout == torch.strided
+
+
+def check_edge_weight(edge_weight: Tensor | None, edges: int, x: Tensor) -> None:
     """Raise unless there is a floating-point weight for each edge, or each edge and head."""
     shapes = [(edges,)] if x.dim() == 2 else [(edges,), (edges, x.size(1))]
     if (

@@ -154,26 +154,30 @@ class Pairs:
                 runs.append((end, end + size, False))
         blocks = []
         for begin, end, several in runs:
-            step = self._step(end - begin)
-            for first in range(begin, end, step):
-                rows = slice(first, min(first + step, end))
-                blocks.append(Block(rows, slice(begin, end), self.graph if several else None))
+            count, step = self._steps(end - begin)
+            if len(runs) == count == 1:  # a compiled graph would take a number for a constant
+                return [Block(slice(None), slice(None), self.graph if several else None)]
+            for first in (begin + i * step for i in range(count)):
+                last = end if count == 1 else min(first + step, end)
+                graph = self.graph if several else None
+                blocks.append(Block(slice(first, last), slice(begin, end), graph))
         return blocks
 
-    def _step(self, width: int) -> int:
-        """Rows in a block of so many columns."""
+    def _steps(self, width: int) -> tuple[int, int]:
+        """How many blocks for so many columns, and the rows of each."""
         pairs = width * width
         most = block_pairs(self.node.device, pairs)
         if pairs <= most:
-            return max(1, width)
+            return 1, width
         if torch.compiler.is_compiling():
-            return -(-width // COMPILED_BLOCKS)
-        return max(1, most // width)
+            return COMPILED_BLOCKS, -(-width // COMPILED_BLOCKS)
+        step = max(1, most // width)
+        return -(-width // step), step
 
-    @torch.no_grad()
     def blockwise(self, look: Callable[[int, Block], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """What ``look`` finds for the rows of each block, put together."""
-        parts = [look(i, block) for i, block in enumerate(self.blocks)]
+        with torch.no_grad():
+            parts = [look(i, block) for i, block in enumerate(self.blocks)]
         return parts[0] if len(parts) == 1 else tuple(map(torch.cat, zip(*parts, strict=True)))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from bgl._checks import describe
-from bgl.layers.edge_sums import EdgeConv
+from bgl.layers.edge_sums import EdgeConv, check_edge_weight, is_edge_list
 
 
 class StructureConstrainedAttention(EdgeConv):
@@ -48,4 +48,6 @@ class StructureConstrainedAttention(EdgeConv):
                 "Expected argument `value` to be a floating-point tensor of shape [N, H, d], "
                 f"but got {describe(value)}"
             )
+        if edge_weight is None and is_edge_list(edge_index):
+            check_edge_weight(edge_weight, edge_index.size(-1), value)
         return self.aggregate_edges(value, edge_index, edge_weight).to(value.dtype)

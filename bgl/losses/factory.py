@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from pytorch_metric_learning import distances, losses, miners
@@ -11,34 +12,79 @@ from torch import Tensor, nn
 
 from bgl._checks import check_choice, check_index_vector, check_matrix
 from bgl._precision import in_precision_of
+from bgl._registry import Registry
 from bgl.hyperbolic import HyperbolicDistance
 from bgl.losses.pairwise import PairwiseCrossEntropyLoss
 
-# name -> (class, defaults, default miner, works with a distance that is no similarity)
-_LOSSES: dict[str, tuple[Callable[..., nn.Module], dict[str, Any], str, bool]] = {
-    "pairwise-ce": (PairwiseCrossEntropyLoss, {"temperature": 0.1}, "none", True),
-    "multi-similarity": (
-        losses.MultiSimilarityLoss,
-        {"alpha": 2.0, "beta": 40.0, "base": 0.5},
-        "multi-similarity",
-        False,
-    ),
-    "contrastive": (losses.ContrastiveLoss, {"pos_margin": 0.8, "neg_margin": 0.5}, "none", False),
-    "triplet": (losses.TripletMarginLoss, {"margin": 0.1}, "triplet-margin", True),
-    "proxy-anchor": (losses.ProxyAnchorLoss, {}, "none", False),
-    "soft-triple": (losses.SoftTripleLoss, {}, "none", False),
-    "supcon": (losses.SupConLoss, {"temperature": 0.1}, "none", False),
-}
-_WITH_PROXIES = ("proxy-anchor", "soft-triple")
 
-_MINERS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {
-    "multi-similarity": (miners.MultiSimilarityMiner, {"epsilon": 0.1}),
-    "triplet-margin": (miners.TripletMarginMiner, {"margin": 0.1, "type_of_triplets": "semihard"}),
-    "batch-hard": (miners.BatchHardMiner, {}),
-}
+@dataclass(frozen=True)
+class _Loss:
+    """Build a loss with the defaults that the papers use."""
 
-LOSS_NAMES = tuple(_LOSSES)
-MINER_NAMES = ("none", *_MINERS)
+    make: Callable[..., nn.Module]
+    defaults: dict[str, Any] = field(default_factory=dict)
+    default_miner: str = "none"
+    any_distance: bool = False  # also one that is no similarity
+    proxies: bool = False
+
+    def __call__(
+        self, num_classes: int, embedding_dim: int, distance: BaseDistance, **options: Any
+    ) -> nn.Module:
+        sizes = {"num_classes": num_classes, "embedding_size": embedding_dim}
+        return self.make(
+            **(sizes if self.proxies else {}), **{"distance": distance, **self.defaults, **options}
+        )
+
+
+@dataclass(frozen=True)
+class _Miner:
+    """Build a miner with the defaults that the papers use."""
+
+    make: Callable[..., nn.Module]
+    defaults: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, distance: BaseDistance, **options: Any) -> nn.Module:
+        return self.make(**{"distance": distance, **self.defaults, **options})
+
+
+#: Losses by name, built from the number of classes, the dimension of the embeddings, a distance
+#: and options. Attributes: ``default_miner`` (else none), ``any_distance`` (False: similarities
+#: only).
+LOSSES: Registry[Callable[..., nn.Module]] = Registry(
+    "loss",
+    3,
+    {
+        "pairwise-ce": _Loss(PairwiseCrossEntropyLoss, {"temperature": 0.1}, any_distance=True),
+        "multi-similarity": _Loss(
+            losses.MultiSimilarityLoss,
+            {"alpha": 2.0, "beta": 40.0, "base": 0.5},
+            default_miner="multi-similarity",
+        ),
+        "contrastive": _Loss(losses.ContrastiveLoss, {"pos_margin": 0.8, "neg_margin": 0.5}),
+        "triplet": _Loss(
+            losses.TripletMarginLoss,
+            {"margin": 0.1},
+            default_miner="triplet-margin",
+            any_distance=True,
+        ),
+        "proxy-anchor": _Loss(losses.ProxyAnchorLoss, proxies=True),
+        "soft-triple": _Loss(losses.SoftTripleLoss, proxies=True),
+        "supcon": _Loss(losses.SupConLoss, {"temperature": 0.1}),
+    },
+)
+
+#: Miners by name, built from a distance and options.
+MINERS: Registry[Callable[..., nn.Module]] = Registry(
+    "miner",
+    1,
+    {
+        "multi-similarity": _Miner(miners.MultiSimilarityMiner, {"epsilon": 0.1}),
+        "triplet-margin": _Miner(
+            miners.TripletMarginMiner, {"margin": 0.1, "type_of_triplets": "semihard"}
+        ),
+        "batch-hard": _Miner(miners.BatchHardMiner),
+    },
+)
 
 
 def create_loss(
@@ -53,7 +99,7 @@ def create_loss(
     Embeddings are taken in the precision of its parameters, at least float32.
 
     Args:
-        name: One of ``LOSS_NAMES``.
+        name: A name in ``LOSSES``.
         num_classes: Number of training classes (for losses with proxies).
         embedding_dim: Dimension of the embeddings (for losses with proxies).
         distance: ``"cosine"`` or a :class:`bgl.hyperbolic.HyperbolicDistance`.
@@ -67,18 +113,16 @@ def create_loss(
         >>> create_loss("triplet", num_classes=10, embedding_dim=8, margin=0.2).margin
         0.2
     """
-    check_choice(name, "loss", LOSS_NAMES)
-    make, defaults, _, any_distance = _LOSSES[name]
-    if isinstance(distance, HyperbolicDistance) and not any_distance:
-        able = [other for other, entry in _LOSSES.items() if entry[3]]
+    build = LOSSES[LOSSES.check(name, "loss")]
+    if isinstance(distance, HyperbolicDistance) and not getattr(build, "any_distance", True):
+        able = [other for other, entry in LOSSES.items() if getattr(entry, "any_distance", True)]
         raise ValueError(
             f"Expected argument `loss` to work with a hyperbolic distance ({', '.join(able)}), "
             f"got {name!r}"
         )
-    arguments = {"distance": _distance(distance), **defaults, **options}
-    if name in _WITH_PROXIES:
-        arguments = {"num_classes": num_classes, "embedding_size": embedding_dim, **arguments}
-    loss = _construct(make, arguments, "loss_options", name)
+    loss = _construct(
+        build, (num_classes, embedding_dim, _distance(distance)), options, "loss_options", name
+    )
     loss.register_forward_pre_hook(_in_its_precision, with_kwargs=True)
     return loss
 
@@ -92,7 +136,7 @@ def create_miner(
     """A miner called as ``miner(embeddings, labels)``; None for ``"none"``.
 
     Args:
-        name: One of ``MINER_NAMES``, or ``"default"``: the one usual for the loss.
+        name: A name in ``MINERS``, "none", or "default": the one usual for the loss.
         loss: Name of the loss it is for.
         distance: That of the loss, as :func:`create_loss` takes it: what is hard for a loss is
             so by its own distance.
@@ -105,17 +149,14 @@ def create_miner(
         >>> create_miner("default", "multi-similarity").epsilon
         0.1
     """
-    check_choice(loss, "loss", LOSS_NAMES)
-    check_choice(name, "miner", ("default", *MINER_NAMES))
     if name == "default":
-        name = _LOSSES[loss][2]
+        name = getattr(LOSSES[LOSSES.check(loss, "loss")], "default_miner", "none")
     if name == "none":
         if options:
             raise ValueError(f"Expected no `miner_options` without a miner, got {options!r}")
         return None
-    make, defaults = _MINERS[name]
-    arguments = {"distance": _distance(distance), **defaults, **options}
-    return _construct(make, arguments, "miner_options", name)
+    build = MINERS[MINERS.check(name, "miner")]
+    return _construct(build, (_distance(distance),), options, "miner_options", name)
 
 
 class MinedLoss(nn.Module):
@@ -144,9 +185,9 @@ class MinedLoss(nn.Module):
                 )
         labels = labels.long()  # losses with proxies take nothing else
         embeddings = in_precision_of(self.loss, embeddings)
-        mined = None if self.miner is None else self.miner(embeddings, labels)
-        value: Tensor = self.loss(embeddings, labels, mined)
-        return value
+        if self.miner is None:
+            return self.loss(embeddings, labels)
+        return self.loss(embeddings, labels, self.miner(embeddings, labels))
 
 
 def _in_its_precision(
@@ -175,11 +216,15 @@ def _distance(distance: str | BaseDistance) -> BaseDistance:
 
 
 def _construct(
-    make: Callable[..., nn.Module], arguments: dict[str, Any], option: str, name: str
+    build: Callable[..., nn.Module],
+    leading: tuple[Any, ...],
+    options: dict[str, Any],
+    argument: str,
+    name: str,
 ) -> nn.Module:
     try:
-        return make(**arguments)
+        return build(*leading, **options)
     except TypeError as error:
         raise ValueError(
-            f"Expected argument `{option}` to hold options of {name!r}: {error}"
+            f"Expected argument `{argument}` to hold options of {name!r}: {error}"
         ) from error

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch_geometric.data import Data
 
-from bgl._checks import check_index_vector, check_int, describe
+from bgl._checks import check_index_vector, check_int, check_matrix
 from bgl.hyperbolic import ToPoincareBall
 
 
@@ -41,13 +41,14 @@ class BatchGraphModel(nn.Module):
     Source: the head switch of Wang et al., IJCV 2024.
 
     Args:
-        backbone: images [N, 3, H, W] -> features [N, C].
+        backbone: Any module from a batch of N samples to features [N, C].
         blocks: Modules called as ``block(x, y=labels)``, with ``return_graph=True`` where the
             graph is asked for, and applied in turn; may be empty.
         head: features [N, C] -> embeddings [N, D].
 
     Shapes:
-        - ``images`` [N, 3, H, W]; ``labels`` [N] integers or None
+        - ``images`` whatever ``backbone`` takes, for instance [N, 3, H, W]; ``labels`` [N]
+          integers or None
         - output: :class:`BatchGraphOutput`; with ``return_graph`` (training only) its ``graphs``
           hold one PyG ``Data`` per block and iteration: ``x`` (the features that entered the
           block), ``edge_index``, ``edge_weight``, ``y``, ``block``, ``iteration``
@@ -93,16 +94,12 @@ class BatchGraphModel(nn.Module):
         return self.from_features(self.encode(images), labels, return_graph)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Features [N, C] of images [N, 3, H, W], each by itself: the first half of a call."""
-        if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point():
-            raise ValueError(
-                "Expected argument `images` to be a floating-point tensor of shape "
-                f"[N, 3, H, W], but got {describe(images)}"
-            )
+        """Encode a batch, each sample by itself, to features [N, C]: the first half of a call."""
         if self._chunk is not None and self.training:
             parts = images.split(self._chunk)
             return torch.cat([checkpoint(self.backbone, p, use_reentrant=False) for p in parts])
-        features: Tensor = self.backbone(images)
+        features = self.backbone(images)
+        check_matrix(features, "backbone(images)")
         return features
 
     def from_features(

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from inspect import signature
 from typing import Any
 
 import torch
 from torch import nn
 
-from bgl._checks import check_choice, check_int, check_real
+from bgl._checks import check_int, check_real
+from bgl._registry import Registry
 from bgl.hyperbolic import HyperbolicDistance
 from bgl.layers import BatchFormerBlock, BGFormerBlock, DyBGRBlock, RandomGraphBlock
 from bgl.models.batch_graph_model import BatchGraphModel, make_head
 
-BLOCKS: dict[str, Callable[..., nn.Module]] = {
-    "dybgr": DyBGRBlock,
-    "bgformer": BGFormerBlock,
-    "batchformer": BatchFormerBlock,
-    "random": RandomGraphBlock,
-}
+# Constructors called with the number of channels and the block's own options.
+BLOCKS: Registry[Callable[..., nn.Module]] = Registry(
+    "block",
+    1,
+    {
+        "dybgr": DyBGRBlock,
+        "bgformer": BGFormerBlock,
+        "batchformer": BatchFormerBlock,
+        "random": RandomGraphBlock,
+    },
+    grouped=True,
+)
 
 # Far above any use; a file with more is damaged, and would ask for all memory there is.
 LIMITS = {"image_size": 4096, "resize": 8192, "head_dim": 65_536}  # pixels, pixels, columns
@@ -37,16 +43,14 @@ class BlockConfig:
     """Describe one block of a model: a name in ``BLOCKS`` and its constructor's options.
 
     Raises:
-        ValueError: If the name is not known.
-        TypeError: If the constructor has no such options.
+        ValueError: If the name is not known, or the constructor has no such option.
     """
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_choice(self.name, "name", tuple(BLOCKS))
-        signature(BLOCKS[self.name]).bind(1, **self.options)  # raises TypeError as a call would
+        BLOCKS.resolve(self.name, self.options)
 
 
 @dataclass(frozen=True)

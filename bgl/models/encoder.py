@@ -10,7 +10,7 @@ from typing import Any, Protocol, overload, runtime_checkable
 import torch
 from torch import Tensor
 
-from bgl._checks import check_choice, check_int, describe
+from bgl._checks import check_choice, check_device, check_int, describe
 from bgl.images import BrokenImageError, Transform, eval_transform, read_image
 from bgl.images.loading import load_batches
 from bgl.models.batch_graph_model import BatchGraphModel
@@ -58,9 +58,7 @@ class Encoder:
     def __init__(
         self, model: BatchGraphModel, config: ModelConfig, device: str | torch.device = "cpu"
     ) -> None:
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = torch.device(device)
+        self.device = check_device(device)
         self.model = model.to(self.device).eval()
         self.config = config
         self.transform = eval_transform(config.image_size, config.mean, config.std, config.resize)

@@ -61,7 +61,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Encoder:
         ValueError: If a file cannot be read, the two do not belong together, weights are not
             finite, or there is no such device.
     """
-    check_device(device)
+    device = check_device(device)
     folder = locate(folder)
     check_files(folder)
     config = read_config(folder)

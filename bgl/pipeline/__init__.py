@@ -3,6 +3,7 @@
 from bgl._extras import extra
 
 with extra("train"):
+    from bgl.pipeline.api import Trained, train
     from bgl.pipeline.data import load_splits
     from bgl.pipeline.explorer import explore_run
     from bgl.pipeline.files import read_config, read_results
@@ -17,6 +18,7 @@ __all__ = [
     "CONFIGS",
     "Row",
     "TerminalProgress",
+    "Trained",
     "as_csv",
     "baseline_rows",
     "check_folder",
@@ -29,5 +31,6 @@ __all__ = [
     "published_rows",
     "read_config",
     "read_results",
+    "train",
     "trained_rows",
 ]

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from bgl.pipeline.arrays import RECORD_FILE, REFINED_FILE, Arrays, noted
 from bgl.pipeline.results import CONFIG_FILE, RESULTS_FILE, Results, read_record
@@ -45,25 +43,6 @@ def is_training(path: Path) -> bool:
     return path.is_dir() and ((path / CONFIG_FILE).exists() or (path / RECORD_FILE).exists())
 
 
-def from_values(values: Mapping[str, Any]) -> TrainConfig:
-    """Make a configuration from plain values, as config.yaml holds them.
-
-    Raises:
-        TypeError: If a name is unknown.
-        ValueError: If a value has the wrong type or range.
-    """
-    options = dict(values)
-    for name, hint in get_type_hints(TrainConfig).items():
-        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-            group = options.get(name, {})
-            if not isinstance(group, Mapping):
-                raise ValueError(
-                    f"Expected argument `{name}` to hold options by name, but got {group!r:.80}"
-                )
-            options[name] = hint(**group)
-    return TrainConfig(**options)
-
-
 def read_config(folder: Path) -> TrainConfig:
     """Read the configuration of a training.
 
@@ -74,7 +53,7 @@ def read_config(folder: Path) -> TrainConfig:
     path = folder / CONFIG_FILE
     values = read_record(path, dict[str, Any], "restore it, or train anew in another folder")
     try:
-        return from_values(values)
+        return TrainConfig.from_dict(values)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"Expected {path} to be a configuration of this version of bgl, but {error}: train "

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict, get_type_hints
@@ -20,14 +21,15 @@ from jsonargparse import (
 )
 
 from bgl._io import check_yaml, read_yaml, write_text
-from bgl.pipeline.files import from_values
+from bgl.augment import AUGMENTATIONS
+from bgl.models import BLOCKS
 from bgl.pipeline.results import COMMAND_FILE, read_record
 from bgl.training import TrainConfig
-from bgl.training.config import CIRCUMSTANCES
+from bgl.training.config import CIRCUMSTANCES, parts
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 LISTS = ("--method", "--seed", "--seeds", "--log")  # take several words
-OF_A_RUN = ("config", "method", "seed", "output_dir", "log", "resume", "refine")
+OF_A_RUN = ("config", "method", "seed", "output_dir", "log", "plugin", "resume", "refine")
 
 
 def load_yaml(text: str) -> Any:
@@ -78,6 +80,11 @@ def make_parser(description: str | None = None) -> ArgumentParser:
         f"given anew: --log, {circumstances}.",
     )
     parser.add_argument(
+        "--plugin",
+        action="append",
+        help="Module with blocks, losses, datasets … of your own, imported first.",
+    )
+    parser.add_argument(
         "--refine",
         action=ActionYesNo(no_prefix="no-"),
         default=False,
@@ -86,17 +93,16 @@ def make_parser(description: str | None = None) -> ArgumentParser:
     defaults = TrainConfig()
     help_of = described(TrainConfig)
     for name, hint in get_type_hints(TrainConfig).items():
-        if name in OF_A_RUN:
+        if name in OF_A_RUN or name == "options":
             continue
-        if not (isinstance(hint, type) and dataclasses.is_dataclass(hint)):
-            add_option(parser, option(name), hint, getattr(defaults, name), help_of[name])
-            continue
-        # one option for each field: an option that took the whole record would also take the name
-        # of a class, and import it
-        group, help_of_group = getattr(defaults, name), described(hint)
-        for key, kind in get_type_hints(hint).items():
-            help_text = help_of_group[key]
-            add_option(parser, f"--{name}.{key}", kind, getattr(group, key), help_text)
+        add_option(parser, option(name), hint, getattr(defaults, name), help_of[name])
+    # One option for each parameter: an option for the whole part would also take the name of a
+    # class, and import it.
+    for part, make in {**BLOCKS, **AUGMENTATIONS}.items():
+        hints = get_type_hints(make.__init__ if isinstance(make, type) else make)
+        help_of = described(make)
+        for key, default in parts(part).options(part).items():
+            add_option(parser, f"--{part}.{key}", hints[key], default, help_of.get(key, ""))
     return parser
 
 
@@ -105,8 +111,8 @@ def add_option(parser: ArgumentParser, name: str, hint: Any, default: Any, text:
     parser.add_argument(name, **kind, default=default, help=text)
 
 
-def described(kind: type) -> dict[str, str]:
-    """The descriptions of a class's arguments, from its docstring."""
+def described(kind: Callable[..., Any]) -> dict[str, str]:
+    """Read the descriptions of arguments off the docstring."""
     documented = docstring_parser.parse(kind.__doc__ or "").params
     return {parameter.arg_name: parameter.description or "" for parameter in documented}
 
@@ -166,7 +172,9 @@ def parse(argv: Sequence[str], description: str | None = None) -> Command:
             packaged = [path for path in packaged if path.is_file()]
             values = layers(parser, [*packaged, *files], words).as_dict()
             values = {name: value for name, value in values.items() if name not in OF_A_RUN}
-            configs += [from_values({**values, "method": method, "seed": seed}) for seed in seeds]
+            configs += [
+                TrainConfig.from_dict({**values, "method": method, "seed": seed}) for seed in seeds
+            ]
     except ArgumentError as error:
         raise ValueError(f"{error}; bgl train --help lists the options") from error
     folder = None if options.output_dir is None else Path(options.output_dir)
@@ -200,7 +208,7 @@ def read_file(path: Path) -> dict[str, Any]:
             f"Expected {path} to hold options in YAML (`name: value`), but it holds a "
             f"{type(content).__name__}"
         )
-    if named := {"config", "resume"} & content.keys():
+    if named := {"config", "resume", "plugin"} & content.keys():
         raise ValueError(
             f"Expected {path} to leave `{min(named)}` to the command line, but it has it"
         )
@@ -214,7 +222,7 @@ def resumed(folder: Path, given: Namespace) -> Command:
         ValueError: If the folder does not say, or anything is given that defines the result.
     """
     changes = {name: value for name, value in given.as_dict().items() if value is not None}
-    for name in ("config", "resume"):
+    for name in ("config", "plugin", "resume"):
         changes.pop(name, None)
     if fixed := sorted(changes.keys() - {"log", *CIRCUMSTANCES}):
         raise ValueError(
@@ -231,7 +239,7 @@ def resumed(folder: Path, given: Namespace) -> Command:
 def write_command(command: Command, folder: Path) -> None:
     """Keep in the run folder what ``--resume`` needs."""
     content: StoredCommand = {
-        "configs": [dataclasses.asdict(config) for config in command.configs],
+        "configs": [config.to_dict() for config in command.configs],
         "log": command.trackers,
         "refine": command.refine,
     }
@@ -247,13 +255,35 @@ def read_command(folder: Path) -> Command:
     path = folder / COMMAND_FILE
     try:
         content = read_record(path, StoredCommand, "repeat the whole command with --output-dir")
-        configs = [from_values(values) for values in content["configs"]]
+        configs = [TrainConfig.from_dict(values) for values in content["configs"]]
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(
             f"Expected argument `--resume` to name a run folder, but {path} does not say what was "
             f"run ({' '.join(str(error).split())})"
         ) from error
     return Command(configs, folder, content["log"], content["refine"])
+
+
+def option_words(name: str, value: Any) -> list[str]:
+    """Write an option as the words that :func:`parse` reads.
+
+    Example:
+        >>> option_words("dybgr", {"k": 5}), option_words("skip_broken", False)
+        (['--dybgr.k', '5'], ['--no-skip_broken'])
+    """
+    if name in BLOCKS or name in AUGMENTATIONS:
+        words = [option_words(f"{name}.{key}", item) for key, item in value.items()]
+        return [word for pair in words for word in pair]
+    if isinstance(value, bool) and "." not in name:
+        return [f"--{name}" if value else f"--no-{name}"]
+    if isinstance(value, list):
+        return [f"--{name}={as_word(value)}"]
+    return [f"--{name}", as_word(value)]
+
+
+def as_word(value: Any) -> str:
+    """Write a value as an option takes it."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def as_list(value: Any) -> list[Any]:

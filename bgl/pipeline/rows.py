@@ -107,7 +107,7 @@ def _train_alone(
     progress: Progress,
     trackers: Sequence[str],
 ) -> list[Row]:
-    resolved = dataclasses.asdict(config)
+    resolved = config.to_dict()
     write_text(folder / CONFIG_FILE, yaml.safe_dump(resolved, sort_keys=False))
     recorder = Recorder(folder, splits)
     listeners: list[Progress] = [recorder, progress]

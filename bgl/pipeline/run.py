@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
@@ -32,6 +32,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bars
 
 from bgl._io import write_text
+from bgl._plugins import import_plugins
 from bgl.datasets import Splits
 from bgl.images import BrokenImageError
 from bgl.pipeline.data import load_splits
@@ -96,60 +97,99 @@ class TerminalProgress(Progress):
         self.console.print("  ".join(parts), highlight=False)
 
 
-def benchmark(argv: list[str], console: Console, program: str) -> int:
-    """Understand the command line, check everything that can be checked, train and measure."""
-    with contextlib.ExitStack() as stack:
-        try:
-            command = parse(argv, __doc__)
-            check_trackers(command.trackers)
-            first = command.configs[0]
-            main_process = make_accelerator(first.device).is_main_process
-            splits = load_splits(first)
-            for config in command.configs:
-                check_classes(config, splits)
-            about: About = {
-                "started": f"{datetime.now():%Y-%m-%d %H:%M:%S}",
-                **describe(first, splits),
-            }
-            folder, rows = on_main_process(lambda: claim(command, splits, about, stack))
-        except (ValueError, OSError) as error:
-            complain(error)
-            return 2
+class Run:
+    """A run folder in the hands of this command: what it holds, and what is to be done in it."""
+
+    def __init__(
+        self, command: Command, splits: Splits, about: About, folder: Path, rows: list[Row]
+    ):
+        self.command = command
+        self.splits = splits
+        self.about = about
+        self.folder = folder
+        self.rows = rows
+
+    def measure(self, progress: Progress, announce: Callable[[str], None]) -> None:
+        """Train what is not trained yet, measure everything, and keep every row at once.
+
+        Args:
+            progress: Told about stages, items and epochs.
+            announce: Told the name of each training when it begins.
+        """
+        command, splits, folder = self.command, self.splits, self.folder
         started = time.perf_counter()
 
         def save(new: list[Row]) -> None:
-            rows[:] = with_new(rows, new)
-            about["seconds"] = time.perf_counter() - started
+            self.rows[:] = with_new(self.rows, new)
+            self.about["seconds"] = time.perf_counter() - started
             if main_process:
-                results: Results = {**about, "rows": rows}
+                results: Results = {**self.about, "rows": self.rows}
                 write_text(folder / RESULTS_FILE, json.dumps(results, indent=1))
 
-        console.print(f"{splits}\nrun folder: {folder}", highlight=False, markup=False)
+        main_process = PartialState().is_main_process
+        pretrained = Recorder(folder, splits)
+        save(baseline_rows(command.configs[0], splits, ProgressList(pretrained, progress)))
+        if main_process:
+            pretrained.finish()
+        for config in command.configs:
+            place = folder / training_name(config)
+            finished = (place / RESULT_FILE).exists()
+            announce(f"{place.name}{': finished before, taken as it is' if finished else ''}")
+            trained = trained_rows(config, splits, place, progress, command.trackers)
+            save(trained)
+            if command.refine:
+                save(refined_rows(trained, config, place, splits, progress))
+
+
+@contextlib.contextmanager
+def claimed(command: Command, splits: Splits) -> Iterator[Run]:
+    """Check everything that can be checked, and take the run folder for as long as the run lasts.
+
+    Raises:
+        ValueError: If configuration and data do not fit, the folder belongs to another
+            configuration or to other data, or another process uses it.
+    """
+    check_trackers(command.trackers)
+    for config in command.configs:
+        check_classes(config, splits)
+    first = command.configs[0]
+    make_accelerator(first.device)  # before anything asks for the state of the processes
+    about: About = {
+        "started": f"{datetime.now():%Y-%m-%d %H:%M:%S}",
+        **describe(first, splits),
+    }
+    with contextlib.ExitStack() as stack:
+        folder, rows = on_main_process(lambda: claim(command, splits, about, stack))
+        yield Run(command, splits, about, folder, rows)
+
+
+def benchmark(argv: list[str], console: Console, program: str) -> int:
+    """Understand the command line, train and measure, show the table and write the page."""
+    with contextlib.ExitStack() as stack:
+        try:
+            words, plugins = import_plugins(argv)
+            command = parse(words, __doc__)
+            splits = load_splits(command.configs[0])
+            run = stack.enter_context(claimed(command, splits))
+        except (ValueError, OSError) as error:
+            complain(error)
+            return 2
+        console.print(f"{splits}\nrun folder: {run.folder}", highlight=False, markup=False)
         progress = TerminalProgress(console)
         try:
             with progress.bars:
-                pretrained = Recorder(folder, splits)
-                save(baseline_rows(first, splits, ProgressList(pretrained, progress)))
-                if main_process:
-                    pretrained.finish()
-                for config in command.configs:
-                    place = folder / training_name(config)
-                    finished = (place / RESULT_FILE).exists()
-                    known = ": finished before, taken as it is" if finished else ""
-                    console.print(f"[bold]{place.name}[/]{known}")
-                    trained = trained_rows(config, splits, place, progress, command.trackers)
-                    save(trained)
-                    if command.refine:
-                        save(refined_rows(trained, config, place, splits, progress))
+                run.measure(progress, lambda name: console.print(f"[bold]{name}[/]"))
         except KeyboardInterrupt:
-            words = f"{program} {shlex.join(['--resume', str(folder)])}"
-            console.print(f"\nto go on: {words}", markup=False, highlight=False, soft_wrap=True)
+            given = [word for name in plugins for word in ("--plugin", name)]
+            words = [program, shlex.join(["--resume", str(run.folder), *given])]
+            line = f"\nto go on: {' '.join(words)}"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
             raise
         except (ValueError, OSError, FloatingPointError, MemoryError) as error:
             complain(error)
             return 1
-        if main_process:
-            show(folder, rows, about["seconds"], splits, console)
+        if PartialState().is_main_process:
+            show(run, console)
         return 0
 
 
@@ -206,12 +246,13 @@ def claim(
     return folder, rows
 
 
-def show(folder: Path, rows: list[Row], seconds: float, splits: Splits, console: Console) -> None:
+def show(run: Run, console: Console) -> None:
     """Print the table and write the page."""
+    splits, rows, folder = run.splits, run.rows, run.folder
     print_table(rows, f"{splits.name}, {splits.test.num_classes} unseen classes, percent")
     peak = max((row.get("peak_memory_mb", 0) for row in rows), default=0)
     console.print(
-        f"{seconds / 60:.1f} min, peak memory {peak / 1024:.1f} GB; "
+        f"{run.about['seconds'] / 60:.1f} min, peak memory {peak / 1024:.1f} GB; "
         f"results: {folder / RESULTS_FILE}",
         highlight=False,
         markup=False,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -69,7 +68,7 @@ class Trackers(Progress):
             log_with=self.names,
             project_dir=str(self.folder),
         )
-        self.accelerator.init_trackers("training", config=flat(dataclasses.asdict(run.config)))
+        self.accelerator.init_trackers("training", config=flat(run.config.to_dict()))
         if not run.resumed:
             self._picture(0)
 

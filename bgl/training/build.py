@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,14 +10,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch import nn
+from torch import Tensor, nn
 
-from bgl.augment import (
-    ClassStatistics,
-    IntraClassAugmentation,
-    NeighborCorrection,
-    StrengthSchedule,
-)
+from bgl.augment import AUGMENTATIONS, AugmentationPlan
 from bgl.hyperbolic import HyperbolicDistance
 from bgl.losses import MinedLoss, create_loss, create_miner
 from bgl.models import (
@@ -30,6 +24,7 @@ from bgl.models import (
     assemble_model,
     create_backbone,
 )
+from bgl.samplers import SAMPLERS, BatchSampler
 from bgl.training.config import TrainConfig
 from bgl.training.distributed import broadcast_module
 
@@ -117,10 +112,7 @@ def describe_model(config: TrainConfig, info: BackboneInfo) -> ModelConfig:
         mean=info.mean,
         std=info.std,
         head_dim=config.head_dim,
-        blocks=tuple(
-            BlockConfig(name, dataclasses.asdict(getattr(config, name)))
-            for name in config.block_names
-        ),
+        blocks=tuple(BlockConfig(name, config.options[name]) for name in config.block_names),
         curvature=config.curvature if config.distance == "hyperbolic" else None,
         clip_radius=config.clip_radius,
     )
@@ -139,25 +131,27 @@ def head_distance(config: TrainConfig) -> Any:
     return HyperbolicDistance(config.curvature) if config.distance == "hyperbolic" else "cosine"
 
 
-def build_augmentation(config: TrainConfig, num_classes: int) -> IntraClassAugmentation | None:
+def build_augmentation(config: TrainConfig, num_classes: int) -> AugmentationPlan | None:
     """Build the augmentation a configuration describes, or None."""
     if config.augmentation == "none":
         return None
-    iaa = config.iaa
-    statistics = ClassStatistics(
-        num_classes,
-        config.head_dim,
-        iaa.momentum,
-        iaa.covariance,
-        curvature=config.curvature if config.distance == "hyperbolic" else None,
+    curvature = config.curvature if config.distance == "hyperbolic" else None
+    build = AUGMENTATIONS[config.augmentation]
+    return build(num_classes, config.head_dim, curvature, **config.options[config.augmentation])
+
+
+def build_sampler(config: TrainConfig, labels: Tensor) -> BatchSampler:
+    """Build the sampler a configuration describes."""
+    options = {"neighbors": config.class_neighbors}
+    known = SAMPLERS.options(config.sampler)
+    return SAMPLERS[config.sampler](
+        labels,
+        config.batch_size,
+        config.per_class,
+        config.seed,
+        config.batches_per_epoch,
+        **{name: value for name, value in options.items() if name in known},
     )
-    correction = None
-    if iaa.correction:
-        correction = NeighborCorrection(
-            iaa.num_neighbors, iaa.beta, iaa.gamma, iaa.max_count, iaa.sigma_mean, iaa.sigma_var
-        )
-    strength = StrengthSchedule(iaa.strength) if iaa.schedule else iaa.strength
-    return IntraClassAugmentation(statistics, correction, strength, iaa.num_samples)
 
 
 def make_optimizer(

@@ -45,7 +45,7 @@ def save_checkpoint(
         OSError: If it cannot be written; an earlier checkpoint is left as it was.
     """
     state = {
-        "config": dataclasses.asdict(config),
+        "config": config.to_dict(),
         "digest": digest,
         "position": dataclasses.asdict(position),
         "parts": {name: part.state_dict() for name, part in parts.items()},

@@ -3,129 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bgl._checks import check_choice, check_int, check_real
-from bgl.losses import LOSS_NAMES, MINER_NAMES
+from bgl._registry import Registry
+from bgl.augment import AUGMENTATIONS
+from bgl.losses import LOSSES, MINERS
 from bgl.models import BLOCKS
-
-
-@dataclass
-class DyBGROptions:
-    """Options of a :class:`bgl.layers.DyBGRBlock`.
-
-    Args:
-        k: Number of neighbours in the batch graph.
-        num_iterations: How often graph and features are refined in turn.
-        lam: Weight λ of the contextual similarity.
-        beta: Weight β of the label correlation.
-        epsilon: Share ε of the neighbours in the mix.
-        ffn_ratio: Hidden width of the feed-forward network relative to the features.
-        norm: "layer" or "graph".
-        formulation: "released" or "paper".
-    """
-
-    k: int = 15
-    num_iterations: int = 3
-    lam: float = 0.3
-    beta: float = 0.5
-    epsilon: float = 0.5
-    ffn_ratio: float = 1.0
-    norm: str = "layer"
-    formulation: str = "released"
-
-
-@dataclass
-class BGFormerOptions:
-    """Options of a :class:`bgl.layers.BGFormerBlock`.
-
-    Args:
-        heads: Number of attention heads.
-        k: Neighbours per sample and head in the visual graph.
-        lam: Weight λ of the visual branch.
-        ffn_ratio: Hidden width of the feed-forward network relative to the features.
-        norm: "layer" or "graph".
-        semantic: "graph" or "attention".
-    """
-
-    heads: int = 8
-    k: int = 15
-    lam: float = 0.5
-    ffn_ratio: float = 4.0
-    norm: str = "layer"
-    semantic: str = "graph"
-
-
-@dataclass
-class BatchFormerOptions:
-    """Options of a :class:`bgl.layers.BatchFormerBlock`.
-
-    Args:
-        heads: Number of attention heads.
-        ffn_ratio: Hidden width of the feed-forward network relative to the features.
-        norm: "layer" or "graph".
-    """
-
-    heads: int = 8
-    ffn_ratio: float = 4.0
-    norm: str = "layer"
-
-
-@dataclass
-class RandomOptions:
-    """Options of a :class:`bgl.layers.RandomGraphBlock`, the control of the learned graphs.
-
-    Args:
-        k: Number of neighbours.
-        epsilon: Share ε of the neighbours in the mix.
-        ffn_ratio: Hidden width of the feed-forward network relative to the features.
-        norm: "layer" or "graph".
-    """
-
-    k: int = 15
-    epsilon: float = 0.5
-    ffn_ratio: float = 1.0
-    norm: str = "layer"
-
-
-@dataclass
-class IAAOptions:
-    """Options of the intra-class adaptive augmentation, see :mod:`bgl.augment`.
-
-    Args:
-        start: Share of the epochs before the first synthetic embeddings.
-        update_every: Epochs from one estimate over the training set to the next.
-        strength: λ, the share of the class's variance; constant unless ``schedule``.
-        schedule: Let the strength fall over the epochs as in the released code.
-        num_samples: Synthetic copies per embedding.
-        momentum: Largest share of an older estimate that survives the next.
-        covariance: "diagonal" or "full".
-        correction: Correct the variance of small classes by their neighbours'.
-        num_neighbors: Neighbours of a class.
-        beta: How fast the correction fades with class size.
-        gamma: Share of the variance of all classes in the correction.
-        max_count: Largest class that is corrected.
-        sigma_mean: Scale of the distance between class means.
-        sigma_var: Scale of the distance between class variances.
-    """
-
-    start: float = 0.3
-    update_every: int = 2
-    strength: float = 0.8
-    schedule: bool = False
-    num_samples: int = 3
-    momentum: float = 0.2
-    covariance: str = "diagonal"
-    correction: bool = True
-    num_neighbors: int = 25
-    beta: float = 0.1
-    gamma: float = 0.1
-    max_count: int = 40
-    sigma_mean: float = 1.0
-    sigma_var: float = 1.0
-
+from bgl.samplers import SAMPLERS
 
 # Where and how a training runs. With the same data these do not define its result, and may change
 # when it goes on.
@@ -180,8 +68,10 @@ class TrainConfig:
         batch_size: Images in a batch.
         per_class: Images of each class in a batch.
         batches_per_epoch: Length of an epoch; by default as many batches as the images fill.
-        class_neighbors: Similar classes that follow each class into a batch (by the mean of their
-            unit features so far, from the second epoch on); 0: classes at random.
+        sampler: Name of the sampler that draws the batches.
+        class_neighbors: Similar classes that follow each class into a batch from the second epoch
+            on, by a running mean of their unit features, in which the class's last batch counts
+            for 0.8 or more; 0: classes at random.
         optimizer: "adamw", or "adam" (weight decay as a part of the gradient).
         lr: Learning rate of the encoder.
         lr_head: Learning rate of the head, and of the proxies of a loss, relative to lr.
@@ -207,11 +97,8 @@ class TrainConfig:
         device: "auto", "cpu" or "cuda".
         workers: Processes that load images; -1: none for data in memory, else one for each core
             that the job may use, at most 16.
-        dybgr: Options of the DyBGR blocks.
-        bgformer: Options of the BGFormer blocks.
-        batchformer: Options of the BatchFormer blocks.
-        random: Options of the blocks with a random graph.
-        iaa: Options of the augmentation "iaa".
+        options: Options of the blocks and of the augmentation, by name: ``{"dybgr": {"k": 20}}``.
+            What is missing has the default of the block's constructor.
     """
 
     dataset: str = "emoji"
@@ -245,6 +132,7 @@ class TrainConfig:
     batch_size: int = 128
     per_class: int = 4
     batches_per_epoch: int | None = None
+    sampler: str = "class-balanced"
     class_neighbors: int = 7
     optimizer: str = "adamw"
     lr: float = 4e-4
@@ -264,11 +152,7 @@ class TrainConfig:
     seed: int = 0
     device: str = "auto"
     workers: int = -1
-    dybgr: DyBGROptions = field(default_factory=DyBGROptions)
-    bgformer: BGFormerOptions = field(default_factory=BGFormerOptions)
-    batchformer: BatchFormerOptions = field(default_factory=BatchFormerOptions)
-    random: RandomOptions = field(default_factory=RandomOptions)
-    iaa: IAAOptions = field(default_factory=IAAOptions)
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
@@ -309,8 +193,10 @@ class TrainConfig:
         check_choice(self.distance, "distance", ("cosine", "hyperbolic"))
         check_choice(self.select_embedding, "select_embedding", ("backbone", "head"))
         check_choice(self.on_nonfinite, "on_nonfinite", ("stop", "skip"))
-        check_choice(self.loss, "loss", LOSS_NAMES)
-        check_choice(self.miner, "miner", ("default", *MINER_NAMES))
+        SAMPLERS.check(self.sampler, "sampler")
+        LOSSES.check(self.loss, "loss")
+        if self.miner not in ("default", "none"):
+            MINERS.check(self.miner, "miner")
         for name in ("loss_options", "miner_options"):
             taken = sorted(
                 {"distance", "embedding_dim", "loss", "name", "num_classes"}
@@ -321,12 +207,8 @@ class TrainConfig:
                     f"Expected argument `{name}` to leave {', '.join(taken)} to the options "
                     "`distance`, `loss`, `miner` and `head_dim`, and to the data"
                 )
-        check_choice(self.augmentation, "augmentation", ("none", "iaa"))
-        check_real(self.iaa.start, "iaa.start", 0.0, 1.0)
-        check_int(self.iaa.update_every, "iaa.update_every", 1)
+        self.options = self._resolve_options()
         check_choice(self.device, "device", ("auto", "cpu", "cuda"))
-        for name in self.block_names:
-            check_choice(name, "method", ("none", *BLOCKS))
         if self.checkpoint_activations and self.train_batch_norm:
             raise ValueError(
                 "Expected argument `checkpoint_activations` to be off with `train_batch_norm`: "
@@ -338,13 +220,40 @@ class TrainConfig:
                 f"({self.per_class}), got {self.batch_size}"
             )
 
+    def _resolve_options(self) -> dict[str, dict[str, Any]]:
+        """Complete the options of every part that is used; those of others are only checked."""
+        used = [BLOCKS.check(name, "method") for name in self.block_names]
+        if self.augmentation != "none":
+            used.append(AUGMENTATIONS.check(self.augmentation, "augmentation"))
+        complete = {
+            name: parts(name).resolve(name, self.options.get(name, {}))
+            for name in [*self.options, *used]
+        }
+        return {name: complete[name] for name in used}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as config.yaml holds them; the options of a part under its name."""
+        values = dataclasses.asdict(self)
+        options = values.pop("options")
+        return {**values, **options}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """Make the configuration that :meth:`to_dict` described; what is missing has its default.
+
+        Raises:
+            ValueError: If a name is neither a field nor a block or augmentation that is known.
+        """
+        names = {field.name for field in dataclasses.fields(cls)} - {"options"}
+        own = {name: value for name, value in values.items() if name in names}
+        return cls(**own, options={n: v for n, v in values.items() if n not in names})
+
     def changed(self, stored: dict[str, Any]) -> list[str]:
         """The fields that define the result and have another value in ``stored``, an earlier
         configuration as plain values; what it lacks is newer than it and had its default there."""
-        now = dataclasses.asdict(self)
-        then = {**dataclasses.asdict(TrainConfig()), **stored}
-        defining = now.keys() - set(CIRCUMSTANCES)
-        return sorted(name for name in defining if then[name] != now[name])
+        now, then = self.to_dict(), TrainConfig.from_dict(stored).to_dict()
+        defining = (now.keys() | then.keys()) - set(CIRCUMSTANCES)
+        return sorted(name for name in defining if then.get(name) != now.get(name))
 
     def check_stored(self, stored: dict[str, Any], place: Path) -> None:
         """Refuse what was stored at ``place`` under another configuration.
@@ -362,3 +271,8 @@ class TrainConfig:
     def block_names(self) -> list[str]:
         """The blocks in their order, empty for "none"."""
         return [] if self.method == "none" else self.method.split("+")
+
+
+def parts(name: str) -> Registry[Any]:
+    """Return the registry that holds the options of a name: of augmentations, or else of blocks."""
+    return AUGMENTATIONS if name in AUGMENTATIONS else BLOCKS

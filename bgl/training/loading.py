@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bgl.datasets import ImageDataset
 from bgl.images.loading import load_batches
-from bgl.samplers import ClassBalancedSampler
+from bgl.samplers import BatchSampler
 
 Key = tuple[int, int]  # the index of an image, and the seed of its augmentation
 
@@ -28,20 +28,21 @@ class SeededImages:
             return self.data[index][0]
 
 
-def seeded_batches(sampler: ClassBalancedSampler, epoch: int) -> list[list[Key]]:
+def seeded_batches(sampler: BatchSampler, seed: int, epoch: int) -> list[list[Key]]:
     """Return the batches of an epoch, with a seed for every image.
 
-    The seed of an image depends on the sampler's seed, the epoch and the image's place in the
+    The seed of an image depends on the run's seed, the epoch and the image's place in the
     epoch alone. So a run can go on in the middle of an epoch, with any number of loading
     processes, and each of several processes can load its share of a batch.
 
     Example:
+        >>> from bgl.samplers import ClassBalancedSampler
         >>> sampler = ClassBalancedSampler([0, 0, 1, 1], batch_size=4, per_class=2)
-        >>> [sorted(i for i, _ in batch) for batch in seeded_batches(sampler, epoch=0)]
+        >>> [sorted(i for i, _ in batch) for batch in seeded_batches(sampler, seed=0, epoch=0)]
         [[0, 1, 2, 3]]
     """
     sampler.set_epoch(epoch)
-    random = np.random.default_rng([sampler.seed, epoch, 1])
+    random = np.random.default_rng([seed, epoch, 1])
     return [
         list(zip(batch, random.integers(2**32, size=len(batch)).tolist(), strict=True))
         for batch in sampler

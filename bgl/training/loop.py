@@ -26,11 +26,12 @@ from bgl.images import train_transform
 from bgl.images.loading import num_workers
 from bgl.models import BackboneInfo, BatchGraphOutput
 from bgl.models.files import WEIGHTS_FILE
-from bgl.samplers import ClassBalancedSampler
+from bgl.samplers import ClassPositions
 from bgl.training.build import (
     build_augmentation,
     build_criterion,
     build_encoder,
+    build_sampler,
     deterministic_algorithms,
     make_accelerator,
     make_optimizer,
@@ -144,28 +145,22 @@ def _train(
     encoder, info = build_encoder(config, device)
     model = encoder.model
     criterion = build_criterion(config, splits.train.num_classes).to(device)
-    augmentation = build_augmentation(config, splits.train.num_classes)
+    plan = build_augmentation(config, splits.train.num_classes)
     data = splits.train.with_transform(
         train_transform(config.image_size, info.mean, info.std, (config.crop_scale, 1.0))
     )
-    sampler = ClassBalancedSampler(
-        data.labels,
-        config.batch_size,
-        config.per_class,
-        config.seed,
-        config.batches_per_epoch,
-        config.class_neighbors,
-    )
+    sampler = build_sampler(config, data.labels)
     optimizer = make_optimizer(config, model, criterion)
     schedule = make_schedule(config, optimizer, steps=config.epochs * len(sampler))
 
     parts = {"model": model, "criterion": criterion, "optimizer": optimizer, "schedule": schedule}
-    if config.class_neighbors:
+    follows_classes = config.class_neighbors > 0 and isinstance(sampler, ClassPositions)
+    if follows_classes:
         classes = ClassStatistics(splits.train.num_classes, info.num_features).to(device)
         parts |= {"sampler": sampler, "classes": classes}
-    if augmentation is not None:
-        parts["augmentation"] = augmentation.to(device)
-        augmented = AugmentedLoss(criterion.loss, augmentation, criterion.miner)
+    if plan is not None:
+        parts["augmentation"] = plan.augmentation.to(device)
+        augmented = AugmentedLoss(criterion.loss, plan.augmentation, criterion.miner)
     position = Position()
     digest = splits.digest
     checkpoint = folder / CHECKPOINT_FILE
@@ -192,20 +187,19 @@ def _train(
     try:
         for epoch in range(len(history), config.epochs):
             plain_criterion: nn.Module = criterion
-            if augmentation is not None:
-                first = round(config.iaa.start * config.epochs)
-                if epoch >= first:
-                    if position.step == 0 and (epoch - first) % config.iaa.update_every == 0:
-                        estimate(augmentation.statistics, evaluator, splits.train)
-                    augmentation.set_epoch(epoch + 1, config.epochs)
-                    plain_criterion = augmented
+            if plan is not None and plan.active(epoch, config.epochs):
+                due = plan.statistics_due(epoch, config.epochs)
+                if due is not None and position.step == 0:
+                    estimate(due, evaluator, splits.train)
+                plan.set_epoch(epoch + 1, config.epochs)
+                plain_criterion = augmented
 
             model.train()
             if not config.train_batch_norm:
                 freeze_batch_norm(model.backbone)
-            if config.class_neighbors and position.step == 0 and epoch > 0:
+            if follows_classes and position.step == 0 and epoch > 0:
                 sampler.set_positions(classes.mean)
-            batches = seeded_batches(sampler, epoch)
+            batches = seeded_batches(sampler, config.seed, epoch)
             own = shares(config.batch_size, num_processes())
             mine = own[process_index()]
             if position.step == 0:
@@ -242,7 +236,7 @@ def _train(
                 values = dict(zip(losses, found, strict=True))
                 if math.isfinite(values["loss"]) and math.isfinite(norm):
                     optimizer.step()
-                    if config.class_neighbors:
+                    if follows_classes:
                         seen = normalize(at_least_float32(output.features.detach()), dim=1)
                         classes.update(*(t[mine.start : mine.stop] for t in (seen, labels)))
                     for name, value in values.items():

@@ -66,8 +66,8 @@ def test_dybgr_has_the_published_values(recipe):
     assert config.backbone.startswith("vit_base_patch16_224.")
     assert config.block_names == ["dybgr"] * shared["depth"]
     for name in ("k", "num_iterations", "lam", "epsilon", "beta"):
-        assert getattr(config.dybgr, name) == own[name]
-    assert config.dybgr.formulation == "released"
+        assert config.options["dybgr"][name] == own[name]
+    assert config.options["dybgr"]["formulation"] == "released"
     for name in ("alpha", "lr", "lr_blocks", "epochs", "resize", "batch_size", "per_class"):
         assert getattr(config, name) == own[name], name
     for name in ("head_dim", "weight_decay", "grad_clip", "curvature", "clip_radius"):
@@ -123,16 +123,16 @@ def test_iaa_has_the_published_values(recipe):
         assert config.loss_options == {name: ms[name] for name in ("alpha", "beta", "base")}
         assert config.miner_options == {"epsilon": ms["epsilon"]}
     if config.augmentation == "iaa":
-        iaa = config.iaa
-        assert round(iaa.start * config.epochs) == RECIPE["start_epoch"]
-        assert iaa.update_every == RECIPE["update_every_epochs"]
+        iaa = config.options["iaa"]
+        assert round(iaa["start"] * config.epochs) == RECIPE["start_epoch"]
+        assert iaa["update_every"] == RECIPE["update_every_epochs"]
         for name in ("momentum", "beta", "gamma", "num_neighbors"):
-            assert getattr(iaa, name) == RECIPE[name]
-        assert iaa.schedule
+            assert iaa[name] == RECIPE[name]
+        assert iaa["schedule"]
         if dataset in RECIPE["strength"] and not (large and resnet):
-            assert iaa.strength == RECIPE["strength"][dataset]
+            assert iaa["strength"] == RECIPE["strength"][dataset]
         if not (large and loss == "contrastive"):  # whose released command has 2
-            assert iaa.num_samples == RECIPE["num_samples"]
+            assert iaa["num_samples"] == RECIPE["num_samples"]
 
 
 def test_a_comparison_on_a_papers_dataset_changes_the_method_alone():

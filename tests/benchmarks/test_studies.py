@@ -66,7 +66,7 @@ def finish(training: Training, val: float, test: float) -> dict[str, Any]:
 
 
 def names(trainings: Any) -> list[tuple[str, float, int, int]]:
-    return [(t.arm, t.config.lr, t.config.dybgr.k, t.seed) for t in trainings]
+    return [(t.arm, t.config.lr, t.config.options["dybgr"]["k"], t.seed) for t in trainings]
 
 
 def test_grid_comes_first_then_the_chosen_point_with_all_seeds(tmp_path):
@@ -96,7 +96,7 @@ def test_without_a_grid_every_arm_is_trained_as_it_stands(tmp_path):
 def test_options_that_are_on_or_off(value):
     options = {"method": "none", "deterministic": value, "iaa.schedule": value}
     config = Training("a", {**options, "augmentation": "iaa"}, 0).config
-    assert (config.deterministic, config.iaa.schedule) == (value, value)
+    assert (config.deterministic, config.options["iaa"]["schedule"]) == (value, value)
 
 
 def test_key_ignores_what_cannot_change_the_result():

@@ -213,7 +213,7 @@ def assert_refused(make: Callable[[Path], Path], root: Path) -> None:
         member("data/pipe", tarfile.FIFOTYPE),
         member("data/device", tarfile.CHRTYPE),
     ],
-    ids=str,
+    ids=lambda entry: f"{entry.name}-{entry.type!r}",
 )
 def test_harmful_tar(entry: tarfile.TarInfo, tmp_path: Path) -> None:
     assert_refused(lambda path: make_tar(path, entry), tmp_path)

@@ -13,7 +13,6 @@ from bgl.layers import (
     BGFormerBlock,
     LabelGraph,
     StructureConstrainedAttention,
-    batch_graph_conv,
 )
 from bgl.layers.bgformer import ClassMean, GraphAttention
 
@@ -100,16 +99,19 @@ def test_attention_graph_against_a_loop(k):
     assert edge_index.unique(dim=1).size(1) == edge_index.size(1)
 
 
-def test_graph_and_messages_equal_the_fused_path(monkeypatch):
+def test_graph_and_messages_equal_the_fused_path():
     attention = GraphAttention(8, 2, k=3).double()
     x, batch = torch.randn(10, 8).double(), torch.tensor([0] * 6 + [1] * 4)
     edge_index, weight = attention.edges(x, batch=batch)
     value = attention.qkv(x).view(10, 3, 2, 4)[:, 2]
     expected = attention(x, batch=batch)
-    for nodes in (1024, 0):  # dense product, messages
-        monkeypatch.setattr(batch_graph_conv, "DENSE_NODES", nodes)
-        out = StructureConstrainedAttention()(value, edge_index, weight)
-        assert_close(attention.proj(out.reshape(10, 8)), expected, 1e-12)
+    out = StructureConstrainedAttention()(value, edge_index, weight)
+    assert_close(attention.proj(out.reshape(10, 8)), expected, 1e-12)
+
+
+def test_attention_without_channels_is_even():
+    heads = torch.zeros(3, 2, 0)
+    assert torch.equal(AttentionGraph(3)(heads, heads)[1], torch.full((9, 2), 1 / 3))
 
 
 @pytest.mark.parametrize("labels", ["sorted", "shuffled", "negative"])
@@ -120,7 +122,7 @@ def test_class_mean_is_message_passing_on_the_label_graph(labels):
     layer = ClassMean(4).double()
     x = torch.randn(10, 4).double()
     for b in (None, batch):
-        edge_index, weight = LabelGraph("symmetric")(y, batch=b)
+        edge_index, weight = LabelGraph()(y, batch=b)
         out = StructureConstrainedAttention()(layer.value(x)[:, None], edge_index, weight.double())
         assert_close(layer(x, y=y, batch=b), layer.proj(out[:, 0]), 1e-7)  # label graph is float32
 

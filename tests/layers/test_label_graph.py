@@ -9,12 +9,11 @@ from helpers import assert_close
 from bgl.layers import LabelGraph
 
 
-@pytest.mark.parametrize("normalization", ["row", "symmetric"])
 @pytest.mark.parametrize("name", ["sizes_5_4_2_1", "shuffled_36", "all_same_7"])
-def test_equals_released_code(golden, name, normalization):
+def test_equals_released_code(golden, name):
     g = golden(f"dybgr_label_graph__{name}")
     n = g["labels"].numel()
-    edge_index, weight = LabelGraph(normalization)(g["labels"])
+    edge_index, weight = LabelGraph()(g["labels"])
     dense = torch.zeros(n, n).index_put((edge_index[1], edge_index[0]), weight)
     assert_close(dense.double(), g["L"], 1e-7)
 
@@ -27,8 +26,6 @@ def test_classes_of_different_graphs_are_apart():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="`normalization`"):
-        LabelGraph("column")
     with pytest.raises(ValueError, match="`y`"):
         LabelGraph()(torch.zeros(3))
     with pytest.raises(ValueError, match="`batch`"):

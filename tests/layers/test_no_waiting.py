@@ -80,7 +80,8 @@ def test_convolution_and_attention_along_a_graph(fake):
 
 def test_pairwise_loss(fake):
     x, y = batch()
-    PairwiseCrossEntropyLoss()(ToPoincareBall()(x), y).backward()
+    PairwiseCrossEntropyLoss()(x, y).backward()
+    PairwiseCrossEntropyLoss(0.2, HyperbolicDistance())(ToPoincareBall()(x), y).backward()
     HyperbolicDistance()(x, x).sum().backward()
     assert x.grad.shape == x.shape
 
@@ -128,8 +129,22 @@ def test_blocks_compile_once_for_all_batch_sizes(make):
     assert_compiles_once(lambda x, y: block(x, y=y), (12, 20, 36))
 
 
+@pytest.mark.parametrize("formulation", ["released", "paper"])
+def test_more_samples_than_a_block_compile_once(monkeypatch, formulation):
+    """Blocks of rows are as many for all batch sizes beyond the limit."""
+    monkeypatch.setattr("bgl.layers.sizes._CPU_BLOCK", 30**2)
+    monkeypatch.setattr("bgl.layers.sizes._CPU_KEPT", 40**2)
+    block = DyBGRBlock(C, K, num_iterations=2, formulation=formulation).double()
+    assert_compiles_once(lambda x, y: block(x, y=y), (84, 97, 132, 201))
+
+
 def test_pairwise_loss_compiles_once_for_all_batch_sizes():
     assert_compiles_once(PairwiseCrossEntropyLoss(), (12, 20, 36))
+
+
+def test_hyperbolic_head_and_loss_compile_once_for_all_batch_sizes():
+    ball, loss = ToPoincareBall(), PairwiseCrossEntropyLoss(0.2, HyperbolicDistance(c=0.1))
+    assert_compiles_once(lambda x, y: loss(ball(x), y), (12, 20, 36))
 
 
 def test_compiled_pairwise_loss_of_unequal_classes_is_nan():

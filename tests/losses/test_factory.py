@@ -9,7 +9,7 @@ from pytorch_metric_learning.distances import CosineSimilarity
 from torch import nn
 
 from bgl.hyperbolic import HyperbolicDistance, ToPoincareBall
-from bgl.losses import LOSS_NAMES, MINER_NAMES, MinedLoss, create_loss, create_miner
+from bgl.losses import LOSSES, MINERS, MinedLoss, create_loss, create_miner
 
 HYPERBOLIC = ["pairwise-ce", "triplet"]
 K, D = 4, 8
@@ -24,15 +24,15 @@ def batch(scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_the_names_of_the_issue_are_there():
     wanted = "pairwise-ce multi-similarity contrastive triplet proxy-anchor soft-triple supcon"
-    assert set(wanted.split()) <= set(LOSS_NAMES)
+    assert set(wanted.split()) <= set(LOSSES)
 
 
 @pytest.mark.parametrize(
     ("name", "miner"),
     [
         (name, miner)
-        for name in LOSS_NAMES
-        for miner in ("default", *MINER_NAMES)
+        for name in LOSSES
+        for miner in ("default", "none", *MINERS)
         if name != "pairwise-ce" or miner in ("default", "none")  # it builds its own pairs
     ],
 )
@@ -114,7 +114,7 @@ def test_default_options_of_the_miners():
     triplets = create_miner("triplet-margin")
     assert (triplets.margin, triplets.type_of_triplets) == (0.1, "semihard")
     assert isinstance(create_miner("batch-hard"), miners.BatchHardMiner)
-    for name in MINER_NAMES[1:]:
+    for name in MINERS:
         assert isinstance(create_miner(name).distance, CosineSimilarity)
     assert create_miner("none") is None
 
@@ -126,13 +126,13 @@ def test_options_win_over_defaults():
     assert create_miner("triplet-margin", type_of_triplets="hard").type_of_triplets == "hard"
 
 
-@pytest.mark.parametrize("name", LOSS_NAMES)
+@pytest.mark.parametrize("name", LOSSES)
 def test_unknown_loss_option_is_named(name):
     with pytest.raises(ValueError, match=rf"`loss_options`.*'{name}'.*temprature"):
         create_loss(name, K, D, temprature=0.1)
 
 
-@pytest.mark.parametrize("name", MINER_NAMES)
+@pytest.mark.parametrize("name", ["none", *MINERS])
 def test_unknown_miner_option_is_named(name):
     with pytest.raises(ValueError, match=r"`miner_options`.*epsilom"):
         create_miner(name, epsilom=0.1)
@@ -148,7 +148,7 @@ def test_unknown_names(name):
         create_miner("default", name)
 
 
-@pytest.mark.parametrize("name", [n for n in LOSS_NAMES if n not in HYPERBOLIC])
+@pytest.mark.parametrize("name", [n for n in LOSSES if n not in HYPERBOLIC])
 def test_similarity_only_loss_refuses_the_hyperbolic_distance(name):
     with pytest.raises(ValueError, match=rf"hyperbolic.*pairwise-ce, triplet.*'{name}'"):
         create_loss(name, K, D, HyperbolicDistance(0.1))
@@ -190,7 +190,7 @@ def test_hyperbolic_triplets_are_mined_by_the_hyperbolic_distance(kind):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("mined", [False, True], ids=["bare", "mined"])
-@pytest.mark.parametrize("name", LOSS_NAMES)
+@pytest.mark.parametrize("name", LOSSES)
 def test_no_call_changes_the_type_of_parameters(name, mined, dtype):
     loss = create_loss(name, K, D)
     before = [parameter.clone() for parameter in loss.parameters()]

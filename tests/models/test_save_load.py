@@ -30,7 +30,6 @@ from bgl.models import (
 )
 from bgl.training import TrainConfig, build_model, train
 from bgl.training.build import describe_model
-from bgl.training.config import BGFormerOptions, DyBGROptions
 from bgl.training.loop import freeze_batch_norm
 
 SIDE, DIM = 32, 6
@@ -323,8 +322,10 @@ def tiny(**options: object) -> TrainConfig:
         "per_class": 2,
         "device": "cpu",
         "workers": 0,
-        "dybgr": DyBGROptions(k=3, formulation="paper"),
-        "bgformer": BGFormerOptions(heads=2, semantic="attention"),
+        "options": {
+            "dybgr": {"k": 3, "formulation": "paper"},
+            "bgformer": {"heads": 2, "semantic": "attention"},
+        },
     }
     return TrainConfig(**{**values, **options})
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from bgl.augment import AUGMENTATIONS
+from bgl.models import BLOCKS
 from bgl.pipeline import CONFIGS, options
 from bgl.training import TrainConfig
 
@@ -45,8 +47,10 @@ def test_later_wins(sets, order):
     words = [word.replace("OWN", str(sets / "own.yaml")) for word in order]
     config = configuration("--method", "dybgr", *words)
     assert (config.lr, config.lr_head, config.lr_blocks, config.warmup) == (1.0, 2.0, 3.0, 0.4)
-    assert config.dybgr.k == 7
-    assert config.dybgr.num_iterations == 3  # what the file does not name keeps its default
+    assert config.options["dybgr"]["k"] == 7
+    assert (
+        config.options["dybgr"]["num_iterations"] == 3
+    )  # what the file does not name keeps its default
     assert config.head_dim == TrainConfig.head_dim  # what no file names as well
 
 
@@ -77,7 +81,7 @@ def test_a_comparison_changes_the_method_alone():
     common = [
         {
             name: value
-            for name, value in dataclasses.asdict(config).items()
+            for name, value in config.to_dict().items()
             if name not in ("method", "dybgr", "bgformer", "batchformer")
         }
         for config in configs
@@ -88,9 +92,9 @@ def test_a_comparison_changes_the_method_alone():
 @pytest.mark.parametrize("dash", ["-", "_"], ids=["dashes", "underscores"])
 def test_dashes_and_underscores_are_the_same(dash):
     words = ["--batch_size", "64", "--dybgr.num_iterations", "2", "--skip_broken"]
-    config = configuration("--method", "none", *[w.replace("_", dash) for w in words])
+    config = configuration("--method", "dybgr", *[w.replace("_", dash) for w in words])
     assert config.batch_size == 64
-    assert config.dybgr.num_iterations == 2
+    assert config.options["dybgr"]["num_iterations"] == 2
     assert config.skip_broken is True
 
 
@@ -120,11 +124,12 @@ def test_methods_and_seeds_from_a_file(text, expected, tmp_path):
 
 def test_nested_options_and_loss_options():
     config = configuration(
-        *("--method", "dybgr", "--dybgr.k", "5", "--iaa.strength", "0.5"),
+        *("--method", "dybgr", "--dybgr.k", "5"),
+        *("--augmentation", "iaa", "--iaa.strength", "0.5"),
         *("--loss", "contrastive", "--loss-options", '{"pos_margin": 0.7}'),
     )
-    assert config.dybgr == dataclasses.replace(configuration("--method", "dybgr").dybgr, k=5)
-    assert config.iaa.strength == 0.5
+    assert config.options["dybgr"] == {**BLOCKS.options("dybgr"), "k": 5}
+    assert config.options["iaa"]["strength"] == 0.5
     assert config.loss_options == {"pos_margin": 0.7}
 
 
@@ -224,9 +229,11 @@ def test_packaged_config(file):
     if wanted is not None:
         assert [c.method for c in configs] == wanted
     for config in configs:
-        resolved = dataclasses.asdict(config)
+        resolved = config.to_dict()
         for name, value in written.items():
-            if isinstance(value, dict):
+            if name in BLOCKS or name in AUGMENTATIONS:  # kept where it is used
+                assert value.items() <= resolved.get(name, value).items()
+            elif isinstance(value, dict):
                 assert value.items() <= resolved[name].items()
             else:
                 assert resolved[name] == value
@@ -234,7 +241,7 @@ def test_packaged_config(file):
 
 def test_the_resolved_configuration_can_be_used_again(tmp_path):
     config = configuration("--method", "dybgr", "--seed", "5", "--dybgr.k", "4", "--lr", "0.01")
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(config)))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.to_dict()))
     assert configuration("--config", str(tmp_path / "config.yaml")) == config
 
 

@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from bgl.pipeline.arrays import read_arrays
 from bgl.pipeline.recorder import Recorder, batch_graphs, fixed_batch, map_items
 from bgl.training import ProgressList, build_encoder, train
-from bgl.training.config import DyBGROptions
 from bgl.visualization._frames import unpack_frames
 
 
@@ -46,7 +45,7 @@ def test_recorder_changes_nothing(method, workers, tmp_path):
 
 def test_small_batch_of_the_page_brings_no_warning(recwarn):
     """Its size is not the user's choice."""
-    config = small(dybgr=DyBGROptions(k=30))
+    config = small(options={"dybgr": {"k": 30}})
     graphs = batch_graphs(build_encoder(config)[0], make_splits().test, list(range(8)))
     assert graphs[0].num_edges == 8 * 6
     assert not [w for w in recwarn if "needs at least" in str(w.message)]

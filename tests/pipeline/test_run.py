@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
 import os
 import re
@@ -217,7 +216,7 @@ def test_resume_has_the_whole_command(finished, form):
     assert command.folder == finished
     assert command.trackers == []
     stored = [results(finished)["rows"][i]["config"] for i in (2, 4)]
-    assert [dataclasses.asdict(config) for config in command.configs] == stored
+    assert [config.to_dict() for config in command.configs] == stored
 
 
 @pytest.mark.parametrize("words", [["--lr", "0.5"], ["--dybgr.k", "4"], ["--seed", "1"]], ids=str)

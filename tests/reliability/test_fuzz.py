@@ -34,13 +34,13 @@ from bgl import (
     metrics,
     models,
     pipeline,
+    readout,
     samplers,
     search,
     training,
     transforms,
     visualization,
 )
-from bgl.training.config import DyBGROptions, IAAOptions
 
 N, C, CLASSES = 6, 4, 3  # samples, channels, classes of what is right
 DOCUMENTED = (ValueError, OSError)  # and their kinds: BrokenImageError, FileNotFoundError, ...
@@ -272,7 +272,6 @@ FUZZ: dict[str, Entry] = {
     ),
     "layers.LabelGraph": entry(
         module(layers.LabelGraph, "y", "batch"),
-        normalization=name("row", "symmetric"),
         y=labels(),
         batch=batch_input()["batch"],
     ),
@@ -352,7 +351,7 @@ FUZZ: dict[str, Entry] = {
         lambda loss, embeddings, labels, indices_tuple: augment.AugmentedLoss(
             losses.create_loss(loss, CLASSES, C), augment.IntraClassAugmentation(statistics())
         )(embeddings, labels, indices_tuple),
-        loss=name(*losses.LOSS_NAMES),
+        loss=name(*losses.LOSSES),
         embeddings=matrix(),
         labels=labels(),
         indices_tuple=optional(junk),
@@ -365,15 +364,15 @@ FUZZ: dict[str, Entry] = {
     # losses, distances
     "losses.create_loss": entry(
         losses.create_loss,
-        name=name(*losses.LOSS_NAMES),
+        name=name(*losses.LOSSES),
         num_classes=count,
         embedding_dim=count,
         distance=mostly(st.sampled_from(["cosine", hyperbolic.HyperbolicDistance()])),
     ),
     "losses.create_miner": entry(
         losses.create_miner,
-        name=name("default", *losses.MINER_NAMES),
-        loss=name(*losses.LOSS_NAMES),
+        name=name("default", *losses.MINERS),
+        loss=name(*losses.LOSSES),
         distance=mostly(st.sampled_from(["cosine", hyperbolic.HyperbolicDistance()])),
         margin=optional(real),
     ),
@@ -381,8 +380,8 @@ FUZZ: dict[str, Entry] = {
         lambda loss, miner, embeddings, labels: losses.MinedLoss(
             losses.create_loss(loss, CLASSES, C), losses.create_miner(miner, loss)
         )(embeddings, labels),
-        loss=name(*losses.LOSS_NAMES),
-        miner=name("default", *losses.MINER_NAMES),
+        loss=name(*losses.LOSSES),
+        miner=name("default", *losses.MINERS),
         embeddings=matrix(),
         labels=labels(),
     ),
@@ -426,6 +425,30 @@ FUZZ: dict[str, Entry] = {
         k=mostly(st.sampled_from([(1, 2), (10,)]), st.sampled_from([(0,), (1.5,), ("x",)])),
         distance=mostly(st.sampled_from(["cosine", "euclidean", hyperbolic.HyperbolicDistance()])),
         chunk_size=count,
+    ),
+    "readout.fit_readout": entry(
+        readout.fit_readout,
+        x=matrix(),
+        y=optional(labels()),
+        covariance=name("total", "within"),
+        shrinkage=real,
+        dim=optional(count),
+    ),
+    "readout.choose_readout": entry(
+        readout.choose_readout,
+        x=matrix(),
+        y=labels(),
+        val_x=matrix(),
+        val_y=labels(),
+        covariances=mostly(st.just(("total",)), st.just(("both",))),
+        shrinkages=mostly(st.just((0.3,)), st.just((-1.0,))),
+        dim=optional(count),
+    ),
+    "readout.LinearReadout": entry(
+        module(readout.LinearReadout, "x"),
+        mean=mostly(st.just(torch.zeros(C)), tensors()),
+        weight=matrix(2),
+        x=matrix(),
     ),
     "samplers.ClassBalancedSampler": entry(
         lambda epoch, positions, **options: (
@@ -629,8 +652,8 @@ FUZZ: dict[str, Entry] = {
                 {"loss_options": {"temprature": 1.0}},
                 {"freeze": ["no such part"]},
                 {"weights": "/no/such.pth"},
-                {"dybgr": DyBGROptions(k=-1), "method": "dybgr"},
-                {"iaa": IAAOptions(momentum=7.0), "augmentation": "iaa"},
+                {"options": {"dybgr": {"k": -1}}, "method": "dybgr"},
+                {"options": {"iaa": {"momentum": 7.0}}, "augmentation": "iaa"},
             ]
         ),
         folder=st.sampled_from(["/dev/null/x", "\0"]),
@@ -739,7 +762,11 @@ FUZZ: dict[str, Entry] = {
 # hold what they are given, and leave it to others to look at it; types, constants
 RECORDS = {
     *("images.IMAGE_SUFFIXES", "images.BrokenImageError", "images.Transform"),
-    *("datasets.RECALL_AT", "losses.LOSS_NAMES", "losses.MINER_NAMES"),
+    *("datasets.RECALL_AT", "readout.ReadoutChoice"),
+    # what names are registered in, and what stands behind a name
+    *("augment.AUGMENTATIONS", "datasets.READERS", "losses.LOSSES", "losses.MINERS"),
+    *("augment.AugmentationPlan", "augment.iaa", "datasets.Listing", "layers.BatchBlock"),
+    *("samplers.BatchSampler", "samplers.ClassPositions"),
     *("models.BLOCKS", "models.BackboneInfo", "models.BatchGraphOutput"),
     *("training.Interrupted", "training.Interruption", "training.Progress"),
     *("training.ProgressList", "training.TrainResult", "training.TrainingRun"),
@@ -748,7 +775,8 @@ RECORDS = {
     *("cli.main", "pipeline.CONFIGS", "pipeline.TerminalProgress", "pipeline.as_csv"),
     *("pipeline.baseline_rows", "pipeline.check_folder", "pipeline.load_splits"),
     *("pipeline.main", "pipeline.markdown", "pipeline.parse", "pipeline.print_table"),
-    "pipeline.trained_rows",
+    *("pipeline.trained_rows", "pipeline.Row", "pipeline.Trained", "pipeline.read_config"),
+    *("pipeline.read_results", "pipeline.train", "train"),
 }
 
 

@@ -214,7 +214,7 @@ def test_images_have_seeds_of_their_own():
     def seeds(seed: int, epoch: int) -> list[int]:
         config, data = tiny(), make_splits().train
         sampler = loop.ClassBalancedSampler(data.labels, config.batch_size, config.per_class, seed)
-        return [s for batch in seeded_batches(sampler, epoch) for _, s in batch]
+        return [s for batch in seeded_batches(sampler, 0, epoch) for _, s in batch]
 
     first = seeds(0, 0)
     assert len(set(first)) == len(first) == 32

@@ -37,7 +37,7 @@ from bgl.layers import (
     RandomGraphBlock,
     StructureConstrainedAttention,
 )
-from bgl.losses import LOSS_NAMES, MinedLoss, PairwiseCrossEntropyLoss, create_loss, create_miner
+from bgl.losses import LOSSES, MinedLoss, PairwiseCrossEntropyLoss, create_loss, create_miner
 from bgl.metrics import retrieval_metrics
 from bgl.training import train
 
@@ -106,7 +106,7 @@ def augmented(covariance: str, gamma: float) -> Layer:
 
 
 LOSSES: dict[str, Layer] = {
-    **{name: cosine_loss(name) for name in LOSS_NAMES},
+    **{name: cosine_loss(name) for name in LOSSES},
     "multi-similarity, batch-hard": cosine_loss("triplet", "batch-hard"),
     "pairwise-ce, sum": lambda x, y: PairwiseCrossEntropyLoss(
         0.01, HyperbolicDistance(c=0.1), reduction="sum"

@@ -17,10 +17,9 @@ from torch import Tensor, nn
 
 import bgl.training.build as building
 from bgl.datasets import Splits
-from bgl.losses import LOSS_NAMES
+from bgl.losses import LOSSES
 from bgl.models import BackboneInfo, BatchGraphModel
 from bgl.training import TrainConfig, build_model, train
-from bgl.training.config import IAAOptions
 
 CASES: dict[str, dict[str, Any]] = {
     "dybgr": {"method": "dybgr"},
@@ -30,7 +29,7 @@ CASES: dict[str, dict[str, Any]] = {
     "iaa": {"augmentation": "iaa"},
     "iaa, full covariance": {
         "augmentation": "iaa",
-        "iaa": IAAOptions(start=0.0, covariance="full", num_neighbors=3),
+        "options": {"iaa": {"start": 0.0, "covariance": "full", "num_neighbors": 3}},
     },
     "dybgr, iaa, multi-similarity": {
         "method": "dybgr",
@@ -41,7 +40,7 @@ CASES: dict[str, dict[str, Any]] = {
     "checkpointed activations": {"method": "dybgr", "checkpoint_activations": True},
     "look-alikes": {"method": "dybgr", "class_neighbors": 1},
     "frozen parts": {"method": "dybgr", "freeze": ["conv1", "layer1"]},
-    **{f"loss {name}": {"loss": name, "method": "dybgr"} for name in LOSS_NAMES},
+    **{f"loss {name}": {"loss": name, "method": "dybgr"} for name in LOSSES},
 }
 
 

@@ -20,7 +20,7 @@ import bgl.training.loop as loop
 from bgl.augment import ClassStatistics, IntraClassAugmentation
 from bgl.datasets import ImageDataset, Splits
 from bgl.hyperbolic import HyperbolicDistance, ToPoincareBall
-from bgl.losses import LOSS_NAMES
+from bgl.losses import LOSSES
 from bgl.metrics import retrieval_metrics
 from bgl.models import BatchGraphModel, BatchGraphOutput, load
 from bgl.samplers import ClassBalancedSampler
@@ -35,7 +35,6 @@ from bgl.training import (
     train,
 )
 from bgl.training.build import build_augmentation, make_optimizer, make_schedule
-from bgl.training.config import BGFormerOptions, DyBGROptions, IAAOptions
 from bgl.training.evaluation import evaluate
 from bgl.training.history import chosen_epoch, graph_statistics
 
@@ -209,7 +208,7 @@ def test_learns_an_easy_problem(tmp_path, method):
 
 @pytest.mark.parametrize(
     ("distance", "loss", "method"),
-    [("cosine", name, "none") for name in LOSS_NAMES]
+    [("cosine", name, "none") for name in LOSSES]
     + [("hyperbolic", "pairwise-ce", "dybgr"), ("hyperbolic", "triplet", "none")],
 )
 def test_every_loss_trains_with_iaa(splits, tmp_path, distance, loss, method):
@@ -297,8 +296,8 @@ def test_a_finished_training_is_not_trained_again(splits, tmp_path):
 def test_checkpoint_of_another_configuration_is_refused_by_name(splits, tmp_path):
     train(tiny(epochs=1), splits, tmp_path)
     before = (tmp_path / "model.safetensors").read_bytes()
-    other = tiny(epochs=1, lr=0.5, dybgr=DyBGROptions(k=2))
-    with pytest.raises(ValueError, match=r"checkpoint\.pt.*but dybgr, lr differ.*--output-dir"):
+    other = tiny(epochs=1, lr=0.5, seed=1)
+    with pytest.raises(ValueError, match=r"checkpoint\.pt.*but lr, seed differ.*--output-dir"):
         train(other, splits, tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before
 
@@ -396,8 +395,8 @@ def test_progress_is_told_every_stage(splits, tmp_path):
 )
 def test_when_the_augmentation_is_estimated(splits, tmp_path, start, update_every, estimates):
     record = Record()
-    iaa = IAAOptions(start=start, update_every=update_every, num_neighbors=3)
-    config = tiny(epochs=4, augmentation="iaa", iaa=iaa, weights="none")
+    iaa = {"start": start, "update_every": update_every, "num_neighbors": 3}
+    config = tiny(epochs=4, augmentation="iaa", options={"iaa": iaa}, weights="none")
     train(config, Splits("s", splits.train, None, splits.test), tmp_path, record)
     names = [what for what, _ in record.stages]
     before = [names.index(f"epoch {e}/4") - 1 for e in range(1, 5)]
@@ -426,8 +425,9 @@ def test_strength_of_the_augmentation_follows_the_epochs(splits, tmp_path, monke
         return augment(self, *arguments)
 
     monkeypatch.setattr(IntraClassAugmentation, "forward", watched)
-    iaa = IAAOptions(start=0.0, strength=1.0, schedule=True, correction=False)
-    train(tiny(epochs=5, batch_size=32, augmentation="iaa", iaa=iaa), splits, tmp_path)
+    iaa = {"start": 0.0, "strength": 1.0, "schedule": True, "correction": False}
+    config = tiny(epochs=5, batch_size=32, augmentation="iaa", options={"iaa": iaa})
+    train(config, splits, tmp_path)
     assert strengths == [1.0, 1.0, 0.9, 0.75, 0.6]
 
 
@@ -435,11 +435,11 @@ def test_strength_of_the_augmentation_follows_the_epochs(splits, tmp_path, monke
 def test_augmentation_has_the_options_of_its_configuration(distance):
     options = {"num_neighbors": 7, "beta": 0.2, "gamma": 0.4, "max_count": 9}
     options |= {"sigma_mean": 2.0, "sigma_var": 3.0}
-    iaa = IAAOptions(
-        momentum=0.3, covariance="full", strength=0.6, num_samples=2, correction=True, **options
-    )
-    config = tiny(augmentation="iaa", iaa=iaa, distance=distance, curvature=0.5)
-    augmentation = build_augmentation(config, 8)
+    iaa = {"momentum": 0.3, "covariance": "full", "strength": 0.6, "num_samples": 2, **options}
+    config = tiny(augmentation="iaa", options={"iaa": iaa}, distance=distance, curvature=0.5)
+    plan = build_augmentation(config, 8)
+    assert plan is not None
+    augmentation: Any = plan.augmentation
     statistics, correction = augmentation.statistics, augmentation.correction
     assert (statistics.num_classes, statistics.channels) == (8, DIM)
     assert (statistics.momentum, statistics.covariance) == (0.3, "full")
@@ -632,14 +632,24 @@ def test_graph_statistics_of_a_hand_example():
         ("loss_options", {"distance": "l2"}),
         ("loss_options", {"num_classes": 3}),
         ("miner_options", {"name": "batch-hard"}),
-        ("iaa.start", IAAOptions(start=2.0)),
-        ("iaa.update_every", IAAOptions(update_every=0)),
     ],
 )
 def test_wrong_values_are_refused_by_name(field, value):
-    options = {field.split(".")[0]: value}
     with pytest.raises(ValueError, match=rf"`{field}`"):
-        tiny(**options)
+        tiny(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"dybgr": {"kk": 3}}, "'dybgr' to be among k, num_iterations.* but got kk"),
+        ({"gat": {"k": 3}}, "`block`.*'gat'.*--plugin"),
+        ({"iaa": 3}, "`iaa` to hold options"),
+    ],
+)
+def test_wrong_options_of_a_part_are_refused(options, named):
+    with pytest.raises(ValueError, match=named):
+        tiny(options=options)
 
 
 def test_batch_that_is_no_multiple():
@@ -660,8 +670,10 @@ def test_cuda_that_is_not_there(splits, tmp_path, monkeypatch):
         ({"loss": "contrastive", "distance": "hyperbolic"}, "hyperbolic"),
         ({"loss_options": {"temprature": 1.0}}, "temprature"),
         ({"miner_options": {"margin": 1.0}}, "miner_options"),
-        ({"method": "bgformer", "bgformer": BGFormerOptions(heads=7)}, "heads"),
-        ({"method": "dybgr", "dybgr": DyBGROptions(k=0)}, "`k`"),
+        ({"method": "bgformer", "options": {"bgformer": {"heads": 7}}}, "heads"),
+        ({"method": "dybgr", "options": {"dybgr": {"k": 0}}}, "`k`"),
+        ({"augmentation": "iaa", "options": {"iaa": {"start": 2.0}}}, "`start`"),
+        ({"augmentation": "iaa", "options": {"iaa": {"update_every": 0}}}, "`update_every`"),
         ({"backbone": "resnet81"}, "resnet81"),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",

@@ -1,0 +1,87 @@
+"""The pipeline from Python: train and measure in one call."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from bgl import models
+from bgl.datasets import Splits, dataset_names
+from bgl.models import Encoder
+from bgl.pipeline.data import load_splits
+from bgl.pipeline.options import option_words, parse
+from bgl.pipeline.results import Row
+from bgl.pipeline.run import TerminalProgress, claimed, training_name
+from bgl.pipeline.table import markdown
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What :func:`train` returns; printed, it is the table.
+
+    Args:
+        encoder: The model of the last method and seed.
+        rows: One row for each method, seed and embedding, as in ``results.json``.
+        folder: The run folder.
+    """
+
+    encoder: Encoder
+    rows: list[Row]
+    folder: Path
+
+    def __str__(self) -> str:
+        return markdown(self.rows)
+
+
+def train(
+    data: str | Path | Splits = "emoji",
+    method: str | Sequence[str] = ("none", "dybgr"),
+    *,
+    output_dir: str | Path | None = None,
+    quiet: bool = False,
+    **options: Any,
+) -> Trained:
+    """Train and measure on a dataset, as ``bgl train`` does.
+
+    A call that was interrupted goes on when it is repeated with its ``output_dir``.
+
+    Args:
+        data: The name of a dataset, a folder with ``train/CLASS/*`` and ``test/CLASS/*``, or
+            parts of your own.
+        method: Blocks joined by "+", or "none"; several are trained in turn and compared.
+        output_dir: The run folder; None: a new one in ``runs/``.
+        quiet: Print nothing.
+        options: Everything else that :class:`bgl.training.TrainConfig` holds, and options of
+            blocks by their name: ``epochs=20, seed=[0, 1], dybgr={"k": 10}``.
+
+    Raises:
+        ValueError: If an option is unknown or does not fit the data.
+        FileNotFoundError: If the folder or a part of it does not exist.
+
+    Example:
+        >>> trained = bgl.train("photos", epochs=20)  # doctest: +SKIP
+        >>> print(trained)  # doctest: +SKIP
+        >>> trained.encoder.embed(["new.jpg"])  # doctest: +SKIP
+    """
+    if isinstance(data, Splits):
+        options["dataset"] = data.name
+    elif str(data) in dataset_names():
+        options["dataset"] = str(data)  # and its folder, if it has one, as `data_root`
+    else:
+        options |= {"dataset": "folder", "data_root": str(data)}
+    options["method"] = [method] if isinstance(method, str) else list(method)
+    if output_dir is not None:
+        options["output_dir"] = str(output_dir)
+    command = parse([word for name, value in options.items() for word in option_words(name, value)])
+    splits = data if isinstance(data, Splits) else load_splits(command.configs[0])
+    console = Console(quiet=quiet or int(os.environ.get("RANK", "0")) > 0)
+    progress = TerminalProgress(console)
+    with claimed(command, splits) as run, progress.bars:
+        run.measure(progress, console.print)
+        encoder = models.load(run.folder / training_name(command.configs[-1]), device="auto")
+    return Trained(encoder, run.rows, run.folder)
