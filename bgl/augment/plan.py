@@ -101,10 +101,7 @@ def iaa(
     if correction:
         neighbors = NeighborCorrection(num_neighbors, beta, gamma, max_count, sigma_mean, sigma_var)
     augmentation = IntraClassAugmentation(
-        statistics,
-        neighbors,
-        StrengthSchedule(strength) if schedule else strength,
-        num_samples,
+        statistics, neighbors, StrengthSchedule(strength) if schedule else strength, num_samples
     )
     return AugmentationPlan(augmentation, statistics, start, update_every)
 

@@ -128,10 +128,7 @@ def create_loss(
 
 
 def create_miner(
-    name: str,
-    loss: str = "pairwise-ce",
-    distance: str | BaseDistance = "cosine",
-    **options: Any,
+    name: str, loss: str = "pairwise-ce", distance: str | BaseDistance = "cosine", **options: Any
 ) -> nn.Module | None:
     """Create a miner, called as ``miner(embeddings, labels)``; None for ``"none"``.
 

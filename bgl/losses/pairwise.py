@@ -71,10 +71,7 @@ class PairwiseCrossEntropyLoss(nn.Module):
     """
 
     def __init__(
-        self,
-        temperature: float = 0.1,
-        distance: nn.Module | None = None,
-        reduction: str = "mean",
+        self, temperature: float = 0.1, distance: nn.Module | None = None, reduction: str = "mean"
     ) -> None:
         super().__init__()
         self.temperature = check_real(temperature, "temperature", minimum=0, exclusive=True)

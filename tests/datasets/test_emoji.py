@@ -197,7 +197,7 @@ def test_view_box_is_squared_and_flips_are_kept() -> None:
             "aliases": {"right": {"parent": "left", "hFlip": True}, "west": {"parent": "left"}},
             "width": 32,
             "height": 32,
-        },
+        }
     )
     noto = sets["noto"]
     assert 'viewBox="-16.0 0.0 64 64"' in noto.svg("left")
