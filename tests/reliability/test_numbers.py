@@ -210,20 +210,21 @@ def test_black_images_train(method, distance, dtype):
 
 
 @pytest.fixture
-def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Make the loss, or its gradient, of chosen batches NaN."""
+def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Tensor]]:
+    """Make the loss, or its gradient, of chosen batches NaN; the labels of all are noted."""
 
-    def install(bad: set[int], gradient_only: bool = False) -> None:
-        build, calls = loop.build_criterion, [0]
+    def install(bad: set[int], gradient_only: bool = False) -> list[Tensor]:
+        build = loop.build_criterion
+        seen: list[Tensor] = []
 
         def failing_criterion(config: Any, num_classes: int) -> torch.nn.Module:
             inner = build(config, num_classes)
 
             class Failing(torch.nn.Module):
                 def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-                    calls[0] += 1
+                    seen.append(labels)
                     loss: Tensor = inner(embeddings, labels)
-                    if calls[0] not in bad:
+                    if len(seen) not in bad:
                         return loss
                     nan = (embeddings.sum() * 0).sqrt()  # 0, with a gradient of 0 / 0
                     return loss + nan if gradient_only else loss * math.nan
@@ -231,16 +232,21 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             return Failing()
 
         monkeypatch.setattr(loop, "build_criterion", failing_criterion)
+        return seen
 
     return install
 
 
 @pytest.mark.parametrize("gradient_only", [False, True], ids=["loss", "gradient"])
 def test_batch_that_is_not_finite_is_named(failing, tmp_path: Path, gradient_only):
-    failing({2}, gradient_only)
-    said = r"not finite in epoch 1, step 2: \{'loss_plain': .*gradient norm nan; feature norms "
-    with pytest.raises(FloatingPointError, match=said + r"from .* to .*; samples \[.*; images"):
-        train(tiny(), make_splits(), tmp_path)
+    seen, splits = failing({4}, gradient_only), make_splits()
+    said = r"not finite in epoch 2, step 2: \{'loss_plain': .*gradient norm nan; feature norms "
+    said += r"from .* to .*; samples \[.*; images"
+    with pytest.raises(FloatingPointError, match=said) as caught:
+        train(tiny(), splits, tmp_path)
+    named = [i for i in range(32) if f"'train/{i}'" in str(caught.value)]
+    assert sorted(splits.train.labels[named].tolist()) == sorted(seen[-1].tolist())
+    assert len(read_csv(tmp_path)) == 1  # the finished epoch is there to go on from
 
 
 @pytest.mark.parametrize("gradient_only", [False, True], ids=["loss", "gradient"])
