@@ -35,8 +35,9 @@ from bgl.pipeline.results import Row
 from bgl.training import TrainConfig
 
 PROTOCOLS = ("paper", "honest")
-DATA = ("dataset", "data_root", "protocol", "val_fraction", "skip_broken", "allow_partial")
-DATA += ("download",)  # the options that name the data
+DATA = (  # the options that name the data
+    "dataset", "data_root", "protocol", "val_fraction", "skip_broken", "allow_partial", "download",
+)  # fmt: skip
 
 
 def data_folder(root: Path, dataset: str) -> Path:

@@ -50,8 +50,10 @@ class Step:
         if not small:
             return config
         backbone = "test_vit" if config.backbone.startswith("vit") else config.backbone
-        sizes = {"batch_size": 3 * config.per_class, "image_size": 64}
-        return dataclasses.replace(config, backbone=backbone, weights="none", **sizes)
+        batch = 3 * config.per_class
+        return dataclasses.replace(
+            config, backbone=backbone, weights="none", batch_size=batch, image_size=64
+        )
 
 
 _PAPER = (
