@@ -13,12 +13,12 @@ from bgl.pipeline.comparison import percent
 
 
 def signed(values: list[float]) -> str:
-    """Mean ± interval of differences, in points."""
+    """Write the mean ± interval of differences, in points."""
     return "" if not values else ("+" if statistics.fmean(values) >= 0 else "") + percent(values)
 
 
 def fill(page: str, tables: dict[str, str], markers: str = "[a-z]+") -> str:
-    """The page with its tables put in: between ``<!-- NAME -->`` and ``<!-- /NAME -->``.
+    """Put the tables into a page, between ``<!-- NAME -->`` and ``<!-- /NAME -->``.
 
     Args:
         page: Its text.

@@ -13,7 +13,7 @@ from bgl.pipeline.results import Row
 
 
 def load_rows(runs: list[Path]) -> list[Row]:
-    """All rows of several run folders.
+    """Load all rows of several run folders.
 
     A row that stands in more than one run is taken once. Where runs hold the same arm and seed
     with other options, the later run's rows bear its name.

@@ -1,4 +1,4 @@
-"""Many trainings by one command: what is missing is skipped, what fails is listed, Ctrl-C stops."""
+"""Many runs by one command: what is missing is skipped, what fails is listed, Ctrl-C stops."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import OutOfMemoryError
 
 
 class Outcome:
-    """Trainings that did not come to a result, by name, with the reason."""
+    """Runs that did not come to a result, by name, with the reason."""
 
     def __init__(self) -> None:
         self.skipped: dict[str, str] = {}
@@ -20,7 +20,7 @@ class Outcome:
     def attempt(self, name: str) -> Iterator[None]:
         """Note a failure of the block under ``name`` and go on behind it.
 
-        Data or weights that are not there skip a training; other errors fail it.
+        Data or weights that are not there skip a run; other errors fail it.
         """
         try:
             yield

@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def describe(value: Any) -> str:
-    """A short description of an offending value for an error message."""
+    """Describe an offending value in short, for an error message."""
     if isinstance(value, Tensor):
         return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {list(value.shape)}"
     if isinstance(value, np.ndarray):
@@ -115,8 +115,15 @@ def check_choice(value: str, name: str, choices: tuple[str, ...]) -> str:
     return value
 
 
+def check_none(reason: str, **values: object) -> None:
+    """Raise unless all ``values`` are None: losses of the library are called with more."""
+    for name, value in values.items():
+        if value is not None:
+            raise ValueError(f"Expected argument `{name}` to be None: {reason}")
+
+
 def check_callable(value: Any, name: str) -> None:
-    """Raise unless ``value`` can be called and is no class, which a call would make one of."""
+    """Raise unless ``value`` is a callable instance; a class would be constructed, not called."""
     if isinstance(value, type):
         raise ValueError(
             f"Expected argument `{name}` to be an instance, not a class, got {value.__name__}"
@@ -158,7 +165,7 @@ def check_finite(x: Tensor, name: str) -> None:
 
 
 def readable(x: Tensor) -> bool:
-    """May a layer or loss look at the values of ``x``?
+    """Return whether a layer or loss may look at the values of ``x``.
 
     Not on an accelerator, where looking waits for the device, nor where there are no values: in a
     compiled graph and in fake tensors.

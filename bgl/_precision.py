@@ -14,7 +14,7 @@ MEDIAN_ROWS = 256
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """``x`` itself, or in float32 where it has half precision.
+    """Return ``x`` itself, or in float32 where it has half precision.
 
     Example:
         >>> at_least_float32(torch.zeros(1, dtype=torch.bfloat16)).dtype
@@ -24,7 +24,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def in_precision_of(loss: Callable[..., Tensor], embeddings: Tensor) -> Tensor:
-    """Embeddings in the precision of a loss's parameters; at least float32 where it has none.
+    """Convert embeddings to the precision of a loss's parameters, or at least to float32.
 
     Losses with proxies would convert their parameters to the type of the embeddings, for good.
     """
@@ -34,7 +34,7 @@ def in_precision_of(loss: Callable[..., Tensor], embeddings: Tensor) -> Tensor:
 
 
 def for_exact_products(x: Tensor) -> Tensor:
-    """``x`` itself, or in float64 where a switch of PyTorch allows less than float32 in products.
+    """Return ``x``, in float64 where a switch of PyTorch allows products in less than float32.
 
     A compiled graph on the CPU keeps to the switch that it was compiled under.
     """
@@ -61,8 +61,22 @@ def exact_matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
         return product if out is None else out.copy_(product)
 
 
+def distance_factors(x: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Compute factors [N, C + 2], of equal norms, whose products are :math:`|x - y|^2`.
+
+    Example:
+        >>> left, right = distance_factors(torch.tensor([[0.0], [3.0]]))
+        >>> (left @ right.T).round()
+        tensor([[0., 9.],
+                [9., 0.]])
+    """
+    square = x.square().sum(dim=1, keepdim=True)
+    one, double = torch.ones_like(square), math.sqrt(2) * x
+    return torch.cat([square, one, double], dim=1), torch.cat([one, square, -double], dim=1)
+
+
 def central_point(points: Tensor) -> Tensor:
-    """The median of every channel [C], from where squared distances lose the fewest digits.
+    """Take the median of every channel [C], from where squared distances lose the fewest digits.
 
     Unlike the mean it stays with the bulk of the points. And it is made of their own numbers:
     subtracting it does not round integers, codes and points that share an offset.
@@ -77,7 +91,7 @@ def central_point(points: Tensor) -> Tensor:
 
 @torch.compiler.assume_constant_result
 def _may_reduce_float32(device: str) -> bool:
-    """Whether products of float32 on this type of device may be computed in less."""
+    """Return whether products of float32 on this type of device may be computed in less."""
     if device == "mps":  # has no such switch, and no float64
         return False
     if device == "cuda" and os.environ.get("NVIDIA_TF32_OVERRIDE") == "1":

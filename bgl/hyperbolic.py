@@ -13,7 +13,7 @@ from pytorch_metric_learning.distances import BaseDistance
 from torch import Tensor, nn
 
 from bgl._checks import check_matrix, check_real, describe, readable
-from bgl._precision import at_least_float32, central_point, exact_matmul
+from bgl._precision import at_least_float32, central_point, distance_factors, exact_matmul
 
 # The constants of the published implementation, which the results follow to the last digits.
 _NORM_EPS = 1e-5  # added to a norm before dividing by it
@@ -36,21 +36,23 @@ def to_poincare_ball(x: Tensor, *, c: float, clip_radius: float | None = None) -
         z = \tanh(\sqrt{c}\,|x|) \frac{x}{\sqrt{c}\,|x|}, \qquad
         |z| \le (1 - 10^{-3}) / \sqrt{c}
 
-    From Ermolov et al., "Hyperbolic Vision Transformers: Combining Improvements in Metric
-    Learning" (CVPR 2022), section 3.1 and the released code (clipping: Guo et al., "Clipped
-    Hyperbolic Classifiers Are Super-Hyperbolic Classifiers", CVPR 2022).
+    From `"Hyperbolic Vision Transformers: Combining Improvements in Metric Learning"
+    <https://arxiv.org/abs/2203.10833>`_ (Ermolov et al., CVPR 2022), section 3.1 and the released
+    code; the clipping from `"Clipped Hyperbolic Classifiers Are Super-Hyperbolic Classifiers"
+    <https://arxiv.org/abs/2107.11472>`_ (Guo et al., CVPR 2022).
 
     Args:
-        x: points ``[..., C]``, any floating-point type.
-        c: the ball has curvature :math:`-c` and radius :math:`1/\sqrt{c}`.
-        clip_radius: the largest norm before the map; ``None`` leaves the norms as they are.
+        x: Points ``[..., C]``, any floating-point type.
+        c: The ball has curvature :math:`-c` and radius :math:`1/\sqrt{c}`.
+        clip_radius: The largest norm before the map; ``None`` leaves the norms as they are.
 
     Returns:
         Points of the same shape, at least float32. A zero row stays zero, with a finite gradient.
 
-    >>> to_poincare_ball(torch.tensor([[3.0, 4.0], [0.0, 0.0]]), c=1.0, clip_radius=1.0)
-    tensor([[0.4570, 0.6093],
-            [0.0000, 0.0000]])
+    Example:
+        >>> to_poincare_ball(torch.tensor([[3.0, 4.0], [0.0, 0.0]]), c=1.0, clip_radius=1.0)
+        tensor([[0.4570, 0.6093],
+                [0.0000, 0.0000]])
     """
     _check_positive(c)
     _check_floating(x, "x")
@@ -76,15 +78,16 @@ def from_poincare_ball(z: Tensor, *, c: float) -> Tensor:
         x = \operatorname{artanh}(\sqrt{c}\,|z|) \frac{z}{\sqrt{c}\,|z|}
 
     Args:
-        z: points ``[..., C]`` of the ball, any floating-point type. Those further out than
+        z: Points ``[..., C]`` of the ball, any floating-point type. Those further out than
             :func:`to_poincare_ball` puts any are pulled in as far.
-        c: the ball has curvature :math:`-c`.
+        c: The ball has curvature :math:`-c`.
 
     Returns:
         Vectors of the same shape, at least float32. A zero row stays zero.
 
-    >>> from_poincare_ball(torch.tensor([[0.5, 0.0]]), c=1.0)
-    tensor([[0.5493, 0.0000]])
+    Example:
+        >>> from_poincare_ball(torch.tensor([[0.5, 0.0]]), c=1.0)
+        tensor([[0.5493, 0.0000]])
     """
     _check_positive(c)
     _check_floating(z, "z")
@@ -95,13 +98,14 @@ def from_poincare_ball(z: Tensor, *, c: float) -> Tensor:
 
 
 def distance_matrix(x: Tensor, y: Tensor, *, c: float) -> Tensor:
-    r"""Hyperbolic distances between all rows of ``x`` and all rows of ``y``.
+    r"""Compute the hyperbolic distances between all rows of ``x`` and all rows of ``y``.
 
     .. math::
         d(x, y) = \frac{2}{\sqrt{c}} \operatorname{artanh}(\sqrt{c}\, |(-x) \oplus_c y|)
 
-    (Ganea et al., "Hyperbolic Neural Networks", NeurIPS 2018, section 2.4; Ermolov et al. 2022,
-    equation 2), from inner products and norms alone, so that no ``[Q, R, C]`` tensor exists:
+    (`"Hyperbolic Neural Networks" <https://arxiv.org/abs/1805.09112>`_, Ganea et al., NeurIPS 2018,
+    section 2.4; Ermolov et al. 2022, equation 2), from inner products and norms alone, so that no
+    ``[Q, R, C]`` tensor exists:
 
     .. math::
         |(-x) \oplus_c y| = \frac{\sqrt{\delta}\, |x - y|}{\delta + 10^{-5}}, \qquad
@@ -121,22 +125,23 @@ def distance_matrix(x: Tensor, y: Tensor, *, c: float) -> Tensor:
     meaningless, but finite.
 
     Args:
-        x: points ``[Q, C]`` of the ball, any floating-point type.
-        y: points ``[R, C]`` of the ball.
-        c: the ball has curvature :math:`-c`.
+        x: Points ``[Q, C]`` of the ball, any floating-point type.
+        y: Points ``[R, C]`` of the ball.
+        c: The ball has curvature :math:`-c`.
 
     Returns:
         Distances ``[Q, R]``, at least float32.
 
-    >>> points = torch.tensor([[0.0, 0.0], [0.5, 0.0]])
-    >>> distance_matrix(points, points, c=1.0)
-    tensor([[0.0000, 1.0986],
-            [1.0986, 0.0000]])
+    Example:
+        >>> points = torch.tensor([[0.0, 0.0], [0.5, 0.0]])
+        >>> distance_matrix(points, points, c=1.0)
+        tensor([[0.0000, 1.0986],
+                [1.0986, 0.0000]])
     """
     _check_pair(x, y, c)
     with torch.autocast(x.device.type, enabled=False):
         x, y = _one_type(x, y)
-        # A median would be too slow for every step of a training.
+        # A median would be too slow for every training step.
         squared, scale = _squared_distances(x, y, y.detach().mean(dim=0))
         rounding = _ROUNDING * torch.finfo(squared.dtype).eps * scale.detach()
         squared = squared.masked_fill(squared <= rounding, 0.0)
@@ -144,21 +149,22 @@ def distance_matrix(x: Tensor, y: Tensor, *, c: float) -> Tensor:
 
 
 def paired_distance(x: Tensor, y: Tensor, *, c: float) -> Tensor:
-    """Hyperbolic distances between each row of ``x`` and the same row of ``y``.
+    """Compute the hyperbolic distances between each row of ``x`` and the same row of ``y``.
 
     The formula of :func:`distance_matrix`, from the differences themselves: close points keep
     all their digits.
 
     Args:
-        x: points ``[N, C]`` of the ball, any floating-point type.
-        y: points ``[N, C]`` of the ball.
-        c: the ball has curvature ``-c``.
+        x: Points ``[N, C]`` of the ball, any floating-point type.
+        y: Points ``[N, C]`` of the ball.
+        c: The ball has curvature ``-c``.
 
     Returns:
         Distances ``[N]``, at least float32.
 
-    >>> paired_distance(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.5, 0.0]]), c=1.0)
-    tensor([1.0986])
+    Example:
+        >>> paired_distance(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.5, 0.0]]), c=1.0)
+        tensor([1.0986])
     """
     _check_pair(x, y, c)
     if len(x) != len(y):
@@ -170,23 +176,24 @@ def paired_distance(x: Tensor, y: Tensor, *, c: float) -> Tensor:
 
 @torch.no_grad()
 def rank_matrix(x: Tensor, y: Tensor, *, c: float) -> Tensor:
-    """A cheap matrix that orders pairs as :func:`distance_matrix` does; no gradient.
+    """Compute a cheap matrix that orders pairs as :func:`distance_matrix` does; no gradient.
 
     It is the square of the artanh argument before the cap, divided by ``c``, so it also orders
     the pairs beyond the cap. Pairs that are closer than the rounding of an inner product come out
     in any order: rank in float64 where that matters.
 
     Args:
-        x: points ``[Q, C]`` of the ball, any floating-point type.
-        y: points ``[R, C]`` of the ball.
-        c: the ball has curvature ``-c``.
+        x: Points ``[Q, C]`` of the ball, any floating-point type.
+        y: Points ``[R, C]`` of the ball.
+        c: The ball has curvature ``-c``.
 
     Returns:
         Keys ``[Q, R]``, smaller for closer pairs.
 
-    >>> points = torch.tensor([[0.0, 0.0], [0.3, 0.0], [0.0, 0.8]])
-    >>> rank_matrix(points[:1], points, c=1.0).argsort()
-    tensor([[0, 1, 2]])
+    Example:
+        >>> points = torch.tensor([[0.0, 0.0], [0.3, 0.0], [0.0, 0.8]])
+        >>> rank_matrix(points[:1], points, c=1.0).argsort()
+        tensor([[0, 1, 2]])
     """
     _check_pair(x, y, c)
     with torch.autocast(x.device.type, enabled=False):
@@ -199,7 +206,7 @@ def rank_matrix(x: Tensor, y: Tensor, *, c: float) -> Tensor:
 
 @torch.no_grad()
 def rank_factors(x: Tensor, *, c: float) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Factors whose inner products order pairs (almost) as :func:`rank_matrix` does.
+    r"""Compute factors whose inner products order pairs (almost) as :func:`rank_matrix` does.
 
     .. math::
         \langle l(x), r(y) \rangle = \frac{c\,|x - y|^2}{(1 - c|x|^2)(1 - c|y|^2)}
@@ -210,26 +217,24 @@ def rank_factors(x: Tensor, *, c: float) -> tuple[Tensor, Tensor, Tensor]:
     one, :math:`b_x = \sqrt\varepsilon / (1 - c|x|^2)`.
 
     Args:
-        x: points ``[N, C]`` of the ball, any floating-point type.
-        c: the ball has curvature :math:`-c`.
+        x: Points ``[N, C]`` of the ball, any floating-point type.
+        c: The ball has curvature :math:`-c`.
 
     Returns:
         :math:`l(x)` and :math:`r(x)` ``[N, C + 2]``, of equal norms, and :math:`b_x` ``[N, 1]``
         (infinite where x is no point of the ball).
 
-    >>> points = torch.tensor([[0.0, 0.0], [0.5, 0.0], [0.0, 0.8]])
-    >>> left, right, _ = rank_factors(points, c=1.0)
-    >>> left[:1] @ right.T
-    tensor([[0.0000, 0.3333, 1.7778]])
+    Example:
+        >>> points = torch.tensor([[0.0, 0.0], [0.5, 0.0], [0.0, 0.8]])
+        >>> left, right, _ = rank_factors(points, c=1.0)
+        >>> left[:1] @ right.T
+        tensor([[0.0000, 0.3333, 1.7778]])
     """
     _check_positive(c)
     check_matrix(x)
     x = math.sqrt(c) * at_least_float32(x)
-    square = _squared_norm(x)
-    inside = 1 - square
-    one, double = torch.ones_like(square), math.sqrt(2) * x
-    left = torch.cat([square, one, double], dim=1) / inside
-    right = torch.cat([one, square, -double], dim=1) / inside
+    inside = 1 - _squared_norm(x)
+    left, right = (factor / inside for factor in distance_factors(x))
     return left, right, torch.where(inside > 0, math.sqrt(_RATIO_EPS) / inside, torch.inf)
 
 
@@ -237,19 +242,20 @@ class ToPoincareBall(nn.Module):
     r"""Map embeddings into the Poincaré ball: :func:`to_poincare_ball` as the end of a head.
 
     Args:
-        c: the ball has curvature :math:`-c` (> 0).
-        clip_radius: the largest norm before the map (> 0), or ``None`` for no clipping. Ermolov
+        c: The ball has curvature :math:`-c` (> 0).
+        clip_radius: The largest norm before the map (> 0), or ``None`` for no clipping. Ermolov
             et al. (CVPR 2022) take 2.3 with ``c = 0.1``.
 
     Shapes:
-        - **input:** ``[..., C]``
-        - **output:** ``[..., C]``, at least float32
+        - input: ``[..., C]``
+        - output: ``[..., C]``, at least float32
 
     Raises:
-        ValueError: if ``c`` or ``clip_radius`` is not positive, or the input not floating-point.
+        ValueError: If ``c`` or ``clip_radius`` is not positive, or the input not floating-point.
 
-    >>> ToPoincareBall()(torch.tensor([[30.0, 40.0]])).norm()
-    tensor(1.9651)
+    Example:
+        >>> ToPoincareBall()(torch.tensor([[30.0, 40.0]])).norm()
+        tensor(1.9651)
     """
 
     def __init__(self, c: float = 0.1, clip_radius: float | None = 2.3) -> None:
@@ -275,21 +281,22 @@ class HyperbolicDistance(BaseDistance):
     ``distance.pairwise_distance(query, reference)`` gives row by row.
 
     Args:
-        c: the ball has curvature :math:`-c` (> 0).
+        c: The ball has curvature :math:`-c` (> 0).
 
     Shapes:
-        - **input:** query ``[Q, C]``, reference ``[R, C]`` (the query itself by default): points
+        - input: query ``[Q, C]``, reference ``[R, C]`` (the query itself by default): points
           of the ball, as :class:`ToPoincareBall` gives them
-        - **output:** ``[Q, R]``, at least float32
+        - output: ``[Q, R]``, at least float32
 
     Raises:
-        ValueError: if ``c`` is not positive, a point set not a floating-point matrix, or a point
+        ValueError: If ``c`` is not positive, a point set not a floating-point matrix, or a point
             not in the ball. That last check reads the points, which on a GPU would wait for it:
             there, and in a compiled graph, distances from such points are meaningless but finite.
 
-    >>> distance = HyperbolicDistance(c=1.0)
-    >>> distance(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.5, 0.0], [0.0, 0.8]]))
-    tensor([[1.0986, 2.1972]])
+    Example:
+        >>> distance = HyperbolicDistance(c=1.0)
+        >>> distance(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.5, 0.0], [0.0, 0.8]]))
+        tensor([[1.0986, 2.1972]])
     """
 
     def __init__(self, c: float = 0.1) -> None:
@@ -306,19 +313,19 @@ class HyperbolicDistance(BaseDistance):
             _check_in_ball(ref_emb, "ref_emb", self.c)
 
     def compute_mat(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
-        """Distances ``[Q, R]``."""
+        """Compute distances ``[Q, R]``."""
         return distance_matrix(query_emb, ref_emb, c=self.c)
 
     def pairwise_distance(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
-        """Distances ``[N]`` between equal rows of two ``[N, C]`` matrices."""
+        """Compute distances ``[N]`` between equal rows of two ``[N, C]`` matrices."""
         return paired_distance(query_emb, ref_emb, c=self.c)
 
     def rank_key(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
-        """Keys ``[Q, R]`` in the order of the distances, without their cost (for retrieval)."""
+        """Compute keys ``[Q, R]`` in the order of the distances, without their cost."""
         return rank_matrix(query_emb, ref_emb, c=self.c)
 
     def rank_factors(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Factors whose products order pairs as the distances do (see :func:`rank_factors`)."""
+        """Compute factors whose products order pairs as distances do (:func:`rank_factors`)."""
         _check_in_ball(points, "points", self.c)
         return rank_factors(points, c=self.c)
 
@@ -365,7 +372,7 @@ def _check_in_ball(x: Tensor, name: str, c: float) -> None:
 
 
 def _one_type(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in the wider of their types, at least float32."""
+    """Convert both to the wider of their types, at least float32."""
     wider = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
     return x.to(wider), y.to(wider)
 

@@ -233,7 +233,7 @@ def _covariance(centred: Tensor) -> Tensor:
 
 
 def _within_classes(x: Tensor, y: Tensor) -> Tensor:
-    """Every row minus the mean of its class."""
+    """Subtract the mean of its class from every row."""
     check_index_vector(y, len(x), "y")
     labels = y.unique(return_inverse=True)[1]
     if int(labels.bincount().max()) < 2:

@@ -30,10 +30,21 @@ def case(request: pytest.FixtureRequest) -> tuple[list[int], int, int]:
     return [labels[i] for i in order], batch_size, per_class
 
 
-def test_batches_are_balanced(case: tuple[list[int], int, int]) -> None:
+@pytest.fixture(params=[0, 1, 3, 7], ids=lambda n: f"{n} neighbors")
+def sampler(
+    case: tuple[list[int], int, int], request: pytest.FixtureRequest
+) -> ClassBalancedSampler:
+    labels, batch_size, per_class = case
+    sampler = ClassBalancedSampler(labels, batch_size, per_class, neighbors=request.param)
+    sampler.set_positions(torch.randn(len(set(labels)), 5))
+    return sampler
+
+
+def test_batches_are_balanced_and_every_class_comes_equally_often(
+    case: tuple[list[int], int, int], sampler: ClassBalancedSampler
+) -> None:
     labels, batch_size, per_class = case
     for epoch in range(3):
-        sampler = ClassBalancedSampler(labels, batch_size, per_class)
         sampler.set_epoch(epoch)
         batches = list(sampler)
         assert len(batches) == len(sampler)
@@ -42,14 +53,7 @@ def test_batches_are_balanced(case: tuple[list[int], int, int]) -> None:
             counts = Counter(labels[i] for i in batch)
             assert len(counts) == batch_size // per_class
             assert set(counts.values()) == {per_class}
-
-
-def test_every_class_in_every_epoch_and_equally_often(case: tuple[list[int], int, int]) -> None:
-    labels, batch_size, per_class = case
-    sampler = ClassBalancedSampler(labels, batch_size, per_class)
-    for epoch in range(3):
-        sampler.set_epoch(epoch)
-        visits = Counter(labels[i] for batch in sampler for i in batch)
+        visits = Counter(labels[i] for batch in batches for i in batch)
         assert visits.keys() == set(labels)
         assert max(visits.values()) - min(visits.values()) <= per_class
 
@@ -73,29 +77,6 @@ def test_order_inside_a_class_varies_even_if_all_of_it_is_drawn() -> None:
     orders = {tuple(i for i in batch if i < 3) for batch in sampler}
     assert len(orders) == 6
     assert len({batch[0] < 3 for batch in sampler}) == 2
-
-
-@pytest.fixture(params=[1, 3, 7], ids=lambda n: f"{n} neighbors")
-def grouped(
-    case: tuple[list[int], int, int], request: pytest.FixtureRequest
-) -> ClassBalancedSampler:
-    labels, batch_size, per_class = case
-    sampler = ClassBalancedSampler(labels, batch_size, per_class, neighbors=request.param)
-    sampler.set_positions(torch.randn(len(set(labels)), 5))
-    return sampler
-
-
-def test_groups_keep_the_balance(
-    case: tuple[list[int], int, int], grouped: ClassBalancedSampler
-) -> None:
-    labels, batch_size, per_class = case
-    visits: Counter[int] = Counter()
-    for batch in grouped:
-        assert len(set(batch)) == batch_size
-        assert set(Counter(labels[i] for i in batch).values()) == {per_class}
-        visits.update(labels[i] for i in batch)
-    assert visits.keys() == set(labels)
-    assert max(visits.values()) - min(visits.values()) <= per_class
 
 
 @pytest.mark.parametrize("neighbors", [1, 2, 5])

@@ -49,7 +49,7 @@ SHOWN = {name: title for name, title in METRICS.items() if name != "r_precision"
 
 
 def grid(**values: list[Any]) -> list[dict[str, Any]]:
-    """All combinations."""
+    """List all combinations."""
     return [dict(zip(values, chosen, strict=True)) for chosen in product(*values.values())]
 
 
@@ -97,7 +97,7 @@ def key(row: Row) -> str:
 
 
 def trainings(runs: list[Path]) -> list[Path]:
-    """The folders with a trained model in or under those given."""
+    """Find the folders with a trained model in or under those given."""
     folders = [place.parent for run in runs for place in sorted(run.glob("**/model.safetensors"))]
     if runs and not folders:
         raise ValueError(f"Expected a model.safetensors in or under {', '.join(map(str, runs))}")
@@ -139,7 +139,7 @@ def embed_all(folders: list[Path], output: Path) -> list[Model]:
 
 
 def validate(found: list[Model], output: Path) -> list[Row]:
-    """Every setting of every method on the validation classes."""
+    """Measure every setting of every method on the validation classes."""
     path = output / "validation.json"
     rows: list[Row] = json.loads(path.read_text()) if path.exists() else []
     done = {key(row) for row in rows}
@@ -157,7 +157,7 @@ def validate(found: list[Model], output: Path) -> list[Row]:
 
 
 def choose(validation: list[Row], kind: str) -> dict[str, Row]:
-    """Each method's setting for one kind: best MAP@R of those that keep plain's Recall@1."""
+    """Choose each method's setting for a kind: best MAP@R of those that keep plain's R@1."""
 
     def mean(rows: list[Row], metric: str) -> float:
         return statistics.fmean(row["metrics"][metric] for row in rows)
@@ -226,7 +226,7 @@ def test(found: list[Model], validation: list[Row], output: Path) -> dict[str, A
 
 
 def newcomers(x: Tensor, y: Tensor, options: Row) -> Row:
-    """A fifth of the test images as queries to a gallery of the others, then added to it."""
+    """Measure a fifth of the test images as queries to the others, then added to them."""
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     old, new = order[len(x) // 5 :], order[: len(x) // 5]
     gallery = RefinedGallery(x[old], **options)
@@ -248,7 +248,7 @@ def newcomers(x: Tensor, y: Tensor, options: Row) -> Row:
 
 
 def table(results: dict[str, Any]) -> str:
-    """The comparison in Markdown: percent, mean ± 95 % interval over seeds, paired differences."""
+    """Write the comparison in Markdown: mean ± 95 % interval over seeds, paired differences."""
     header = ["embeddings", "method", *SHOWN.values(), "Δ R@1", "Δ R@8", "Δ MAP@R"]
     header += [f"{OURS}: MAP@R above it", "seeds", "CPU s", "MB", "chosen"]
     lines: list[list[str]] = []
@@ -272,7 +272,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def newcomers_table(found: list[Row]) -> str:
-    """Queries against a refined gallery, and items added to it."""
+    """Tabulate queries against a refined gallery, and items added to it."""
     header = [f"embeddings: {found[0]['kind']}", *SHOWN.values()]
     lines = []
     for case in found[0]["metrics"]:

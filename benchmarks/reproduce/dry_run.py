@@ -14,7 +14,7 @@ from bgl.training import Progress, TrainConfig
 
 
 def shrink(config: TrainConfig) -> tuple[TrainConfig, str]:
-    """A configuration for one step on stand-in data, and what of it is not the recipe's own.
+    """Configure one step on stand-in data; also say what of it is not the recipe's own.
 
     ViTs, which are large, give way to timm's ``test_vit``.
     """

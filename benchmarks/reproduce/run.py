@@ -35,18 +35,19 @@ from bgl.pipeline.results import Row
 from bgl.training import TrainConfig
 
 PROTOCOLS = ("paper", "honest")
-DATA = ("dataset", "data_root", "protocol", "val_fraction", "skip_broken", "allow_partial")
-DATA += ("download",)  # the options that name the data
+DATA = (  # the options that name the data
+    "dataset", "data_root", "protocol", "val_fraction", "skip_broken", "allow_partial", "download",
+)  # fmt: skip
 
 
 def data_folder(root: Path, dataset: str) -> Path:
-    """``root/DATASET`` where there is one, else ``root`` (which may hold the archives' folders)."""
+    """Find ``root/DATASET``, else ``root`` (which may hold the archives' folders)."""
     names = [dataset, dataset.partition("-")[0]]
     return next((root / name for name in names if (root / name).is_dir()), root)
 
 
 def fit_batch(config: TrainConfig, splits: Splits) -> TrainConfig:
-    """A smaller batch where validation leaves fewer classes than the published one holds."""
+    """Shrink the batch where validation leaves fewer classes than the published one holds."""
     most = splits.train.num_classes * config.per_class
     return dataclasses.replace(config, batch_size=min(config.batch_size, most))
 
@@ -60,7 +61,7 @@ def splits_of(**options: Any) -> Splits:
 def train_row(
     recipe: Recipe, protocol: str, words: list[str], root: Path, folder: Path, console: Console
 ) -> list[Row]:
-    """The result of one row and protocol for every seed, of the embedding that was published."""
+    """Train a row by a protocol for every seed; rows of the embedding that was published."""
     place = folder / recipe.name.replace("/", "-")
     found = []
     for config in recipe.configs("--protocol", protocol, *words):
@@ -77,7 +78,7 @@ def train_row(
 
 
 def line(recipe: Recipe, results: dict[str, list[Row]]) -> list[str]:
-    """Dataset, row, published, paper-style, honest, honest - published, seeds; Recall@1."""
+    """Write dataset, row, published, paper-style, honest, honest - published, seeds; Recall@1."""
     value = recipe.published.figures["recall@1"]
     values = {p: [row["metrics"]["recall@1"] for row in results.get(p, [])] for p in PROTOCOLS}
     honest = values["honest"]

@@ -75,7 +75,7 @@ class Sides:
     check: Callable[[Work], tuple[Values, Values]] | None = None
 
     def works(self) -> dict[str, Work]:
-        """Every way by its name."""
+        """Return every way by its name."""
         return {**self.ours, **{peer.name: peer.run for peer in self.peers}}
 
 
@@ -91,7 +91,7 @@ class Case:
 def train_step(
     function: Callable[[Tensor], Tensor], x: Tensor, parameters: Iterable[Tensor] = ()
 ) -> Values:
-    """Output of a function of ``x``, and the gradients of a weighted sum of it."""
+    """Compute a function of ``x``, and the gradients of a weighted sum of its output."""
     x = x.detach().requires_grad_()
     out = function(x)
     weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
@@ -102,12 +102,12 @@ def train_step(
 
 
 def flop(products: Iterable[Product], train: bool = True) -> float:
-    """Floating-point operations of matrix products; backward takes two more of each."""
+    """Count floating-point operations of matrix products; backward takes two more of each."""
     return (3 if train else 1) * sum(2.0 * m * k * n for m, k, n in products)
 
 
 def class_data(scale: Scale, classes: int, per_class: int, channels: int) -> tuple[Tensor, Tensor]:
-    """Clustered points, sorted by class."""
+    """Draw clustered points, sorted by class."""
     generator = torch.Generator().manual_seed(0)
     y = torch.arange(classes).repeat_interleave(per_class)
     center = torch.randn(classes, channels, generator=generator, dtype=torch.float64)

@@ -38,7 +38,7 @@ TURN = 1e-2  # compiled code rounds otherwise, and a near tie may turn
 
 
 def compiled(scale: Scale, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The function compiled for one size, as a peer would be."""
+    """Compile a function for one size, as a peer would be."""
     backend = "aot_eager" if scale.small else "inductor"
     return torch.compile(lambda x: function(x), fullgraph=True, dynamic=False, backend=backend)
 
@@ -51,7 +51,7 @@ def layer_sides(
     parameters: Sequence[Tensor],
     targets: tuple[float | None, float | None],
 ) -> tuple[dict[str, Work], list[Peer]]:
-    """A layer and its dense form, both eager and compiled."""
+    """Give a layer and its dense form, both eager and compiled."""
 
     def step(function: Callable[[Tensor], Tensor]) -> Work:
         return lambda: train_step(function, x, parameters)

@@ -72,7 +72,7 @@ def learning(n: int, candidates: int | None) -> Work:
 
 
 def block(n: int, k: int, t: int, channels: int) -> Work:
-    """A training step of DyBGR."""
+    """Make a training step of DyBGR."""
     torch.manual_seed(0)
     x = torch.randn(n, channels, requires_grad=True)
     y = torch.arange(n) // 9
@@ -102,7 +102,7 @@ def measure_growth(small: bool) -> list[Point]:
 
 
 def costs_of(make: Callable[[], Work], make_tiny: Callable[[], Work]) -> tuple[float, float]:
-    """CPU seconds and MiB of some work; the tiny one loads code."""
+    """Measure CPU seconds and MiB of some work; the tiny one loads code."""
     make_tiny()()
     work = make()
     mib = grown(work)
@@ -110,7 +110,7 @@ def costs_of(make: Callable[[], Work], make_tiny: Callable[[], Work]) -> tuple[f
 
 
 def plot_growth(points: list[Point], path: Path) -> None:
-    """Time above, memory below; against samples, N, k, T and C."""
+    """Plot time above, memory below; against samples, N, k, T and C."""
     axes_names = ["samples", *VALUES]
     figure, axes = plt.subplots(2, len(axes_names), figsize=(14, 5), squeeze=False)
     titles = {"samples": "samples, graph learning", **{a: f"{a}, DyBGR" for a in VALUES}}

@@ -96,7 +96,7 @@ def environment() -> str:
 
 
 def disagreement(sides: Sides, peer: Peer) -> float:
-    """Largest difference between two results, relative to the largest magnitude of each array."""
+    """Find the largest difference of two results, relative to each array's magnitude."""
     run = sides.works()[peer.name]
     ours, expected = sides.check(run) if sides.check else (sides.ours[peer.against](), run())
     worst = 0.0
@@ -108,7 +108,7 @@ def disagreement(sides: Sides, peer: Peer) -> float:
 
 
 def seconds_of(work: Callable[[], object], span: float, threads: int = 1) -> float:
-    """Median seconds of a call: of the CPU on one thread, of the clock on the wall on several."""
+    """Time a call: median seconds, of the CPU on one thread and of the clock on several."""
     clock = time.process_time if threads == 1 else time.perf_counter
     timer = Timer("work()", globals={"work": work}, num_threads=threads, timer=clock)
     return timer.blocked_autorange(min_run_time=span).median
@@ -126,7 +126,7 @@ def use_threads(count: int) -> None:
 def measure(
     sides: Sides, names: list[str], repeats: int, span: float
 ) -> tuple[dict[str, float], float]:
-    """CPU seconds of each side on one thread, and FLOP per CPU second of a matrix product.
+    """Time each side on one thread (CPU); also the FLOP per second of a matrix product.
 
     The sides take turns, so that a busy moment of the machine meets all of them.
     """
@@ -148,7 +148,7 @@ def measure(
 def rows_of(
     case: Case, scale: Scale, repeats: int, memory: dict[str, float | None]
 ) -> tuple[list[Row], list[str], list[str]]:
-    """Ours against every peer; peers that are not installed; peers that disagree."""
+    """Measure ours against every peer; also list peers not installed, and those that disagree."""
     sides, exact = case.build(scale), case.build(Scale(torch.float64, scale.small))
     missing, wrong, differences = [], [], {}
     for peer in sides.peers:
@@ -193,7 +193,7 @@ PRODUCT_FLOP = flop([(512, 768, 3072)], train=False)
 
 
 def in_child(work: Callable[[], Any]) -> Any:
-    """What a function returns in a forked process; None if it did not live to tell."""
+    """Call a function in a forked process; None if that dies."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
 
@@ -213,7 +213,7 @@ def in_child(work: Callable[[], Any]) -> Any:
 
 
 def peak_memory(case: Case, scale: Scale) -> dict[str, float | None]:
-    """MiB by which a process grows during the work of each side, after a tiny one of it.
+    """Measure by how many MiB a process grows in the work of each side, after a tiny one of it.
 
     Not of compiled sides: generating their code is not the work.
     """
@@ -228,7 +228,7 @@ def peak_memory(case: Case, scale: Scale) -> dict[str, float | None]:
 
 
 def grown(work: Callable[[], object]) -> float:
-    """MiB by which this process grows during some work."""
+    """Measure by how many MiB this process grows during some work."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # give back what the inputs took to make
         ctypes.CDLL(None).malloc_trim(0)

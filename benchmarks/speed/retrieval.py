@@ -17,7 +17,7 @@ RECALL_AT = (1, 2, 4, 8)
 
 
 def retrieval_set(scale: Scale, n: int) -> tuple[Tensor, Tensor]:
-    """Embeddings like those of SOP's test images: about five per class."""
+    """Draw embeddings like those of SOP's test images: about five per class."""
     x, y = class_data(Scale(), scale(n, 100) // 5, 5, scale(384, 16))
     return x / x.size(1) ** 0.5, y
 
@@ -28,7 +28,7 @@ def measured(x: Tensor, y: Tensor, distance: Any = "cosine") -> Values:
 
 
 def search_flop(x: Tensor) -> float:
-    """A set against itself needs the product of each pair once."""
+    """Count the products of a set against itself: each pair once."""
     return flop([(len(x), x.size(1), len(x))], train=False) / 2
 
 

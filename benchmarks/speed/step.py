@@ -50,8 +50,10 @@ class Step:
         if not small:
             return config
         backbone = "test_vit" if config.backbone.startswith("vit") else config.backbone
-        sizes = {"batch_size": 3 * config.per_class, "image_size": 64}
-        return dataclasses.replace(config, backbone=backbone, weights="none", **sizes)
+        batch = 3 * config.per_class
+        return dataclasses.replace(
+            config, backbone=backbone, weights="none", batch_size=batch, image_size=64
+        )
 
 
 _PAPER = (
@@ -85,19 +87,19 @@ class StepCost:
 
 
 def share(values: dict[str, Any]) -> float:
-    """What the graph adds (blocks, their half of head and loss), as a share of the encoder."""
+    """Compute what the graph adds (blocks, half of head and loss), as a share of the encoder."""
     added = values["graph"] + values["head"] / 2 + values.get("loss", 0) / 2
     return float(added / values["encoder"])
 
 
 def passes(function: Callable[..., Any], x: Tensor) -> None:
-    """A function forward and backward, down to its input."""
+    """Run a function forward and backward, down to its input."""
     out = function(x.detach().requires_grad_())
     torch.autograd.backward(out, torch.ones_like(out))
 
 
 def layers(model: BatchGraphModel, labels: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
-    """The parts of a model that compute."""
+    """Return the parts of a model that compute."""
     return {
         "encoder": model.backbone,
         "graph": lambda x: model.contextualize(x, labels)[0],
@@ -141,7 +143,7 @@ def measure_step(step: Step, small: bool) -> StepCost:
 
 
 def count(model: BatchGraphModel, config: TrainConfig, channels: int) -> dict[str, int]:
-    """Operations of the matrix products and convolutions of a step, forward and backward."""
+    """Count the operations of the products and convolutions of a step, forward and backward."""
     flop = {}
     n, size = config.batch_size, config.image_size
     with FakeTensorMode(allow_non_fake_inputs=True):

@@ -23,7 +23,7 @@ MAX_POINTS = 20_000  # that a scatter plot still shows; more are thinned evenly
 
 
 def distances(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Distances of means (Eq. 9) and of variances (Eq. 10) of all pairs of classes, i < k.
+    """Compute distances of means (Eq. 9) and of variances (Eq. 10) of all pairs of classes, i < k.
 
     Only classes with at least two samples count.
     """

@@ -71,7 +71,7 @@ class Training:
 
 @cache
 def resolve(*words: str) -> TrainConfig:
-    """The configuration of a training, given the words after ``run.py``."""
+    """Resolve the configuration of a run, given the words after ``run.py``."""
     configs = parse(list(words)).configs
     if len(configs) != 1:
         raise ValueError(f"Expected the options of an arm to name one `method`, got {words}")
@@ -155,7 +155,7 @@ class Study:
         return study
 
     def combinations(self, arm: str) -> list[Options]:
-        """The options of an arm for every point of the grid."""
+        """List the options of an arm for every point of the grid."""
         points = itertools.product(*self.grid.values())
         # an arm's own options win, so that an arm can be kept off a part of the grid
         arms = [
@@ -164,7 +164,7 @@ class Study:
         return [options for i, options in enumerate(arms) if options not in arms[:i]]
 
     def chosen(self, arm: str, done: dict[str, Entry]) -> Options | None:
-        """The point of the grid with the best mean validation MAP@R, None while unknown."""
+        """Choose the point of the grid with the best mean validation MAP@R, None while unknown."""
         points = self.combinations(arm)
         if len(points) == 1:
             return points[0]
@@ -177,7 +177,7 @@ class Study:
         return points[scores.index(max(scores))]
 
     def wanted(self, done: dict[str, Entry]) -> Iterator[Training]:
-        """The trainings that are known to be needed, the most telling first."""
+        """Yield the runs that are known to be needed, the most telling first."""
         for seed in self.grid_seeds:
             for arm in self.arms:
                 points = self.combinations(arm)
@@ -193,12 +193,12 @@ class Study:
                 yield from self.swept(sweep, options)
 
     def swept(self, sweep: Sweep, options: Options) -> list[Training]:
-        """The trainings of a sweep."""
+        """List the runs of a sweep."""
         values = [{**options, sweep.option: value} for value in sweep.values]
         return [Training(sweep.arm, v, seed) for seed in sweep.seeds for v in values]
 
     def possible(self) -> Iterator[Training]:
-        """One training of every combination and swept value."""
+        """Yield one run of every combination and swept value."""
         for arm in self.arms:
             yield from (Training(arm, options, 0) for options in self.combinations(arm))
         for sweep in self.sweeps.values():
@@ -206,7 +206,7 @@ class Study:
 
 
 def validation(entry: Entry) -> float:
-    """Validation MAP@R of a finished training, in the epoch it chose."""
+    """Return the validation MAP@R of a finished run, in the epoch it chose."""
     column = f"val_{entry['config']['select_embedding']}_map@r"
     return float(entry["history"][entry["epoch"] - 1][column])
 
@@ -225,7 +225,7 @@ class Store:
             self.done = {config_key(entry["config"]): entry for entry in content["trainings"]}
 
     def add(self, entry: Entry) -> None:
-        """Keep a training."""
+        """Keep a run."""
         self.done[config_key(entry["config"])] = entry
         self.write()
 

@@ -3,7 +3,7 @@
 The pages hold the text; between ``<!-- STUDY-NAME -->`` and ``<!-- /STUDY-NAME -->``, with the
 name of the study's file, stand its tables (arms, heads, controls, grid, selection, sweeps, graphs,
 commands), made anew from the stored results. A page may hold tables of several studies. The plots
-that the first page shows (``PAGE_STUDY_gains.png``, ``PAGE_STUDY_graphs.png``) are drawn beside it.
+that the first page shows (``PAGE_STUDY_gains.png``, ``PAGE_STUDY_graphs.png``) go with it.
 With ``--csv FILE`` every training is written as a line as well.
 """
 
@@ -47,25 +47,25 @@ class Results:
         }
 
     def trained(self, arm: str, options: Options, seeds: list[int]) -> dict[int, Entry]:
-        """The finished trainings with these options, by seed."""
+        """Find the finished runs with these options, by seed."""
         found = {seed: self.done.get(Training(arm, options, seed).key) for seed in seeds}
         return {seed: entry for seed, entry in found.items() if entry is not None}
 
     def gain(self, arm: str, metric: str, embedding: str = "backbone") -> list[float]:
-        """Paired differences to the arm's baseline, seed by seed; empty without one."""
+        """Compute paired differences to the arm's baseline, seed by seed; empty without one."""
         base = self.arms.get(self.study.baselines.get(arm, ""), {})
         return paired(self.arms[arm], base, metric, embedding)
 
 
 def metric_of(entry: Entry, metric: str, embedding: str = "backbone") -> float:
-    """A test metric of a training."""
+    """Return a test metric of a run."""
     return next(float(r["metrics"][metric]) for r in entry["rows"] if r["embedding"] == embedding)
 
 
 def paired(
     entries: dict[int, Entry], base: dict[int, Entry], metric: str, embedding: str = "backbone"
 ) -> list[float]:
-    """Differences seed by seed, where both have the seed."""
+    """Compute differences seed by seed, where both have the seed."""
     return [
         metric_of(entries[seed], metric, embedding) - metric_of(base[seed], metric, embedding)
         for seed in entries
@@ -74,7 +74,7 @@ def paired(
 
 
 def arms_table(results: Results, embedding: str) -> str:
-    """Every arm with all its seeds: test metrics, and the gain over its baseline."""
+    """Tabulate every arm with all its seeds: test metrics, and the gain over its baseline."""
     grid = [name for name, values in results.study.grid.items() if len(values) > 1]
     lines = []
     for row in results.untrained if embedding == "backbone" else []:
@@ -93,7 +93,7 @@ def arms_table(results: Results, embedding: str) -> str:
 
 
 def controls_table(results: Results) -> str:
-    """Paired differences between an arm and its controls, by the encoder's output and the head."""
+    """Tabulate paired differences between arms and controls, by encoder's output and head."""
     lines = []
     for arm, others in results.study.controls.items():
         for other in others:
@@ -106,7 +106,7 @@ def controls_table(results: Results) -> str:
 
 
 def grid_table(results: Results) -> str:
-    """Validation MAP@R at every point of the grid."""
+    """Tabulate validation MAP@R at every point of the grid."""
     study = results.study
     names: list[str] = []
     lines = []
@@ -124,8 +124,7 @@ def grid_table(results: Results) -> str:
 
 
 def selection_table(results: Results) -> str:
-    """How much the choice of the epoch is worth, for arms that looked at the test classes after
-    every epoch."""
+    """Tabulate what the choice of the epoch is worth, for arms that were tested every epoch."""
     lines = []
     for arm, entries in results.arms.items():
         looked = [e for e in entries.values() if "test_backbone_recall@1" in e["history"][-1]]
@@ -140,7 +139,7 @@ def selection_table(results: Results) -> str:
 
 
 def sweeps_table(results: Results) -> str:
-    """Every swept value beside the arm's own, on the same seeds."""
+    """Tabulate every swept value and the arm's own, on the same seeds."""
     lines = []
     for name, sweep in results.study.sweeps.items():
         options = results.chosen[sweep.arm]
@@ -163,7 +162,7 @@ def sweeps_table(results: Results) -> str:
 
 
 def graph_figures(entries: dict[int, Entry]) -> dict[str, float]:
-    """Means over seeds: purity before training and in the last epoch, and the two losses."""
+    """Average over seeds: purity before training and in the last epoch, and the two losses."""
     rows = [(e["before"], e["history"][-1]) for e in entries.values()]
     rows = [(before, last) for before, last in rows if "loss_graph" in last]
     figures: dict[str, list[float]] = {}
@@ -178,7 +177,7 @@ def graph_figures(entries: dict[int, Entry]) -> dict[str, float]:
 
 
 def graphs_table(results: Results) -> str:
-    """How pure the learned graphs are, how hard the graph branch has it, and the gain."""
+    """Tabulate how pure the learned graphs are, how hard the graph branch has it, and the gain."""
     lines = []
     for arm, entries in results.arms.items():
         figures = graph_figures(entries)
@@ -195,7 +194,7 @@ def graphs_table(results: Results) -> str:
 
 
 def commands_table(results: Results) -> str:
-    """One command for every row of the arms."""
+    """List a command for every row of the arms."""
     lines = []
     for arm, options in results.chosen.items():
         if options is not None:
@@ -206,7 +205,7 @@ def commands_table(results: Results) -> str:
 
 
 def plot_gains(results: Results, path: Path) -> None:
-    """Paired gains with their intervals, an arm a line."""
+    """Plot paired gains with their intervals, an arm a line."""
     arms = [arm for arm in results.arms if results.gain(arm, "map@r")][::-1]
     figure, axes = plt.subplots(1, 2, figsize=(9, 0.32 * len(arms) + 1.2), sharey=True)
     for axis, (metric, title) in zip(axes, METRICS.items(), strict=True):
@@ -223,7 +222,7 @@ def plot_gains(results: Results, path: Path) -> None:
 
 
 def plot_purity(results: Results, path: Path) -> None:
-    """The gain against the share of edge weight within classes."""
+    """Plot the gain against the share of edge weight within classes."""
     points = [
         (arm, share, gains)
         for arm, entries in results.arms.items()
@@ -246,7 +245,7 @@ def plot_purity(results: Results, path: Path) -> None:
 
 
 def as_csv(results: Results) -> str:
-    """A line per training and embedding."""
+    """Write a line per run and embedding."""
     text = io.StringIO()
     writer = csv.writer(text)
     metrics = ["recall@1", "recall@2", "recall@4", "recall@8", "map@r", "r_precision"]

@@ -82,7 +82,7 @@ def run(
 
 
 def _guarded(command: list[str], folder: Path) -> None:
-    """:func:`work`, with the reason of a failure left in the folder. Ends with its parent."""
+    """Run :func:`work`; leave the reason of a failure in the folder. Ends with its parent."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     (folder / "error.txt").unlink(missing_ok=True)
     try:
@@ -133,7 +133,7 @@ def untrained_graphs(config: TrainConfig, splits: Splits, batches: int = 4) -> d
 
 
 def collect(training: Training, folder: Path) -> Entry:
-    """What is kept of a finished training."""
+    """Collect what is kept of a finished run."""
     result = json.loads((folder / RESULT_FILE).read_text())
     with (folder / "metrics.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
@@ -152,6 +152,6 @@ def collect(training: Training, folder: Path) -> Entry:
 
 
 def epochs_in(folder: Path) -> int:
-    """How many epochs a training has finished."""
+    """Count the epochs that a run has finished."""
     path = folder / "metrics.csv"
     return max(0, len(path.read_text().splitlines()) - 1) if path.exists() else 0

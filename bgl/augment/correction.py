@@ -51,15 +51,15 @@ class NeighborCorrection(nn.Module):
     Time is O(K²·D); memory beyond the result O(K·D) and blocks of some 16 MiB.
 
     Args:
-        num_neighbors: size of :math:`N_k`.
-        beta: how fast the correction fades with class size, ≥ 0.
-        gamma: share of the variance of all classes in the correction, in [0, 1].
+        num_neighbors: Size of :math:`N_k`.
+        beta: How fast the correction fades with class size, ≥ 0.
+        gamma: Share of the variance of all classes in the correction, in [0, 1].
         max_count: τ, the largest class that is corrected at all.
-        sigma_mean: scale of :math:`D_m`, > 0.
-        sigma_var: scale of :math:`D_{cv}`, > 0.
+        sigma_mean: Scale of :math:`D_m`, > 0.
+        sigma_var: Scale of :math:`D_{cv}`, > 0.
 
     Attributes:
-        effective_neighbors: after a call, :math:`(\sum w_i)^2 / \sum w_i^2` of every class [K],
+        effective_neighbors: After a call, :math:`(\sum w_i)^2 / \sum w_i^2` of every class [K],
             between 1 and ``num_neighbors``; 0 for classes without neighbours. None before.
 
     Example:
@@ -99,7 +99,7 @@ class NeighborCorrection(nn.Module):
 
     @torch.no_grad()
     def forward(self, statistics: ClassStatistics) -> Tensor:
-        """The corrected variances, in the shape of ``statistics.variance``."""
+        """Compute the corrected variances, in the shape of ``statistics.variance``."""
         spread = statistics.variance.flatten(1)
         size = statistics.class_size
         alpha = class_weight(size.to(spread.dtype), self.beta, self.max_count)
@@ -166,8 +166,9 @@ class NeighborCorrection(nn.Module):
 def class_weight(size: Tensor, beta: float, max_count: int) -> Tensor:
     """Eq. 16: how far classes of ``size`` samples [K] are corrected; empty ones wholly.
 
-    >>> class_weight(torch.tensor([1, 11, 40, 41]), beta=0.1, max_count=40)
-    tensor([1.0000, 0.5906, 0.3862, 0.0000])
+    Example:
+        >>> class_weight(torch.tensor([1, 11, 40, 41]), beta=0.1, max_count=40)
+        tensor([1.0000, 0.5906, 0.3862, 0.0000])
     """
     alpha = 1 / (1 + torch.log1p(beta * (size - 1).clamp(min=0)))
     return alpha.masked_fill(size > max_count, 0)

@@ -16,11 +16,11 @@ from bgl.hyperbolic import from_poincare_ball, to_poincare_ball
 
 @dataclass(frozen=True)
 class StrengthSchedule:
-    """A strength that falls in steps over the training, by default as in the released code.
+    """A strength that falls in steps over a run, by default as in the released code.
 
     Args:
         strength: λ at the start.
-        steps: pairs (progress, factor) with rising progress: up to and including this part of
+        steps: Pairs (progress, factor) with rising progress: up to and including this part of
             all epochs, λ is ``factor * strength``; after the last, the last factor stays.
 
     Example:
@@ -61,15 +61,15 @@ class IntraClassAugmentation(nn.Module):
     than at every step.
 
     Args:
-        statistics: the running statistics, updated elsewhere.
-        correction: the neighbor correction, or None to use the variances as they are.
+        statistics: The running statistics, updated elsewhere.
+        correction: The neighbor correction, or None to use the variances as they are.
         strength: λ ≥ 0, or a schedule that maps the training progress in [0, 1] to it, or
             ``"released"`` for :class:`StrengthSchedule` as in the released code, from 0.8 down
             to 0.48. Schedules start at progress 0; :meth:`set_epoch` moves them on.
-        num_samples: number M of copies.
+        num_samples: Number M of copies.
 
     Raises:
-        ValueError: ``statistics`` is something else, or a value is out of range.
+        ValueError: If ``statistics`` is something else, or a value is out of range.
 
     Example:
         >>> statistics = ClassStatistics(num_classes=2, channels=2)
@@ -123,15 +123,15 @@ class IntraClassAugmentation(nn.Module):
         """Draw the copies.
 
         Args:
-            z: embeddings [N, D], before any normalisation.
-            y: labels [N].
-            noise: standard normal draws [M, N, D] to use instead of fresh ones.
+            z: Embeddings [N, D], before any normalisation.
+            y: Labels [N].
+            noise: Standard normal draws [M, N, D] to use instead of fresh ones.
 
         Returns:
             The copies [M·N, D], copy m of sample n in row m·N + n, and their labels [M·N].
 
         Raises:
-            ValueError: wrong shapes or dtypes, or a label unknown to the statistics.
+            ValueError: If shapes or dtypes are wrong, or the statistics do not know a label.
         """
         self.statistics.check(z, y)
         shape = (self.num_samples, *z.shape)
@@ -154,7 +154,7 @@ class IntraClassAugmentation(nn.Module):
 
     @torch.no_grad()
     def factor(self) -> Tensor:
-        """A root L of Σ̂ = L·Lᵀ for every class, from the cache while the statistics stand still.
+        """Compute a root L of Σ̂ = L·Lᵀ for every class, anew only if the statistics have changed.
 
         Standard deviations [K, D], or matrices [K, D, D]. What rounding (or a correction) may
         have left below zero, among variances or eigenvalues, counts as zero.

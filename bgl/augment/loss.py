@@ -18,7 +18,7 @@ from pytorch_metric_learning.utils.distributed import (
 )
 from torch import Tensor, nn
 
-from bgl._checks import check_callable, check_index_vector, check_matrix
+from bgl._checks import check_callable, check_index_vector, check_matrix, check_none
 from bgl._precision import in_precision_of
 from bgl.augment.intra_class import IntraClassAugmentation
 from bgl.augment.statistics import ClassStatistics
@@ -57,10 +57,10 @@ class AugmentedLoss(nn.Module):
     the loss. Before the statistics hold anything, call ``.loss`` instead.
 
     Args:
-        loss: the loss.
-        augmentation: maps (z [N, D], y [N]) to (copies [M·N, D], labels [M·N]), copy m of sample
+        loss: The loss.
+        augmentation: Maps (z [N, D], y [N]) to (copies [M·N, D], labels [M·N]), copy m of sample
             n in row m·N + n; usually :class:`IntraClassAugmentation`.
-        miner: a pytorch-metric-learning miner, or any callable of its form. Copied, so that the
+        miner: A pytorch-metric-learning miner, or any callable of its form. Copied, so that the
             one given keeps its distance. It looks at the batch of its own process.
 
     Raises:
@@ -117,14 +117,12 @@ class AugmentedLoss(nn.Module):
         ref_emb: None = None,
         ref_labels: None = None,
     ) -> Tensor:
-        """The loss of ``embeddings`` [N, D] with ``labels`` [N] and their copies: a scalar."""
-        given = {"indices_tuple": indices_tuple, "ref_emb": ref_emb, "ref_labels": ref_labels}
-        for name, value in given.items():
-            if value is not None:
-                raise ValueError(
-                    f"Expected argument `{name}` to be None: candidates are the batch and its "
-                    "copies, and pairs are found among them by AugmentedLoss(..., miner=...)"
-                )
+        """Compute the loss of ``embeddings`` [N, D] with ``labels`` [N] and their copies."""
+        reason = (
+            "candidates are the batch and its copies, and pairs are found among them by "
+            "AugmentedLoss(..., miner=...)"
+        )
+        check_none(reason, indices_tuple=indices_tuple, ref_emb=ref_emb, ref_labels=ref_labels)
         check_matrix(embeddings, "embeddings", "[N, D]")
         check_index_vector(labels, embeddings.size(0), "labels")
         labels = labels.long()  # losses with proxies take nothing else
@@ -155,7 +153,7 @@ class AugmentedLoss(nn.Module):
 
     @torch.no_grad()
     def _mine(self, num_originals: int, *batch: Tensor) -> Indices | None:
-        """What the miner finds in ``batch``, the last of which are all labels; None without one."""
+        """Mine in ``batch``, the last of which are all labels; None without a miner."""
         if self.miner is None:
             return None
         if isinstance(self.miner, BaseMiner):
@@ -199,8 +197,8 @@ def _proper(indices: Indices, labels: Tensor, num_originals: int) -> Indices:
     Args:
         indices: (anchors, positives, negatives), or pairs (anchors, positives, anchors,
             negatives). Where both kinds of pairs share one tensor of anchors, they are triplets.
-        labels: of all candidates; the anchors are the first of them.
-        num_originals: row i is the sample i % num_originals or a copy of it.
+        labels: Of all candidates; the anchors are the first of them.
+        num_originals: Row i is the sample i % num_originals or a copy of it.
     """
     anchor, positive, *others, negative = indices
     keep = (labels[anchor] == labels[positive]) & (

@@ -1,4 +1,4 @@
-"""Augmentations of a training by name, and when they are in force."""
+"""Augmentations by name, and the epochs of a run they are used in."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class AugmentationPlan:
         check_int(self.update_every, "update_every", 1)
 
     def active(self, epoch: int, num_epochs: int) -> bool:
-        """Whether it is used in an epoch, counted from 0."""
+        """Return whether it is used in an epoch, counted from 0."""
         return epoch >= round(self.start * num_epochs)
 
     def statistics_due(self, epoch: int, num_epochs: int) -> ClassStatistics | None:
-        """The statistics, if they are to be estimated before an epoch, counted from 0."""
+        """Return the statistics, if they are to be estimated before an epoch, counted from 0."""
         since = epoch - round(self.start * num_epochs)
         return self.statistics if since >= 0 and since % self.update_every == 0 else None
 
@@ -75,7 +75,7 @@ def iaa(
     sigma_mean: float = 1.0,
     sigma_var: float = 1.0,
 ) -> AugmentationPlan:
-    """Plan the intra-class adaptive augmentation of a training.
+    """Plan the intra-class adaptive augmentation of a run.
 
     Args:
         num_classes: Number of training classes.
@@ -101,10 +101,7 @@ def iaa(
     if correction:
         neighbors = NeighborCorrection(num_neighbors, beta, gamma, max_count, sigma_mean, sigma_var)
     augmentation = IntraClassAugmentation(
-        statistics,
-        neighbors,
-        StrengthSchedule(strength) if schedule else strength,
-        num_samples,
+        statistics, neighbors, StrengthSchedule(strength) if schedule else strength, num_samples
     )
     return AugmentationPlan(augmentation, statistics, start, update_every)
 

@@ -47,12 +47,12 @@ class ClassStatistics(nn.Module):
     process ends with the statistics of all of them.
 
     Args:
-        num_classes: number K of classes.
-        channels: number D of embedding channels.
-        momentum: largest share of the old statistics that survives a call, in [0, 1].
+        num_classes: Number K of classes.
+        channels: Number D of embedding channels.
+        momentum: Largest share of the old statistics that survives a call, in [0, 1].
         covariance: ``"diagonal"`` keeps the variance of each channel [K, D]; ``"full"`` keeps
             matrices [K, D, D], for moderate K and D.
-        labels: the K distinct integers that occur as labels; by default 0 to K − 1. Row k of
+        labels: The K distinct integers that occur as labels; by default 0 to K − 1. Row k of
             the buffers belongs to the k-th smallest (see the buffer ``labels``).
         curvature: c, if the embeddings are points of the Poincaré ball of curvature −c: all
             statistics are those of :func:`bgl.hyperbolic.from_poincare_ball` of them, in the
@@ -62,7 +62,7 @@ class ClassStatistics(nn.Module):
         mean: [K, D], in units of the embedding.
         variance: [K, D] or [K, D, D], in squared units of the embedding; biased (÷ n).
         offset: [K, D], from the mean to the :attr:`center`; 0 but for single samples.
-        count: samples absorbed so far [K], int64. Grows with every call, so it counts a training
+        count: Samples absorbed so far [K], int64. Grows with every call, so it counts a training
             set twice after two epochs; :attr:`class_size` does not.
 
     Example:
@@ -133,11 +133,11 @@ class ClassStatistics(nn.Module):
         """Absorb the samples of one training step.
 
         Args:
-            z: embeddings [N, D], before any normalisation.
-            y: labels [N].
+            z: Embeddings [N, D], before any normalisation.
+            y: Labels [N].
 
         Raises:
-            ValueError: wrong shapes or dtypes, or an unknown label (see :meth:`rows`).
+            ValueError: If shapes or dtypes are wrong, or a label is unknown (see :meth:`rows`).
         """
         self._absorb(z, y, smallest=1)
 
@@ -150,12 +150,12 @@ class ClassStatistics(nn.Module):
         becomes the class's :attr:`center`, from which its neighbours are found.
 
         Args:
-            z: embeddings [N, D], before any normalisation; with several processes, the share
+            z: Embeddings [N, D], before any normalisation; with several processes, the share
                 of this process, no sample in two shares.
-            y: labels [N].
+            y: Labels [N].
 
         Raises:
-            ValueError: wrong shapes or dtypes, or an unknown label (see :meth:`rows`).
+            ValueError: If shapes or dtypes are wrong, or a label is unknown (see :meth:`rows`).
         """
         self.estimated_size.copy_(self._absorb(z, y, smallest=2))
 
@@ -169,7 +169,7 @@ class ClassStatistics(nn.Module):
         check_index_vector(y, z.size(0), "y")
 
     def rows(self, y: Tensor) -> Tensor:
-        """The row of the buffers that belongs to each label [N].
+        """Find the row of the buffers that belongs to each label [N].
 
         An unknown label raises a ValueError on the CPU. Elsewhere, looking would wait for the
         device: there it becomes row K, one past the end, which stops the indexing that follows

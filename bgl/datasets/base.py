@@ -149,7 +149,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
 
 
 def _index_vector(values: Tensor | Sequence[int], name: str, limit: int) -> Tensor:
-    """``values`` as an int64 vector, if they are integers from 0 to ``limit - 1``."""
+    """Convert ``values`` to an int64 vector, if they are integers from 0 to ``limit - 1``."""
     vector = torch.as_tensor(values)
     if vector.numel() == 0:
         return vector.long()
@@ -204,7 +204,7 @@ class Splits:
             )
 
     def parts(self) -> dict[str, ImageDataset]:
-        """The parts there are, by name: train, val, test, gallery."""
+        """Return the parts there are, by name: train, val, test, gallery."""
         parts = {"train": self.train, "val": self.val, "test": self.test, "gallery": self.gallery}
         return {part: dataset for part, dataset in parts.items() if dataset is not None}
 

@@ -49,7 +49,7 @@ def _read(source: Source, home: Path) -> Listing:
 
 
 def _by_id(file: Path, column: str) -> dict[int, tuple[str, str]]:
-    """Where each image's line is, and what it says."""
+    """Read where each image's line is, and what it says."""
     lines: dict[int, tuple[str, str]] = {}
     for where, text, value in read_rows(file, ("image id", column)):
         image_id = to_int(text, "the image id", where, 1)

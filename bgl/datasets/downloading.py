@@ -160,18 +160,13 @@ def _verify(file: Path, digest: str) -> None:
 def unpack(archive: Path, target: Path) -> None:
     """Unpack a .zip or .tar (.gz, .bz2, .xz) file and put its folder ``target.name`` at ``target``.
 
-    ``target`` is there as a whole or not at all. An archive with anything but plain files and
-    folders (links, devices, pipes), or with a path that leads out, is refused before its first
-    file is written. Other folders in it are left out.
+    ``target``, which must not exist, is there as a whole or not at all. An archive with anything
+    but plain files and folders (links, devices, pipes), or with a path that leads out, is refused
+    before its first file is written. Other folders in it are left out.
 
     Raises:
-        FileExistsError: If ``target`` exists.
         ValueError: If the archive is damaged, is refused, or has no such folder.
     """
-    if target.exists():
-        raise FileExistsError(
-            f"Expected {target} not to exist yet, but it does; remove it to unpack {archive.name}"
-        )
     temporary = target.with_name(f".{target.name}.unpacking")
     shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
     try:

@@ -72,8 +72,9 @@ class Listing:
 def join_names(names: list[str], limit: int = 20) -> str:
     """Join the names, or the first ``limit`` of them and how many more there are.
 
-    >>> join_names(["a", "b", "c"], 2)
-    'a, b and 1 more'
+    Example:
+        >>> join_names(["a", "b", "c"], 2)
+        'a, b and 1 more'
     """
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(printable(name) for name in names[:limit]) + more

@@ -72,7 +72,7 @@ class Source:
     draws_gallery: bool = False
 
     def find_home(self, root: str | Path) -> Path | None:
-        """The folder that has a marker: ``root``, or the dataset's folder in it; None if none."""
+        """Find the folder with a marker: ``root``, or the dataset's folder in it; None if none."""
         root = Path(os.path.abspath(root))
         for home in (root, *(root / folder for folder in self.folders)):
             if any((home / marker).is_file() for marker in self.markers):
@@ -92,7 +92,7 @@ class Source:
         return self.read(self, home)
 
     def find(self, home: Path, *candidates: str) -> Path:
-        """The first of the files or folders ``candidates`` in ``home`` that exists.
+        """Find the first of the files or folders ``candidates`` in ``home`` that exists.
 
         Raises:
             FileNotFoundError: If none does; the message says where to get the dataset.
@@ -103,13 +103,13 @@ class Source:
         raise self.missing(home / candidates[0])
 
     def missing(self, path: Path) -> FileNotFoundError:
-        """The error for a file or folder that should be there."""
+        """Make the error for a file or folder that should be there."""
         return FileNotFoundError(
             f"Expected {self.title} with {path}, which is missing. {self.instructions()}"
         )
 
     def instructions(self) -> str:
-        """Where to get the dataset, whether it can be fetched, and what to put where."""
+        """Say where to get the dataset, whether it can be fetched, and what to put where."""
         fetch = ""
         if self.archive is not None:
             fetch = (

@@ -106,7 +106,7 @@ def _check_disjoint(listing: Listing) -> None:
 
 
 def _twins(listing: Listing) -> list[str]:
-    """A note on the classes whose names differ in case or in Unicode characters only."""
+    """Note the classes whose names differ in case or in Unicode characters only."""
     names = {name for classes in listing.parts.values() for name in classes}
     groups: dict[str, list[str]] = {}
     for name in sorted(names):
@@ -214,7 +214,7 @@ def _is_usable(file: Path, home: Path) -> bool:
 
 
 def _is_text(file: Path, home: Path) -> bool:
-    """Whether the name of a file in ``home`` is UTF-8."""
+    """Return whether the name of a file in ``home`` is UTF-8."""
     try:
         str(file)[len(str(home)) :].encode()
     except UnicodeEncodeError:  # bytes that are no UTF-8, which Python smuggles in
@@ -239,7 +239,7 @@ def _draw_gallery(test: Classes, seed: int) -> tuple[Classes, Classes]:
 
 
 def _unmatched(listing: Listing) -> list[str]:
-    """Notes on the classes in which no image has another one to be near to."""
+    """Note the classes in which no image has another one to be near to."""
     query, gallery = listing.parts["test"], listing.parts.get("gallery", {})
     sizes = {name: len(query.get(name, [])) + len(gallery.get(name, [])) for name in query}
     sizes |= {name: len(files) for name, files in gallery.items() if name not in query}
@@ -260,7 +260,7 @@ def _unmatched(listing: Listing) -> list[str]:
 
 
 def _draw_validation(names: list[str], fraction: float, seed: int) -> list[str]:
-    """The classes to hold out, in alphabetical order: ``fraction`` of them, but 2 at least."""
+    """Draw the classes to hold out, in alphabetical order: ``fraction`` of them, but 2 at least."""
     if fraction == 0:
         return []
     count = max(2, round(fraction * len(names)))

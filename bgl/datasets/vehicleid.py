@@ -23,7 +23,7 @@ _LISTS = "the released lists, as counted by FastReID"
 
 
 def _source(size: str, vehicles: int, listed: int, published: int) -> Source:
-    """The dataset with one of its test sets; the paper and the released lists disagree."""
+    """Describe the dataset with one of its test sets; the paper and the released lists disagree."""
     files = {"train": "train_list.txt", "test": f"test_list_{vehicles}.txt"}
 
     def read(source: Source, home: Path) -> Listing:

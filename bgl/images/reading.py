@@ -39,7 +39,7 @@ _UPRIGHT = {
 
 
 def printable(text: str | Path) -> str:
-    """The name of a file for people to read: no control characters, whatever bytes are in it."""
+    """Make the name of a file safe to show: no control characters, whatever bytes are in it."""
     text = re.sub(r"[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", str(text))
     return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
 
@@ -147,7 +147,7 @@ def _advice(path: Path, error: Exception) -> str:
 
 
 def _without_metadata(data: bytes) -> bytes:
-    """A PNG or JPEG file without what its pixels do not need; other content as it is.
+    """Strip a PNG or JPEG file of what its pixels do not need; leave other content as it is.
 
     Every part begins with its length, so nothing has to be understood to be left out.
     """

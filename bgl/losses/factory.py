@@ -94,7 +94,7 @@ def create_loss(
     distance: str | BaseDistance = "cosine",
     **options: Any,
 ) -> nn.Module:
-    """A loss called as ``loss(embeddings, labels)``.
+    """Create a loss, called as ``loss(embeddings, labels)``.
 
     Embeddings are taken in the precision of its parameters, at least float32.
 
@@ -128,12 +128,9 @@ def create_loss(
 
 
 def create_miner(
-    name: str,
-    loss: str = "pairwise-ce",
-    distance: str | BaseDistance = "cosine",
-    **options: Any,
+    name: str, loss: str = "pairwise-ce", distance: str | BaseDistance = "cosine", **options: Any
 ) -> nn.Module | None:
-    """A miner called as ``miner(embeddings, labels)``; None for ``"none"``.
+    """Create a miner, called as ``miner(embeddings, labels)``; None for ``"none"``.
 
     Args:
         name: A name in ``MINERS``, "none", or "default": the one usual for the loss.
@@ -194,7 +191,7 @@ class MinedLoss(nn.Module):
 def _in_its_precision(
     loss: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a call, with embeddings (and references) in the loss's precision."""
+    """Convert the embeddings and references of a call to the loss's precision."""
 
     def convert(value: Any) -> Any:
         real = isinstance(value, Tensor) and value.is_floating_point()
@@ -204,7 +201,7 @@ def _in_its_precision(
 
 
 def _distance(distance: str | BaseDistance) -> BaseDistance:
-    """The distance that a name stands for, or the one given."""
+    """Return the distance that a name stands for, or the one given."""
     if isinstance(distance, str):
         check_choice(distance, "distance", ("cosine",))
         return distances.CosineSimilarity()

@@ -6,12 +6,22 @@ import torch
 from pytorch_metric_learning.distances import CosineSimilarity
 from torch import Tensor, nn
 
-from bgl._checks import check_choice, check_index_vector, check_matrix, check_real, readable
+from bgl._checks import (
+    check_choice,
+    check_index_vector,
+    check_matrix,
+    check_none,
+    check_real,
+    readable,
+)
 from bgl._precision import at_least_float32, for_exact_products
 
 
 class PairwiseCrossEntropyLoss(nn.Module):
     r"""Cross-entropy over the ordered pairs of samples of each class.
+
+    The loss of `"Hyperbolic Vision Transformers: Combining Improvements in Metric Learning"
+    <https://arxiv.org/abs/2203.10833>`_ (Ermolov et al., CVPR 2022), section 3.2, equation 6.
 
     A batch holds :math:`n` classes with :math:`s` samples each; :math:`z_a^{(i)}` is the
     :math:`i`-th sample of class :math:`a`, counted by appearance. With the similarity
@@ -25,8 +35,7 @@ class PairwiseCrossEntropyLoss(nn.Module):
                   + \sum_{b \ne a} \exp(D(z_a^{(i)}, z_b^{(i)}) / \tau)}
 
     and the result is their sum (as in both papers' code) or mean over the :math:`s(s-1)` ordered
-    pairs. From Ermolov et al., "Hyperbolic Vision Transformers: Combining Improvements in Metric
-    Learning" (CVPR 2022), section 3.2, equation 6.
+    pairs.
 
     Classes may be interleaved and labelled in any way. Which samples share a denominator follows
     from their order of appearance within the class, so the value can change when two samples of
@@ -40,30 +49,29 @@ class PairwiseCrossEntropyLoss(nn.Module):
 
     Args:
         temperature: :math:`\tau` (> 0).
-        distance: any distance or similarity of pytorch-metric-learning; by default
+        distance: Any distance or similarity of pytorch-metric-learning; by default
             ``CosineSimilarity()``. Similarities (``is_inverted``) are used as they are.
         reduction: ``"mean"`` or ``"sum"`` over the ordered pairs.
 
     Shapes:
-        - **input:** embeddings ``[N, C]``, labels ``[N]`` (any integers)
-        - **output:** scalar
+        - input: embeddings ``[N, C]``, labels ``[N]`` (any integers)
+        - output: scalar
 
     Raises:
-        ValueError: for arguments of the wrong type or shape; for ``indices_tuple``, ``ref_emb`` or
-            ``ref_labels``, as this loss builds its own pairs; and for classes with fewer than two
-            samples or unequal numbers of them. That last check reads the labels, which on a GPU
-            would wait for it: there, and in a compiled graph, such classes make the loss NaN.
+        ValueError: If an argument has the wrong type or shape; if ``indices_tuple``, ``ref_emb`` or
+            ``ref_labels`` is given, as this loss builds its own pairs; or if classes have fewer
+            than two samples or unequal numbers of them. That last check reads the labels, which
+            on a GPU would wait for it: there, and in a compiled graph, such classes make the loss
+            NaN.
 
-    >>> embeddings = torch.tensor([[1.0, 0.0], [3.0, 4.0], [4.0, 3.0], [0.0, 1.0]])
-    >>> PairwiseCrossEntropyLoss()(embeddings, torch.tensor([3, 7, 3, 7]))
-    tensor(0.9668)
+    Example:
+        >>> embeddings = torch.tensor([[1.0, 0.0], [3.0, 4.0], [4.0, 3.0], [0.0, 1.0]])
+        >>> PairwiseCrossEntropyLoss()(embeddings, torch.tensor([3, 7, 3, 7]))
+        tensor(0.9668)
     """
 
     def __init__(
-        self,
-        temperature: float = 0.1,
-        distance: nn.Module | None = None,
-        reduction: str = "mean",
+        self, temperature: float = 0.1, distance: nn.Module | None = None, reduction: str = "mean"
     ) -> None:
         super().__init__()
         self.temperature = check_real(temperature, "temperature", minimum=0, exclusive=True)
@@ -78,14 +86,9 @@ class PairwiseCrossEntropyLoss(nn.Module):
         ref_emb: None = None,
         ref_labels: None = None,
     ) -> Tensor:
-        """The loss of ``embeddings [N, C]`` with ``labels [N]``; the rest must stay ``None``."""
-        given = {"indices_tuple": indices_tuple, "ref_emb": ref_emb, "ref_labels": ref_labels}
-        for name, value in given.items():
-            if value is not None:
-                raise ValueError(
-                    f"Expected argument `{name}` to be None: PairwiseCrossEntropyLoss builds its "
-                    "own pairs from `embeddings` and `labels`"
-                )
+        """Compute the loss of ``embeddings [N, C]`` with ``labels [N]``; the rest must be None."""
+        reason = "PairwiseCrossEntropyLoss builds its own pairs from `embeddings` and `labels`"
+        check_none(reason, indices_tuple=indices_tuple, ref_emb=ref_emb, ref_labels=ref_labels)
         check_matrix(embeddings, "embeddings")
         check_index_vector(labels, embeddings.size(0), "labels")
         labels = labels.to(embeddings.device)
@@ -110,7 +113,7 @@ class PairwiseCrossEntropyLoss(nn.Module):
 
 
 def pair_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss of every (anchor, positive) pair, without a loop and without reading a value.
+    """Compute the loss of every (anchor, positive) pair without a loop and without reading a value.
 
     Let a sample's position be its number of appearance within its class. The denominator of the
     pair (p, q) sums over the samples at q's position and those at p's own, except p. So each row
@@ -118,8 +121,8 @@ def pair_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     because a group may lie hundreds below another one.
 
     Args:
-        logits: similarities over temperature, ``[N, N]``.
-        labels: class of each row, ``[N]``.
+        logits: Similarities over temperature, ``[N, N]``.
+        labels: Class of each row, ``[N]``.
 
     Returns:
         Losses ``[N, N]``, 0 where p and q are no pair; and ``[N]``, whether a sample is the first

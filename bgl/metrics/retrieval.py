@@ -25,7 +25,7 @@ def retrieval_metrics(
     distance: Distance = "cosine",
     chunk_size: int = 2048,
 ) -> dict[str, float]:
-    r"""Recall@K, R-precision and MAP@R, averaged over the queries.
+    r"""Compute Recall@K, R-precision and MAP@R, averaged over the queries.
 
     For a query with :math:`R` relevant gallery items (same label), nearest items first:
 
@@ -33,8 +33,8 @@ def retrieval_metrics(
       gallery is smaller than :math:`k`);
     - **r_precision** is the share of relevant items among the first :math:`R`;
     - **map@r** is :math:`\frac{1}{R} \sum_{i \le R} P(i)\, rel(i)` with :math:`P(i)` the
-      precision among the first :math:`i` (Musgrave et al., "A Metric Learning Reality Check",
-      ECCV 2020, section 3.2).
+      precision among the first :math:`i` (`"A Metric Learning Reality Check"
+      <https://arxiv.org/abs/2003.08505>`_, Musgrave et al., ECCV 2020, section 3.2).
 
     Queries without any relevant item are left out of the averages and counted.
 
@@ -52,28 +52,29 @@ def retrieval_metrics(
     ``8 * chunk_size * len(gallery)`` bytes, besides a few float64 copies of the embeddings.
 
     Args:
-        query: embeddings ``[Q, C]``.
-        query_labels: any integers ``[Q]``.
-        gallery: embeddings ``[G, C]``. By default the queries are their own gallery, and each
+        query: Embeddings ``[Q, C]``.
+        query_labels: Any integers ``[Q]``.
+        gallery: Embeddings ``[G, C]``. By default the queries are their own gallery, and each
             query leaves out itself, by index.
-        gallery_labels: any integers ``[G]``, given together with ``gallery``.
-        k: the K of Recall@K.
+        gallery_labels: Any integers ``[G]``, given together with ``gallery``.
+        k: The K of Recall@K.
         distance: ``"cosine"``, ``"euclidean"``, or a distance object such as
             ``bgl.hyperbolic.HyperbolicDistance`` or any of pytorch-metric-learning
             (``is_inverted`` ones are similarities): a callable from two point sets to ``[Q, G]``.
-        chunk_size: number of queries ranked at a time (an eighth of it in float64).
+        chunk_size: Number of queries ranked at a time (an eighth of it in float64).
 
     Returns:
         ``recall@k`` for each k, ``map@r``, ``r_precision`` (fractions in [0, 1]), and the counts
         ``num_queries`` (averaged over) and ``num_excluded``.
 
     Raises:
-        ValueError: for arguments of the wrong type or shape, NaN or infinite embeddings, empty
-            sets, an unknown ``distance``, or when no query has a relevant item.
+        ValueError: If an argument has the wrong type or shape, embeddings are not finite, a set is
+            empty, ``distance`` is unknown, or no query has a relevant item.
 
-    >>> x = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.2, 1.0], [1.0, 1.0]])
-    >>> retrieval_metrics(x, torch.tensor([0, 0, 1, 1, 2]), k=(1,))
-    {'recall@1': 1.0, 'map@r': 1.0, 'r_precision': 1.0, 'num_queries': 4, 'num_excluded': 1}
+    Example:
+        >>> x = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.2, 1.0], [1.0, 1.0]])
+        >>> retrieval_metrics(x, torch.tensor([0, 0, 1, 1, 2]), k=(1,))
+        {'recall@1': 1.0, 'map@r': 1.0, 'r_precision': 1.0, 'num_queries': 4, 'num_excluded': 1}
     """
     for cutoff in k:
         check_int(cutoff, "k", minimum=1)
@@ -172,14 +173,14 @@ def _rank_dtype(device: torch.device) -> torch.dtype:
 
 
 def _screen(distance: Distance, gallery: Tensor) -> Screen | None:
-    """The fast way, where it exists."""
+    """Make the fast way, where it exists."""
     if gallery.device.type != "mps" and isinstance(distance, (str, Rankable)):
         return Screen(distance, gallery)
     return None
 
 
 def _scorer(distance: Distance, gallery: Tensor) -> Callable[[Tensor], Tensor]:
-    """A function from queries ``[B, C]`` to scores ``[B, G]``, smaller for nearer items.
+    """Make a function from queries ``[B, C]`` to scores ``[B, G]``, smaller for nearer items.
 
     A matrix product may round equal columns differently. So equal gallery rows are scored once.
     """

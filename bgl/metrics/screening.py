@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from bgl._precision import central_point, exact_matmul
+from bgl._precision import central_point, distance_factors, exact_matmul
 
 # Items kept beyond the depth asked for, so that the nearest one left out lies clearly behind.
 SPARE = 4
@@ -32,11 +32,11 @@ class Rankable(Protocol):
     """A distance whose order is that of a cheaper form, such as ``HyperbolicDistance``."""
 
     def rank_key(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
-        """Keys ``[Q, R]`` in the order of the distances."""
+        """Compute keys ``[Q, R]`` in the order of the distances."""
         ...
 
     def rank_factors(self, points: Tensor) -> Factors:
-        r"""Left and right factors ``[N, W]``, of equal norms, and blurs :math:`b` ``[N, 1]``.
+        r"""Compute left and right factors ``[N, W]``, of equal norms, blurs :math:`b` ``[N, 1]``.
 
         The scores :math:`s_{ij} = \langle left_i, right_j \rangle` are symmetric. For each query
         i they order two items as the distance does (smaller is nearer) if the scores differ by
@@ -55,7 +55,7 @@ class Screen:
 
     Args:
         distance: ``"cosine"``, ``"euclidean"`` or a :class:`Rankable`.
-        gallery: embeddings ``[G, C]``.
+        gallery: Embeddings ``[G, C]``.
     """
 
     def __init__(self, distance: str | Rankable, gallery: Tensor) -> None:
@@ -73,7 +73,7 @@ class Screen:
         self.rounding = rounding * torch.stack(norms).max()
 
     def nearest(self, query: Tensor, kept: int, exclude: Tensor | None) -> Nearest:
-        """The ``kept`` nearest items of some queries [B, C], except one each, ``exclude`` [B]."""
+        """Find the ``kept`` nearest items of queries [B, C], except one each, ``exclude`` [B]."""
         left = self.factors(query.double())[0].float()
         scores = exact_matmul(left, self.right.t())
         if exclude is not None:
@@ -81,7 +81,7 @@ class Screen:
         return _smallest(scores, kept)
 
     def nearest_of_all(self, kept: int, chunk_size: int) -> Nearest:
-        """The ``kept`` nearest other items of every item, each pair computed once."""
+        """Find the ``kept`` nearest other items of every item; compute each pair once."""
         n = len(self.right)
         found = (
             self.right.new_full((n, kept), torch.inf),
@@ -100,17 +100,17 @@ class Screen:
     def certain(
         self, query: Tensor, scores: Tensor, hit: Tensor, depth: int, whole: bool
     ) -> Tensor:
-        """Are the hits and misses among the first ``depth`` in their exact order? [B]
+        """Return where hits and misses among the first ``depth`` are in their exact order [B].
 
         That is so if neighbouring hits and misses are clearly apart, and, unless the items kept
         are the ``whole`` gallery, if the last of them lies clearly behind the last one asked for.
 
         Args:
-            query: embeddings ``[B, C]``.
-            scores: scores of the items kept ``[B, kept]``, nearest first.
-            hit: whether they are relevant ``[B, kept]``.
-            depth: number of items that matter.
-            whole: whether there are no other items.
+            query: Embeddings ``[B, C]``.
+            scores: Scores of the items kept ``[B, kept]``, nearest first.
+            hit: Whether they are relevant ``[B, kept]``.
+            depth: Number of items that matter.
+            whole: Whether there are no other items.
         """
         left, _, blur = self.factors(query.double())
         error = self.rounding * torch.linalg.vector_norm(left, dim=1, keepdim=True)
@@ -143,18 +143,14 @@ def _factors(distance: str | Rankable, gallery: Tensor) -> Callable[[Tensor], Fa
     scale = torch.stack(radii).max().clamp(min=torch.finfo(torch.float64).tiny)
 
     def euclidean(points: Tensor) -> Factors:
-        points = (points - centre) / scale
-        square = points.square().sum(dim=1, keepdim=True)
-        one = torch.ones_like(square)
-        double = math.sqrt(2) * points
-        left, right = torch.cat([square, one, double], 1), torch.cat([one, square, -double], 1)
-        return left, right, torch.zeros_like(square)
+        left, right = distance_factors((points - centre) / scale)
+        return left, right, points.new_zeros(len(points), 1)
 
     return euclidean
 
 
 def _smallest(scores: Tensor, kept: int) -> Nearest:
-    """The smallest scores of each row, in order, without sorting the row.
+    """Find the smallest scores of each row, in order, without sorting the row.
 
     They lie in the ``kept`` groups of columns with the smallest minima, or among the columns left
     over at the end; a group holds columns at equal distances.

@@ -107,7 +107,7 @@ def _num_features(model: Any) -> int:
 
 
 def _size_options(name: str, image_size: int | None) -> dict[str, int]:
-    """How timm is told the image size, where a model is built for one and that is another."""
+    """Tell timm the image size, where a model is built for one and that is another."""
     if image_size is None:
         return {}
     check_at_most(check_int(image_size, "image_size", 1), "image_size")
@@ -239,11 +239,11 @@ def _load(
 
 
 def _without_counters(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """All but the batch counters of batch normalisation, which older files lack."""
+    """Leave out the batch counters of batch normalisation, which older files lack."""
     return {n: t for n, t in state.items() if not n.endswith("num_batches_tracked")}
 
 
 def _summary(error: Exception) -> str:
-    """An error as one line of bounded length."""
+    """Write an error as one line of bounded length."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:400]}{'…' if len(text) > 400 else ''}"

@@ -44,7 +44,7 @@ class BatchGraphModel(nn.Module):
         backbone: Any module from a batch of N samples to features [N, C].
         blocks: Modules called as ``block(x, y=labels)``, with ``return_graph=True`` where the
             graph is asked for, and applied in turn; may be empty.
-        head: features [N, C] -> embeddings [N, D].
+        head: Features [N, C] -> embeddings [N, D].
 
     Shapes:
         - ``images`` whatever ``backbone`` takes, for instance [N, 3, H, W]; ``labels`` [N]
@@ -106,7 +106,7 @@ class BatchGraphModel(nn.Module):
     def from_features(
         self, features: Tensor, labels: Tensor | None = None, return_graph: bool = False
     ) -> BatchGraphOutput:
-        """The second half of a call: blocks and head, from what :meth:`encode` gave.
+        """Run the second half of a call, blocks and head, from what :meth:`encode` gave.
 
         Several processes that train together encode a share of the batch each, and call this
         with the features of all of them.
@@ -153,7 +153,7 @@ class BatchGraphModel(nn.Module):
 def make_head(
     channels: int, dim: int, curvature: float | None = None, clip_radius: float | None = 2.3
 ) -> nn.Sequential:
-    """The embedding head: a linear map (orthogonal at the start), then, with a ``curvature``,
+    """Make the embedding head: a linear map (orthogonal at the start), then, with a ``curvature``,
     the map onto the Poincaré ball.
 
     Source: Ermolov et al., *Hyperbolic Vision Transformers*, CVPR 2022.

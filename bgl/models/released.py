@@ -38,7 +38,7 @@ def load_released_checkpoint(
     curvature: float | None = 0.1,
     clip_radius: float | None = 2.3,
 ) -> BatchGraphModel:
-    r"""The model in a checkpoint of the released DyBGR code, or of its BGFormer predecessor.
+    r"""Load a checkpoint of the released DyBGR code, or of its BGFormer predecessor.
 
     The state dict, on its own or under ``params`` or ``state_dict``, with or without ``module.``
     before its names, holds
@@ -144,7 +144,7 @@ def _split(
 
 
 def _matrix(tensors: dict[str, Tensor], name: str, prefix: str = "blocks.N.") -> Tensor:
-    """The tensor of that name, which others take their shape from."""
+    """Return the matrix of that name, which others take their shape from."""
     if name not in tensors or tensors[name].dim() != 2:
         found = list(tensors[name].shape) if name in tensors else "none"
         raise ValueError(f"{_EXPECTED} to hold a matrix {prefix}{name}, but got {found}")

@@ -13,7 +13,7 @@ from bgl.models import Encoder
 
 
 def find_images(places: Iterable[str | Path]) -> list[Path]:
-    """The image files among files and in folders, as absolute paths, each once.
+    """Find the image files among files and in folders, as absolute paths, each once.
 
     Folders are searched to the bottom, in alphabetical order, for files that end like an image;
     names that begin with a dot are left alone. Files are taken whatever they end in.

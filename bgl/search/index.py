@@ -141,10 +141,7 @@ class SearchIndex:
 
     @classmethod
     def load(
-        cls,
-        folder: str | Path,
-        run: str | Path | None = None,
-        device: str | torch.device = "cpu",
+        cls, folder: str | Path, run: str | Path | None = None, device: str | torch.device = "cpu"
     ) -> SearchIndex:
         """Read an index that :meth:`save` wrote, with its model.
 

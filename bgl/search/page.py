@@ -105,12 +105,12 @@ def _figure(path: Path, caption: str) -> str:
 
 
 def _name(path: Path) -> str:
-    """A file with its folder, which is often its class."""
+    """Name a file with its folder, which is often its class."""
     return printable("/".join(path.parts[-2:]))
 
 
 def _thumbnail(path: Path) -> str:
-    """A small JPEG of an image file, as a data URI."""
+    """Make a small JPEG of an image file, as a data URI."""
     image = Image.fromarray(read_image(path).permute(1, 2, 0).numpy())
     image.thumbnail((SIDE, SIDE))
     file = io.BytesIO()

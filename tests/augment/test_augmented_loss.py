@@ -263,24 +263,6 @@ class Recorder(losses.ContrastiveLoss):
         return super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
 
 
-@pytest.mark.parametrize("distance", [LpDistance, CosineSimilarity], ids=["lp", "cosine"])
-@pytest.mark.parametrize("easy", [False, True], ids=["hardest", "easiest"])
-def test_miner_chooses_among_others_copies(easy: bool, distance: type[nn.Module]) -> None:
-    z, y, replay = batch()
-    miner = miners.BatchEasyHardMiner("easy" if easy else "hard", "hard", distance=distance())
-    loss = Recorder()
-    AugmentedLoss(loss, replay, miner)(z, y)
-    every = nn.functional.normalize(torch.cat([z, replay.copies]).detach())
-    distances, rows = torch.cdist(every[: len(z)], every), torch.arange(len(every))
-    other = (y[:, None] == torch.cat([y, replay.labels])) & (rows % len(z) != rows[: len(z), None])
-    if easy:
-        expected = distances.masked_fill(~other, torch.inf).argmin(1)
-    else:
-        expected = distances.masked_fill(~other, -torch.inf).argmax(1)
-    assert torch.equal(loss.indices[0], rows[: len(z)])
-    assert torch.equal(loss.indices[1], expected)
-
-
 @pytest.mark.parametrize("miner", [name for name in MINERS if name != "none"])
 def test_own_copies_are_no_positives(miner: str) -> None:
     z, y, replay = batch()
@@ -347,15 +329,6 @@ def test_mined_as_if_own_copies_were_not_there(
     anchor, positive, *others, negative = (index.tolist() for index in loss.indices)
     assert set(zip(anchor, positive, strict=True)) == expected[0]
     assert set(zip(others[0] if others else anchor, negative, strict=True)) == expected[1]
-
-
-def test_a_class_alone_is_never_pulled_to_another() -> None:
-    y = torch.tensor([0, 0, 1])
-    z = torch.tensor([[1.0, 0, 0], [0.9, 0.1, 0], [0, 1.0, 0]])
-    replay = Replay(z + 0.1 * torch.randn(3, 3), y)
-    loss = Recorder()
-    AugmentedLoss(loss, replay, miners.BatchHardMiner())(z, y)
-    assert loss.indices[0].unique().tolist() == [0, 1]
 
 
 def test_share_of_all_pairs_is_one_of_pairs_without_own_copies() -> None:

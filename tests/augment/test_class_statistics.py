@@ -26,12 +26,7 @@ def batch(n: int = 40, classes: int = 5, channels: int = 4, seed: int = 0) -> tu
 
 @pytest.mark.parametrize(
     ("name", "momentum"),
-    [
-        ("N16_C4_A6_m.8", 0.8),
-        ("N128_C100_A32_m.2", 0.2),
-        ("absent_classes", 0.2),
-        ("m0", 0.0),
-    ],
+    [("N16_C4_A6_m.8", 0.8), ("N128_C100_A32_m.2", 0.2), ("absent_classes", 0.2), ("m0", 0.0)],
 )
 def test_update_equals_released(golden: Golden, name: str, momentum: float) -> None:
     case = golden(f"iaa_update_diag__{name}")
@@ -46,12 +41,7 @@ def test_update_equals_released(golden: Golden, name: str, momentum: float) -> N
 
 @pytest.mark.parametrize(
     ("name", "momentum"),
-    [
-        ("C12_small", 0.8),
-        ("C12_two_calls", 0.2),
-        ("C1001", 0.2),
-        ("edge_neighbors_gt_valid", 0.8),
-    ],
+    [("C12_small", 0.8), ("C12_two_calls", 0.2), ("C1001", 0.2), ("edge_neighbors_gt_valid", 0.8)],
 )
 def test_estimate_equals_released(golden: Golden, name: str, momentum: float) -> None:
     case = golden(f"iaa_update_each_class__{name}")

@@ -92,21 +92,10 @@ def test_default_pairwise_ce():
     assert isinstance(loss.distance, CosineSimilarity)
 
 
-@pytest.mark.parametrize(
-    ("loss", "cls"),
-    [
-        ("pairwise-ce", type(None)),
-        ("multi-similarity", miners.MultiSimilarityMiner),
-        ("contrastive", type(None)),
-        ("triplet", miners.TripletMarginMiner),
-        ("proxy-anchor", type(None)),
-        ("soft-triple", type(None)),
-        ("supcon", type(None)),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_default_miner(loss, cls):
-    assert type(create_miner("default", loss)) is cls
+def test_default_miners():
+    mined = {"multi-similarity": miners.MultiSimilarityMiner, "triplet": miners.TripletMarginMiner}
+    for loss in LOSSES:
+        assert type(create_miner("default", loss)) is mined.get(loss, type(None)), loss
 
 
 def test_default_options_of_the_miners():

@@ -318,23 +318,6 @@ NAN = torch.eye(4).index_fill(0, torch.tensor([2]), math.nan)
         ((X, Y), {"distance": None}, "`distance`"),
         ((X, torch.arange(4)), {}, "none of the 4 queries"),
     ],
-    ids=[
-        "vector",
-        "too few labels",
-        "float labels",
-        "nan query",
-        "nan gallery",
-        "no query",
-        "empty gallery",
-        "other width",
-        "no gallery labels",
-        "no gallery",
-        "k",
-        "chunk_size",
-        "distance name",
-        "distance type",
-        "no relevant item",
-    ],
 )
 def test_errors_name_the_argument(arguments, options, message):
     with pytest.raises(ValueError, match=message):

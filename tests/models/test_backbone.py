@@ -207,8 +207,7 @@ def test_weights_that_were_downloaded_before_need_no_network(
 
 
 @pytest.mark.parametrize(
-    ("name", "file"),
-    [("torchvision:googlenet", "googlenet-1378be20.pth"), ("gcvit_xxtiny", None)],
+    ("name", "file"), [("torchvision:googlenet", "googlenet-1378be20.pth"), ("gcvit_xxtiny", None)]
 )
 def test_code_in_the_cache_of_torch_hub_is_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, file: str | None

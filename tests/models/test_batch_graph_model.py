@@ -150,18 +150,9 @@ def test_training_without_labels(images):
     ]
 
 
-@pytest.mark.parametrize(
-    ("bad", "message"),
-    [
-        (torch.zeros(N, 48), r"`images`.*\[12, 48\]"),
-        (torch.zeros(N, 3, 4, 4, dtype=torch.uint8), "`images`.*uint8"),
-        ("cat.png", r"`images`.*cat\.png"),
-    ],
-    ids=["rank", "dtype", "type"],
-)
-def test_wrong_images(labels, bad, message):
-    with pytest.raises(ValueError, match=message):
-        tiny()(bad, labels)
+def test_a_backbone_that_gives_no_matrix_is_named(images, labels):
+    with pytest.raises(ValueError, match=r"`backbone\(images\)`.*\[12, 3, 4, 4\]"):
+        BatchGraphModel(nn.Identity(), [], make_head(C, D))(images, labels)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import html
 import json
@@ -97,7 +98,7 @@ def test_nearest_as_in_float64(run: Path, c: float | None, clip_radius, scale: f
     encoder = load(run)
     if c is not None:
         y = to_poincare_ball(y, c=c, clip_radius=clip_radius)
-        encoder.distance = HyperbolicDistance(c)
+        encoder.config = dataclasses.replace(encoder.config, curvature=c)
     index = SearchIndex("", "", encoder, "head", [Path(str(i)) for i in range(600)], y)
     x, y = y[:40], y.double()
     scores, rows = index.nearest(x, 10)
