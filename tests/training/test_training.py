@@ -545,6 +545,13 @@ def test_schedule_rises_then_falls_to_zero():
     torch.testing.assert_close(steps, torch.full_like(steps, -2.0 / 90), rtol=1e-4, atol=1e-6)
 
 
+def test_every_step_moves_the_rate(splits, tmp_path):
+    config = tiny(epochs=3, warmup=0.0)  # of two steps each
+    history = train(config, splits, tmp_path).history
+    expected = [config.lr / 2.0 * rate for rate in schedule_of(config, 6)[:6:2]]
+    assert [row["lr"] for row in history] == pytest.approx(expected)
+
+
 def test_loss_and_miner_go_by_the_distance_of_the_head():
     for distance, kind in (("cosine", CosineSimilarity), ("hyperbolic", HyperbolicDistance)):
         config = tiny(loss="triplet", distance=distance, curvature=0.5)
