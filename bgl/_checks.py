@@ -138,8 +138,8 @@ def check_device(device: str | torch.device) -> torch.device:
     except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(
-            f"Expected argument `device` to be a device of this machine, but got {device!r} "
-            f"({reason}): pass 'cpu', or 'cuda' where there is one"
+            "Expected argument `device` (--device) to be a device of this machine, but got "
+            f"{device!r} ({reason}): pass 'cpu', or 'cuda' where there is one"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Writing files so that nobody ever sees a half-written one, and reading plain text data."""
+"""Write files so that nobody ever sees a half-written one, and read plain text data."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def check_yaml(text: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """An error in one line of reasonable length."""
+    """Describe an error in one line of reasonable length."""
     return " ".join(f"it cannot be read ({type(error).__name__}: {error})".split())[:300]
 
 

@@ -139,5 +139,5 @@ class Registry(Mapping[str, T]):
 
 
 def _origin(part: object) -> tuple[str, str]:
-    """The module and name that a class or function was defined by."""
+    """Return the module and name that a class or function was defined by."""
     return getattr(part, "__module__", ""), getattr(part, "__qualname__", repr(part))

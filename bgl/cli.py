@@ -57,7 +57,7 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Print what a user should know as one line, and what a developer should as Python does."""
+    """Print a remark to the user as one line, and other warnings as Python does."""
     text = " ".join(f"note: {message}".split())
     if category is not UserWarning:
         text = warnings.formatwarning(message, category, filename, lineno, line)
@@ -65,7 +65,7 @@ def _show_warning(
 
 
 def train(argv: Sequence[str]) -> int:
-    """``bgl train``: the same as ``python benchmarks/run.py``."""
+    """Train and measure, as ``python benchmarks/run.py`` does."""
     from bgl.pipeline import main as run
 
     return run(argv)
@@ -92,7 +92,7 @@ def evaluate(argv: Sequence[str]) -> int:
     from bgl.pipeline import load_splits, read_config
     from bgl.training import TrainConfig, evaluate_encoder
 
-    encoder = load(options.run, _device(options.device))
+    encoder = load(options.run, options.device)
     given = {name: value for name in DATA if (value := getattr(options, name)) is not None}
     config = TrainConfig()
     if options.dataset is None and Path(options.run, "config.yaml").is_file():
@@ -119,7 +119,7 @@ def explore(argv: Sequence[str]) -> int:
 
 
 def search(argv: Sequence[str]) -> int:
-    """``bgl search``: the same as ``python -m bgl.search``."""
+    """Search images, as ``python -m bgl.search`` does."""
     from bgl.search.__main__ import main as run
 
     return run(argv, "bgl search")
@@ -150,29 +150,12 @@ def datasets(argv: Sequence[str]) -> int:
 
 
 def _add_dataset(parser: argparse.ArgumentParser) -> None:
-    """Where a dataset is and how it is read; None for what is not given."""
+    """Add options for where a dataset is and how it is read; None if not given."""
     parser.add_argument("--data-root", help="Folder of the dataset.")
     parser.add_argument("--table", help='CSV file of the dataset "table".')
     yes: dict[str, Any] = {"action": "store_const", "const": True}
     parser.add_argument("--skip-broken", **yes, help="Leave out broken images.")
     parser.add_argument("--allow-partial", **yes, help="Go on without some images.")
-
-
-def _device(name: str) -> str:
-    """Check that there is such a device, before a model is built for it."""
-    import torch
-
-    try:
-        torch.empty(0, device="cpu" if name == "auto" else name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"Expected argument `--device` to be cpu, cuda or another that is there, but got "
-            f"{name!r} ({reason})"
-        ) from error
-    if name == "meta":
-        raise ValueError("Expected argument `--device` to be one that computes, but got 'meta'")
-    return name
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {

@@ -37,22 +37,7 @@ def make_run(root: Path) -> Path:
     run = root / "run"
     rows = []
     for method in ("none", "dybgr"):
-        config = TrainConfig(
-            dataset="folder",
-            data_root=str(images),
-            val_fraction=0.5,
-            method=method,
-            backbone="test_resnet",
-            weights="none",
-            image_size=32,
-            head_dim=8,
-            epochs=2,
-            batch_size=8,
-            per_class=2,
-            device="cpu",
-            workers=0,
-            options={"dybgr": {"k": 3, "num_iterations": 2}},
-        )
+        config = small(data_root=str(images), val_fraction=0.5, method=method)
         folder = run / f"{method}-seed0"
         recorder = Recorder(folder, splits)
         result = train(config, splits, folder, recorder)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bgl.pipeline.comparison import METRICS
 
@@ -45,3 +48,35 @@ def result_row(method: str, seed: int | None, value: float, **more: Any) -> dict
         **trained,
         **more,
     }
+
+
+def write_pngs(folder: Path, images: Iterable[Tensor]) -> list[Path]:
+    """Write uint8 images [3, H, W] as 0.png, 1.png, …; their paths."""
+    paths = []
+    for i, image in enumerate(images):
+        paths.append(folder / f"{i}.png")
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(paths[-1])
+    return paths
+
+
+class Attack:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+class LargestResult(TorchDispatchMode):
+    """Remembers the size of the largest tensor that any operation returns, in elements."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple) else (out,):
+            if isinstance(tensor, Tensor):
+                self.numel = max(self.numel, tensor.numel())
+        return out

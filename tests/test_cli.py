@@ -8,10 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
-from PIL import Image
+from helpers import write_noisy_classes
 
 import bgl
 from bgl.cli import main
@@ -23,15 +22,7 @@ from bgl.training import TrainConfig
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    rng = np.random.default_rng(0)
-    for part, classes in (("train", "abcd"), ("test", "xyz")):
-        for name in classes:
-            place = tmp_path / "data" / part / name
-            place.mkdir(parents=True)
-            for i in range(3):
-                pixels = rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(place / f"{i}.png")
-    return tmp_path / "data"
+    return write_noisy_classes(tmp_path / "data", {"train": 4, "test": 3}, 3)
 
 
 @pytest.fixture
@@ -58,7 +49,7 @@ def test_eval(run: Path, folder: Path, capsys) -> None:
 
 
 def test_eval_of_a_run_is_on_its_own_data(run: Path, folder: Path, capsys) -> None:
-    (next(folder.rglob("test/x/0.png"))).write_bytes(b"broken")
+    (next(folder.rglob("test/test0/0.png"))).write_bytes(b"broken")
     config = TrainConfig(dataset="folder", data_root=str(folder), skip_broken=True)
     (run / "config.yaml").write_text(yaml.safe_dump(config.to_dict()))
     assert main(["eval", str(run)]) == 0
@@ -94,7 +85,7 @@ def test_train(folder: Path, tmp_path: Path) -> None:
 def test_search(run: Path, folder: Path, tmp_path: Path, capsys) -> None:
     index = str(tmp_path / "index")
     assert main(["search", "build", str(run), str(folder / "test"), "--index", index]) == 0
-    assert main(["search", "query", index, str(folder / "test/x/0.png"), "-k", "2"]) == 0
+    assert main(["search", "query", index, str(folder / "test/test0/0.png"), "-k", "2"]) == 0
     assert "9 images" in capsys.readouterr().out
 
 

@@ -97,9 +97,9 @@ def test_no_module_hides_a_public_name() -> None:
 
 # from the bottom up: a part may use those in the lines above its own, and no others
 ORDER = [
-    ["_checks", "_extras", "_io", "_memory", "_precision", "_neighbors"],
-    ["layers", "metrics", "augment", "samplers", "images", "hyperbolic", "visualization"],
-    ["losses", "graph", "readout", "refinement", "datasets", "models"],
+    ["_checks", "_extras", "_io", "_memory", "_neighbors", "_plugins", "_precision", "_registry"],
+    ["layers", "metrics", "samplers", "images", "hyperbolic", "visualization"],
+    ["augment", "losses", "graph", "readout", "refinement", "datasets", "models"],
     ["transforms", "training", "search"],
     ["pipeline"],
     ["cli"],

@@ -1,4 +1,4 @@
-"""The usual label-free ways to better a ranking, as peers of ``bgl.refine``.
+"""Re-ranking without labels as usual, as peers of ``bgl.refine``.
 
 Each takes the gallery [N, C], whose items are the queries too, and gives a :data:`Ranking`: the
 scores of some items against all, smaller for nearer ones.
@@ -29,7 +29,6 @@ def plain(x: Tensor) -> Ranking:
 def refined(x: Tensor, k: int, epsilon: float = 0.5, shrinkage: float | None = None) -> Ranking:
     """``bgl.refine``; by default without its metric."""
     result = refine(x, k=k, epsilon=epsilon, shrinkage=shrinkage)
-    assert isinstance(result, Tensor)
     return _cosine(result, result)
 
 

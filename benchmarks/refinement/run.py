@@ -22,7 +22,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
@@ -45,6 +45,7 @@ Method = Callable[..., Ranking]
 
 PLAIN = "plain"
 OURS = "refined"
+SHOWN = {name: title for name, title in METRICS.items() if name != "r_precision"}
 
 
 def grid(**values: list[Any]) -> list[dict[str, Any]]:
@@ -77,16 +78,22 @@ METHODS: dict[str, tuple[Method, list[dict[str, Any]]]] = {
 CHOOSING = 2  # models of a kind that choose
 
 
-class Model:
+class Model(NamedTuple):
     """Embeddings of the validation and test classes, stored once."""
 
-    def __init__(self, kind: str, seed: int | None, path: Path) -> None:
-        self.kind, self.seed, self.path = kind, seed, path
+    kind: str
+    seed: int | None
+    path: Path
 
     def part(self, name: str) -> tuple[Tensor, Tensor]:
         """Backbone embeddings and labels of "val" or "test"."""
         stored = load_file(self.path)
         return stored[f"{name}_embeddings"], stored[f"{name}_labels"]
+
+
+def key(row: Row) -> str:
+    """Name a row by what it measures."""
+    return json.dumps([row[name] for name in ("kind", "seed", "method", "options")])
 
 
 def trainings(runs: list[Path]) -> list[Path]:
@@ -135,17 +142,15 @@ def validate(found: list[Model], output: Path) -> list[Row]:
     """Every setting of every method on the validation classes."""
     path = output / "validation.json"
     rows: list[Row] = json.loads(path.read_text()) if path.exists() else []
-    done = {json.dumps([row[key] for key in ("kind", "seed", "method", "options")]) for row in rows}
+    done = {key(row) for row in rows}
     kinds = list(dict.fromkeys(model.kind for model in found))
     for model in (m for k in kinds for m in [m for m in found if m.kind == k][:CHOOSING]):
         x, y = model.part("val")
         for method, (rank, settings) in METHODS.items():
             for options in settings:
-                if json.dumps([model.kind, model.seed, method, options]) in done:
-                    continue
-                metrics = ranking_metrics(rank(x, **options), y)
-                row = {"kind": model.kind, "seed": model.seed, "method": method}
-                rows.append({**row, "options": options, "metrics": metrics})
+                row = {"kind": model.kind, "seed": model.seed, "method": method, "options": options}
+                if key(row) not in done:
+                    rows.append({**row, "metrics": ranking_metrics(rank(x, **options), y)})
             write_text(path, json.dumps(rows))
         print(f"validated {model.path.stem}", flush=True)
     return rows
@@ -168,10 +173,8 @@ def choose(validation: list[Row], kind: str) -> dict[str, Row]:
             tried.append({"options": options, **{name: mean(rows, name) for name in shown}})
         keep = [t for t in tried if t["recall@1"] >= floor]
         # where every setting loses some, the one that loses least
-        best = (
-            max(keep, key=lambda t: t["map@r"]) if keep else max(tried, key=lambda t: t["recall@1"])
-        )
-        chosen[method] = {**best, "tried": tried}
+        by = "map@r" if keep else "recall@1"
+        chosen[method] = {**max(keep or tried, key=lambda t: t[by]), "tried": tried}
     return chosen
 
 
@@ -201,7 +204,7 @@ def test(found: list[Model], validation: list[Row], output: Path) -> dict[str, A
     path = output / "results.json"
     choices = {kind: choose(validation, kind) for kind in {r["kind"]: None for r in validation}}
     old = json.loads(path.read_text())["rows"] if path.exists() else []
-    known = {json.dumps([r[k] for k in ("kind", "seed", "method", "options")]): r for r in old}
+    known = {key(row): row for row in old}
     rows: list[Row] = []
     new: list[Row] = []
     results = {"embedding": "backbone", "choices": choices, "rows": rows, "newcomers": new}
@@ -210,9 +213,8 @@ def test(found: list[Model], validation: list[Row], output: Path) -> dict[str, A
         for method, choice in choices[model.kind].items():
             row = {"kind": model.kind, "seed": model.seed, "method": method}
             row |= {"options": choice["options"], "transductive": method != PLAIN}
-            key = json.dumps([row[k] for k in ("kind", "seed", "method", "options")])
             rank = partial(METHODS[method][0], **choice["options"])
-            rows.append(known.get(key) or {**row, **measure(x, y, rank)})
+            rows.append(known.get(key(row)) or {**row, **measure(x, y, rank)})
         write_text(path, json.dumps(results, indent=1, ensure_ascii=False))
         print(f"tested {model.path.stem}", flush=True)
     for model in (m for m in found if m.kind == found[0].kind):
@@ -247,8 +249,7 @@ def newcomers(x: Tensor, y: Tensor, options: Row) -> Row:
 
 def table(results: dict[str, Any]) -> str:
     """The comparison in Markdown: percent, mean ± 95 % interval over seeds, paired differences."""
-    metrics = {name: title for name, title in METRICS.items() if name != "r_precision"}
-    header = ["embeddings", "method", *metrics.values(), "Δ R@1", "Δ R@8", "Δ MAP@R"]
+    header = ["embeddings", "method", *SHOWN.values(), "Δ R@1", "Δ R@8", "Δ MAP@R"]
     header += [f"{OURS}: MAP@R above it", "seeds", "CPU s", "MB", "chosen"]
     lines: list[list[str]] = []
     groups: dict[tuple[str, str], list[Row]] = {}
@@ -256,7 +257,7 @@ def table(results: dict[str, Any]) -> str:
         groups.setdefault((row["kind"], row["method"]), []).append(row)
     for (kind, method), rows in groups.items():
         base, ours = groups[kind, PLAIN], groups[kind, OURS]
-        line = [kind, method, *(percent([r["metrics"][name] for r in rows]) for name in metrics)]
+        line = [kind, method, *(percent([r["metrics"][name] for r in rows]) for name in SHOWN)]
         gains = [paired_difference(rows, base, m) for m in ("recall@1", "recall@8", "map@r")]
         line += ["" if method == PLAIN else signed(gain) for gain in gains]
         line.append("" if method == OURS else signed(paired_difference(ours, rows, "map@r")))
@@ -272,12 +273,11 @@ def table(results: dict[str, Any]) -> str:
 
 def newcomers_table(found: list[Row]) -> str:
     """Queries against a refined gallery, and items added to it."""
-    metrics = {name: title for name, title in METRICS.items() if name != "r_precision"}
-    header = [f"embeddings: {found[0]['kind']}", *metrics.values()]
+    header = [f"embeddings: {found[0]['kind']}", *SHOWN.values()]
     lines = []
     for case in found[0]["metrics"]:
         rows = [row["metrics"][case] for row in found]
-        lines.append([case, *(percent([row[name] for row in rows]) for name in metrics)])
+        lines.append([case, *(percent([row[name] for row in rows]) for name in SHOWN)])
     return markdown_table(header, lines)
 
 

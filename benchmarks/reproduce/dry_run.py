@@ -7,7 +7,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
-from bgl.datasets import write_standin
+from benchmarks.standin import write_standin
 from bgl.pipeline import load_splits, trained_rows
 from bgl.pipeline.recipes import Recipe
 from bgl.training import Progress, TrainConfig
@@ -35,11 +35,9 @@ def shrink(config: TrainConfig) -> tuple[TrainConfig, str]:
         device="cpu",
         workers=0,
     )
-    backbone = f"{config.backbone} → {small.backbone}, " if vit else ""
-    said = (
-        f"{backbone}random weights, {size} pixels, 1 step of 8 images in {8 // per_class} classes"
-    )
-    return small, said
+    replaced = f"{config.backbone} → {small.backbone}, " if vit else ""
+    replaced += f"random weights, {size} pixels, 1 step of 8 images in {8 // per_class} classes"
+    return small, replaced
 
 
 def dry_run(recipe: Recipe, protocol: str = "honest") -> str:
@@ -49,7 +47,7 @@ def dry_run(recipe: Recipe, protocol: str = "honest") -> str:
         What was replaced for it.
     """
     (config,) = recipe.configs("--protocol", protocol)
-    small, said = shrink(config)
+    small, replaced = shrink(config)
     trained = small.batch_size // small.per_class
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it is not the whole dataset, and k too large for it
@@ -61,4 +59,4 @@ def dry_run(recipe: Recipe, protocol: str = "honest") -> str:
     for row in rows:
         if missing := sorted(wanted - row["metrics"].keys()):
             raise ValueError(f"Expected the metrics {sorted(wanted)}, but {missing} are missing")
-    return said
+    return replaced

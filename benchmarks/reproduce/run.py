@@ -18,6 +18,7 @@ import statistics
 import time
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -34,6 +35,8 @@ from bgl.pipeline.results import Row
 from bgl.training import TrainConfig
 
 PROTOCOLS = ("paper", "honest")
+DATA = ("dataset", "data_root", "protocol", "val_fraction", "skip_broken", "allow_partial")
+DATA += ("download",)  # the options that name the data
 
 
 def data_folder(root: Path, dataset: str) -> Path:
@@ -49,16 +52,9 @@ def fit_batch(config: TrainConfig, splits: Splits) -> TrainConfig:
 
 
 @cache
-def splits_of(data: str) -> Splits:
-    """The data, read once for all rows that share them; ``data`` is JSON."""
-    return load_splits(TrainConfig(**json.loads(data)))
-
-
-def load(config: TrainConfig) -> Splits:
-    """The data of a configuration."""
-    names = ("dataset", "data_root", "protocol", "val_fraction", "skip_broken", "allow_partial")
-    wanted = {name: getattr(config, name) for name in (*names, "download")}
-    return splits_of(json.dumps(wanted))
+def splits_of(**options: Any) -> Splits:
+    """Read the data, once for all rows that share them."""
+    return load_splits(TrainConfig(**options))
 
 
 def train_row(
@@ -68,9 +64,8 @@ def train_row(
     place = folder / recipe.name.replace("/", "-")
     found = []
     for config in recipe.configs("--protocol", protocol, *words):
-        data_root = data_folder(root, config.dataset)
-        config = dataclasses.replace(config, data_root=str(data_root))
-        splits = load(config)
+        config = dataclasses.replace(config, data_root=str(data_folder(root, config.dataset)))
+        splits = splits_of(**{name: getattr(config, name) for name in DATA})
         config = fit_batch(config, splits)
         run = place / f"{protocol}-seed{config.seed}"
         console.print(f"[bold]{recipe.name}[/], {protocol}, seed {config.seed}")
@@ -121,7 +116,7 @@ def dry_runs(wanted: list[Recipe], console: Console) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The options of this program alone."""
+    """Make the parser of the options of this program alone."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.reproduce",
         description=__doc__,

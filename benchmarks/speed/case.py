@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -49,6 +50,11 @@ class Peer:
     library: str | None = None
     note: str = ""
 
+    @property
+    def installed(self) -> bool:
+        """Whether the peer's library is."""
+        return self.library is None or find_spec(self.library) is not None
+
 
 @dataclass(frozen=True)
 class Sides:
@@ -80,7 +86,6 @@ class Case:
     name: str
     work: str
     build: Callable[[Scale], Sides]
-    unmeasured: tuple[str, ...] = ()  # sides whose memory says nothing
 
 
 def train_step(

@@ -37,10 +37,10 @@ FORMULA = "the authors' formula: full sort, sum over N × k × C"
 TURN = 1e-2  # compiled code rounds otherwise, and a near tie may turn
 
 
-def compiled(scale: Scale, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def compiled(scale: Scale, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """The function compiled for one size, as a peer would be."""
     backend = "aot_eager" if scale.small else "inductor"
-    return torch.compile(function, fullgraph=True, dynamic=False, backend=backend)
+    return torch.compile(lambda x: function(x), fullgraph=True, dynamic=False, backend=backend)
 
 
 def layer_sides(
@@ -71,14 +71,12 @@ def dybgr(scale: Scale, ffn: bool) -> Sides:
     torch.manual_seed(0)
     block = DyBGRBlock(channels, k, num_iterations=rounds).to(scale.dtype)
     mixer = DyBGR(k, num_iterations=rounds)
+    ours = partial(block if ffn else mixer, y=y)
     mix = partial(peers.dybgr, y=y, k=k, iterations=rounds)
-
-    def ours(x: Tensor) -> Tensor:
-        return cast(Tensor, block(x, y=y) if ffn else mixer(x, y=y))
 
     def dense(x: Tensor, formula: bool = False) -> Tensor:
         own = partial(mix, formula=formula)
-        return peers.block(x, own, block.norm1, block.norm2, block.mlp) if ffn else own(x)
+        return peers.in_block(x, own, block) if ffn else own(x)
 
     parameters = list(block.parameters()) if ffn else []
     targets = (None, None) if ffn else (1.2, 1.0)
@@ -96,25 +94,9 @@ def bgformer(scale: Scale) -> Sides:
     x, y = class_data(scale, scale(45, 4), 9, channels)
     torch.manual_seed(0)
     block = BGFormerBlock(channels, heads, k).to(scale.dtype)
-    visual, semantic = cast(Any, block.visual), cast(Any, block.semantic)
-    mix = partial(
-        peers.bgformer,
-        y=y,
-        heads=heads,
-        k=k,
-        lam=0.5,
-        qkv=visual.qkv,
-        visual_out=visual.proj,
-        value=semantic.value,
-        semantic_out=semantic.proj,
-    )
-
-    def ours(x: Tensor) -> Tensor:
-        return cast(Tensor, block(x, y=y))
-
-    def dense(x: Tensor) -> Tensor:
-        return peers.block(x, mix, block.norm1, block.norm2, block.mlp)
-
+    ours = partial(block, y=y)
+    mix = partial(peers.bgformer, y=y, heads=heads, k=k, block=block)
+    dense = partial(peers.in_block, mix=mix, block=block)
     n, width = len(x), channels // heads
     linear = 6 * [(n, channels, channels)] + 2 * [(n, channels, 4 * channels)]
     attention = heads * [(n, width, n), (n, n, width)]
@@ -270,10 +252,7 @@ def correction(scale: Scale) -> Sides:
     given = state.mean.numpy(), state.variance.numpy(), state.class_size.numpy()
 
     def peer() -> Values:
-        found = peers.neighbor_correction(
-            *given, neighbors=25, beta=0.1, gamma=0.1, max_count=40, sigma=1.0
-        )
-        return {"variance": torch.from_numpy(found)}
+        return {"variance": torch.from_numpy(peers.neighbor_correction(*given))}
 
     return Sides(
         {"bgl": lambda: {"variance": ours(state)}},
@@ -300,7 +279,7 @@ def augmentation(scale: Scale, estimates: bool) -> Sides:
     optimizer = make_optimizer(config, model, criterion)
     images = torch.randn(config.batch_size, 3, config.image_size, config.image_size)
     images = images.contiguous(memory_format=torch.channels_last)
-    synthetic = cast(Any, build_augmentation(config, 300)).to(scale.dtype)
+    synthetic = cast(Any, build_augmentation(config, 300)).augmentation.to(scale.dtype)
     known, known_labels = class_data(scale, 300, 7, config.head_dim)
     synthetic.statistics.estimate(known, known_labels)
     classes = config.batch_size // config.per_class
@@ -326,14 +305,11 @@ def augmentation(scale: Scale, estimates: bool) -> Sides:
     def check(_: Work) -> tuple[Values, Values]:
         noise = torch.randn(3, *z.shape, dtype=scale.dtype)
         given = AugmentedLoss(criterion.loss, partial(synthetic, noise=noise), criterion.miner)
-        plainly = partial(
-            peers.augmented_multi_similarity,
-            y=y,
-            deviation=synthetic.factor()[y],
-            strength=synthetic.strength,
-            noise=noise,
+        copies = y, synthetic.factor()[y], synthetic.strength, noise
+        return (
+            train_step(lambda z: given(z, y), z),
+            train_step(lambda z: peers.augmented_multi_similarity(z, *copies), z),
         )
-        return train_step(lambda z: given(z, y), z), train_step(plainly, z)
 
     plain = Peer(
         "a step without IAA",
@@ -344,12 +320,15 @@ def augmentation(scale: Scale, estimates: bool) -> Sides:
     return Sides({"bgl": ours}, [plain], shared=step, check=check)
 
 
-_COMPILED = ("bgl, compiled", f"{SUMS}, compiled")  # code generation is not the work
+_STATISTICS = "class statistics, 512-d"
+_update = partial(class_statistics, n=128, classes=100, whole_set=False)
+_estimate = partial(class_statistics, n=5000, classes=1000, whole_set=True)
+_iaa, _iaa_estimated = (partial(augmentation, estimates=each) for each in (False, True))
 _STEP = "EfficientNet-Lite0, 64 px, N=128"
 CASES = (
-    Case("dybgr", "DyBGR, N=405, C=768, k=30, T=3", partial(dybgr, ffn=False), _COMPILED),
-    Case("dybgr-block", "the same in its block, with FFN", partial(dybgr, ffn=True), _COMPILED),
-    Case("bgformer", "BGFormer block, N=405, C=768, 8 heads, k=30", bgformer, _COMPILED),
+    Case("dybgr", "DyBGR, N=405, C=768, k=30, T=3", partial(dybgr, ffn=False)),
+    Case("dybgr-block", "the same in its block, with FFN", partial(dybgr, ffn=True)),
+    Case("bgformer", "BGFormer block, N=405, C=768, 8 heads, k=30", bgformer),
     Case("conv", "sums along a graph, N=405, C=768, k=30", partial(convolution, classes=45)),
     Case("conv-large", "the same, N=4,500", partial(convolution, classes=500)),
     Case("batch-32", "a graph on each of 32 × 512 nodes", partial(graphs, count=32, nodes=512)),
@@ -357,23 +336,11 @@ CASES = (
     Case("steps-32", "DyBGR, T=1, on 32 × 512 nodes", partial(graph_steps, count=32, nodes=512)),
     Case("steps-8", "DyBGR, T=1, on 8 × 1,024 nodes", partial(graph_steps, count=8, nodes=1024)),
     Case("pairwise-loss", "pairwise loss, 45 classes × 9, 384-d, hyperbolic", pairwise_loss),
-    Case(
-        "update",
-        "class statistics, 512-d, N=128, 100 classes",
-        partial(class_statistics, n=128, classes=100, whole_set=False),
-    ),
-    Case(
-        "estimate",
-        "class statistics, 512-d, N=5,000, 1,000 classes",
-        partial(class_statistics, n=5000, classes=1000, whole_set=True),
-    ),
+    Case("update", f"{_STATISTICS}, N=128, 100 classes", _update),
+    Case("estimate", f"{_STATISTICS}, N=5,000, 1,000 classes", _estimate),
     Case("correction", "neighbor correction, 2,000 classes, 512-d", correction),
-    Case("iaa", f"a step with IAA, {_STEP}", partial(augmentation, estimates=False)),
-    Case(
-        "iaa-estimates",
-        "the same, an estimate in two epochs",
-        partial(augmentation, estimates=True),
-    ),
+    Case("iaa", f"a step with IAA, {_STEP}", _iaa),
+    Case("iaa-estimates", "the same, an estimate in two epochs", _iaa_estimated),
     Case("recall", "Recall@K, MAP@R, 20,000 × 384, cosine", recall),
     Case("recall-small", "the same, 2,000 × 384", recall_small),
     Case("recall-hyperbolic", "Recall@K, MAP@R, 20,000 × 384, hyperbolic", recall_hyperbolic),

@@ -9,9 +9,9 @@ T and channels C changes and the others stay at the paper's.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
@@ -31,8 +31,27 @@ VALUES = {
 }
 SAMPLES = {None: (1024, 4096, 16_384), 60: (1024, 4096, 16_384, 65_536)}  # by candidates
 LEARNING = {"k": 30, "C": 64}
-
 CURVES = {None: "all pairs", 60: "60 given candidates"}
+GROWTH_HEADER = [
+    "neighbours chosen from", "samples", "CPU", "MiB", "bytes per sample and neighbour",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Point:
+    """CPU seconds and MiB at one size."""
+
+    curve: str
+    axis: str  # "samples", or one of N, k, T and C
+    value: int
+    seconds: float
+    mib: float
+
+    def cells(self) -> list[str]:
+        """Write a line of the table: graph learning on ever more samples."""
+        per_edge = 2**20 * self.mib / (LEARNING["k"] * self.value)
+        time, memory = seconds(self.seconds), f"{self.mib:.0f}"
+        return [self.curve, f"{self.value:,}", time, memory, f"{per_edge:.0f}"]
 
 
 def learning(n: int, candidates: int | None) -> Work:
@@ -66,52 +85,41 @@ def block(n: int, k: int, t: int, channels: int) -> Work:
     return work
 
 
-def measure_growth(small: bool) -> list[dict[str, Any]]:
-    """CPU seconds and MiB at every point, each in a process of its own."""
+def measure_growth(small: bool) -> list[Point]:
+    """Measure every point, each in a process of its own."""
     found = []
     for candidates, samples in SAMPLES.items():
         for n in (128, 256) if small else samples:
             works = partial(learning, n, candidates), partial(learning, 64, candidates)
-            row = {"curve": CURVES[candidates], "axis": "samples", "value": n}
-            found.append(row | in_child(partial(point, *works)))
+            costs = in_child(partial(costs_of, *works))
+            found.append(Point(CURVES[candidates], "samples", n, *costs))
     for axis, values in VALUES.items():
         for value in values[:1] if small else values:
             sizes = {**PAPER, axis: value}
             works = partial(block, *sizes.values()), partial(block, 36, 5, sizes["T"], 16)
-            row = {"curve": "", "axis": axis, "value": value}
-            found.append(row | in_child(partial(point, *works)))
+            found.append(Point("", axis, value, *in_child(partial(costs_of, *works))))
     return found
 
 
-def point(make: Callable[[], Work], make_tiny: Callable[[], Work]) -> dict[str, float]:
+def costs_of(make: Callable[[], Work], make_tiny: Callable[[], Work]) -> tuple[float, float]:
     """CPU seconds and MiB of some work; the tiny one loads code."""
     make_tiny()()
     work = make()
-    return {"mib": grown(work), "seconds": seconds_of(work, span=0.0)}
+    mib = grown(work)
+    return seconds_of(work, span=0.0), mib
 
 
-GROWTH_HEADER = ["neighbours chosen from", "samples", "CPU", "MiB"]
-GROWTH_HEADER += ["bytes per sample and neighbour"]
-
-
-def growth_cells(row: dict[str, Any]) -> list[str]:
-    """A line of the table: graph learning on ever more samples."""
-    per_edge = 2**20 * row["mib"] / (LEARNING["k"] * row["value"])
-    time, memory = seconds(row["seconds"]), f"{row['mib']:.0f}"
-    return [row["curve"], f"{row['value']:,}", time, memory, f"{per_edge:.0f}"]
-
-
-def plot_growth(rows: list[dict[str, Any]], path: Path) -> None:
+def plot_growth(points: list[Point], path: Path) -> None:
     """Time above, memory below; against samples, N, k, T and C."""
     axes_names = ["samples", *VALUES]
     figure, axes = plt.subplots(2, len(axes_names), figsize=(14, 5), squeeze=False)
     titles = {"samples": "samples, graph learning", **{a: f"{a}, DyBGR" for a in VALUES}}
     for column, axis in enumerate(axes_names):
         for quantity, ax in (("seconds", axes[0][column]), ("mib", axes[1][column])):
-            for curve in dict.fromkeys(r["curve"] for r in rows if r["axis"] == axis):
-                chosen = [r for r in rows if (r["curve"], r["axis"]) == (curve, axis)]
-                values, heights = ([r[key] for r in chosen] for key in ("value", quantity))
-                ax.plot(values, heights, "o-", markersize=4, label=curve)
+            for curve in dict.fromkeys(p.curve for p in points if p.axis == axis):
+                chosen = [p for p in points if (p.curve, p.axis) == (curve, axis)]
+                heights = [getattr(p, quantity) for p in chosen]
+                ax.plot([p.value for p in chosen], heights, "o-", markersize=4, label=curve)
             ax.set_xscale("log", base=2)
             if axis == "samples":
                 ax.set_yscale("log")

@@ -18,7 +18,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -30,12 +29,14 @@ from benchmarks.speed.case import Case, Peer, Scale, Sides, flop
 
 SPAN = 0.5  # seconds that short work is repeated for, in each round
 BUDGET = 20.0  # seconds after which a case has no further round
-
-
-LIBRARIES = ["torch", "torch-geometric", "numpy", "faiss-cpu", "pytorch-metric-learning"]
-LIBRARIES += ["open-metric-learning", "torchmetrics"]
-HEADER = ["work", "against", "ratio", "bgl", "peer", "all threads", "MiB bgl", "MiB peer"]
-HEADER += ["target", "at most", "remarks"]
+LIBRARIES = [
+    "torch", "torch-geometric", "numpy", "faiss-cpu", "pytorch-metric-learning",
+    "open-metric-learning", "torchmetrics",
+]  # fmt: skip
+HEADER = [
+    "work", "against", "ratio", "bgl", "peer", "all threads", "MiB bgl", "MiB peer", "target",
+    "at most", "remarks",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Row:
     difference: float
 
     def cells(self) -> list[str]:
-        """The line in words."""
+        """Write the line in words."""
         ratio, target, remarks = self.theirs / self.ours, self.peer.target, [self.peer.note]
         if target is not None and ratio < target:
             remarks.append("**below the target**")
@@ -74,12 +75,12 @@ class Row:
 
 
 def seconds(value: float) -> str:
-    """A duration in words."""
+    """Write a duration in words."""
     return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.3g} ms"
 
 
 def environment() -> str:
-    """The machine and the versions of everything that is measured."""
+    """Name the machine and the versions of everything that is measured."""
     model = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -94,11 +95,6 @@ def environment() -> str:
     )
 
 
-def available(peer: Peer) -> bool:
-    """Whether the peer's library is installed."""
-    return peer.library is None or find_spec(peer.library) is not None
-
-
 def disagreement(sides: Sides, peer: Peer) -> float:
     """Largest difference between two results, relative to the largest magnitude of each array."""
     run = sides.works()[peer.name]
@@ -111,15 +107,10 @@ def disagreement(sides: Sides, peer: Peer) -> float:
     return worst
 
 
-def seconds_of(work: Callable[[], object], span: float) -> float:
-    """Median CPU seconds of a call on one thread."""
-    timer = Timer("work()", globals={"work": work}, timer=time.process_time)
-    return timer.blocked_autorange(min_run_time=span).median
-
-
-def wall_of(work: Callable[[], object], threads: int, span: float) -> float:
-    """Median wall-clock seconds of a call on several threads."""
-    timer = Timer("work()", globals={"work": work}, num_threads=threads, timer=time.perf_counter)
+def seconds_of(work: Callable[[], object], span: float, threads: int = 1) -> float:
+    """Median seconds of a call: of the CPU on one thread, of the clock on the wall on several."""
+    clock = time.process_time if threads == 1 else time.perf_counter
+    timer = Timer("work()", globals={"work": work}, num_threads=threads, timer=clock)
     return timer.blocked_autorange(min_run_time=span).median
 
 
@@ -133,24 +124,21 @@ def use_threads(count: int) -> None:
 
 
 def measure(
-    sides: Sides, peers: list[Peer], repeats: int, span: float
+    sides: Sides, names: list[str], repeats: int, span: float
 ) -> tuple[dict[str, float], float]:
     """CPU seconds of each side on one thread, and FLOP per CPU second of a matrix product.
 
     The sides take turns, so that a busy moment of the machine meets all of them.
     """
-    works: dict[str, Callable[[], object]] = {name: sides.works()[name] for name in sides_of(peers)}
+    works: dict[str, Callable[[], object]] = {name: sides.works()[name] for name in names}
     works |= {"products": PRODUCT} | ({"shared": sides.shared} if sides.shared else {})
     found: dict[str, list[float]] = {name: [] for name in works}
     started = time.process_time()
-    gc.collect()
-    gc.disable()
     for _ in range(repeats):
         for name, work in works.items():
             found[name].append(seconds_of(work, span))
         if time.process_time() - started > BUDGET:
             break
-    gc.enable()
     medians = {name: statistics.median(values) for name, values in found.items()}
     rate = PRODUCT_FLOP / medians.pop("products")
     shared = medians.pop("shared", 0.0)
@@ -164,23 +152,24 @@ def rows_of(
     sides, exact = case.build(scale), case.build(Scale(torch.float64, scale.small))
     missing, wrong, differences = [], [], {}
     for peer in sides.peers:
-        if not available(peer):
+        if not peer.installed:
             missing.append(f"{case.name}: {peer.library} is not installed")
             continue
         found = disagreement(exact if peer.tolerance <= 1e-6 else sides, peer)
         if found <= peer.tolerance:
-            differences[peer.name] = found
+            differences[peer] = found
         else:
             worst = f"results differ by {found:.1e} > {peer.tolerance:.0e}"
             wrong.append(f"{case.name}, {peer.name}: {worst}")
-    peers = [peer for peer in sides.peers if peer.name in differences]
     span = 0.0 if scale.small else SPAN
-    cpu, rate = measure(sides, peers, repeats, span)
+    names = list(dict.fromkeys(name for peer in differences for name in (peer.against, peer.name)))
+    cpu, rate = measure(sides, names, repeats, span)
     wall: dict[str, float] = {}
     if (threads := os.cpu_count() or 1) > 1 and sides.shared is None:
         use_threads(threads)
-        names = sides_of([peer for peer in peers if not peer.formula])
-        wall = {name: wall_of(sides.works()[name], threads, span) for name in names}
+        slow = {peer.name for peer in differences if peer.formula}
+        works = {name: sides.works()[name] for name in names if name not in slow}
+        wall = {name: seconds_of(work, span, threads) for name, work in works.items()}
         use_threads(1)
     rows = [
         Row(
@@ -191,16 +180,11 @@ def rows_of(
             wall[peer.name] / wall[peer.against] if peer.name in wall else None,
             (memory.get(peer.against), memory.get(peer.name)),
             cpu[peer.name] * rate / sides.products if sides.products else None,
-            differences[peer.name],
+            difference,
         )
-        for peer in peers
+        for peer, difference in differences.items()
     ]
     return rows, missing, wrong
-
-
-def sides_of(peers: list[Peer]) -> list[str]:
-    """The names of some peers and of what they are compared with."""
-    return list(dict.fromkeys(name for peer in peers for name in (peer.against, peer.name)))
 
 
 _A, _B = torch.rand(512, 768), torch.rand(768, 3072)
@@ -229,15 +213,18 @@ def in_child(work: Callable[[], Any]) -> Any:
 
 
 def peak_memory(case: Case, scale: Scale) -> dict[str, float | None]:
-    """MiB by which a process grows during the work of each side, after a tiny one of it."""
+    """MiB by which a process grows during the work of each side, after a tiny one of it.
+
+    Not of compiled sides: generating their code is not the work.
+    """
 
     def grow(name: str) -> float:
         case.build(Scale(scale.dtype, small=True)).works()[name]()
         return grown(case.build(scale).works()[name])
 
     sides = case.build(Scale(scale.dtype, small=True))
-    names = [*sides.ours, *(peer.name for peer in sides.peers if available(peer))]
-    return {n: in_child(partial(grow, n)) for n in names if n not in case.unmeasured}
+    names = [*sides.ours, *(peer.name for peer in sides.peers if peer.installed)]
+    return {name: in_child(partial(grow, name)) for name in names if "compiled" not in name}
 
 
 def grown(work: Callable[[], object]) -> float:

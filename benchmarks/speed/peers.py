@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,26 +14,17 @@ from torch import Tensor, nn
 from torch_geometric import EdgeIndex
 from torch_geometric.nn import GCNConv, SimpleConv
 
-Layer = Callable[[Tensor], Tensor]
 Statistics = tuple[Tensor, Tensor, Tensor]  # mean [K, D], variance [K, D], count [K]
 FloatArray = NDArray[np.floating]
 
 
-def dybgr(
-    x: Tensor,
-    y: Tensor,
-    k: int,
-    iterations: int,
-    lam: float = 0.3,
-    beta: float = 0.5,
-    epsilon: float = 0.5,
-    formula: bool = False,
-) -> Tensor:
+def dybgr(x: Tensor, y: Tensor, k: int, iterations: int, formula: bool = False) -> Tensor:
     """DyBGR's graph and features, refined in turn, on N × N matrices.
 
     As a careful author has it: ``topk``, and the weights scattered to a matrix. With ``formula``
     as in the authors' code: every row sorted, and a sum over the neighbours' features [N, k, C].
     """
+    lam, beta, epsilon = 0.3, 0.5, 0.5
     eye = torch.eye(len(x), dtype=x.dtype)
     same = (y[:, None] == y[None, :]).to(x.dtype) + eye
     correlation = same / same.sum(1, keepdim=True)
@@ -64,29 +56,21 @@ def row_min_max(matrix: Tensor) -> Tensor:
     return (matrix - low) / (high - low)
 
 
-def bgformer(
-    x: Tensor,
-    y: Tensor,
-    heads: int,
-    k: int,
-    lam: float,
-    qkv: Layer,
-    visual_out: Layer,
-    value: Layer,
-    semantic_out: Layer,
-) -> Tensor:
-    """BGFormer's two branches: dense top-k attention, and the dense label graph."""
+def bgformer(x: Tensor, y: Tensor, heads: int, k: int, block: Any) -> Tensor:
+    """BGFormer's two branches, with its layers: dense top-k attention, dense label graph."""
     n, channels = x.shape
-    query, key, values = qkv(x).view(n, 3, heads, channels // heads).permute(1, 2, 0, 3)
+    query, key, values = (
+        block.visual.qkv(x).view(n, 3, heads, channels // heads).permute(1, 2, 0, 3)
+    )
     scores = query @ key.transpose(1, 2) / math.sqrt(channels // heads)
     strongest, index = scores.topk(k, dim=2)
     attention = torch.zeros_like(scores).scatter(2, index, strongest.softmax(2))
-    visual = visual_out((attention @ values).transpose(0, 1).reshape(n, channels))
+    visual = block.visual.proj((attention @ values).transpose(0, 1).reshape(n, channels))
 
     adjacency = (y[:, None] == y[None, :]).to(x.dtype) + torch.eye(n, dtype=x.dtype)
     scale = adjacency.sum(1).rsqrt()
-    semantic = semantic_out((scale[:, None] * adjacency * scale[None, :]) @ value(x))
-    return lam * visual + (1 - lam) * semantic
+    values = (scale[:, None] * adjacency * scale[None, :]) @ block.semantic.value(x)
+    return 0.5 * visual + 0.5 * block.semantic.proj(values)
 
 
 def mobius_distance(x: Tensor, y: Tensor, c: float) -> Tensor:
@@ -171,16 +155,10 @@ def _blend(
 
 
 def neighbor_correction(
-    mean: FloatArray,
-    variance: FloatArray,
-    count: NDArray[np.integer],
-    neighbors: int,
-    beta: float,
-    gamma: float,
-    max_count: int,
-    sigma: float,
+    mean: FloatArray, variance: FloatArray, count: NDArray[np.integer]
 ) -> FloatArray:
     """IAA's neighbor correction (Eq. 9-16), one class after the other; two samples or more each."""
+    neighbors, beta, gamma, max_count, sigma = 25, 0.1, 0.1, 40, 1.0
     corrected = variance.copy()
     overall = (count[:, None] * variance).sum(0) / count.sum()
     for k in range(len(mean)):
@@ -203,23 +181,15 @@ def neighbor_correction(
 
 
 def augmented_multi_similarity(
-    z: Tensor,
-    y: Tensor,
-    deviation: Tensor,
-    strength: float,
-    noise: Tensor,
-    alpha: float = 2.0,
-    beta: float = 40.0,
-    base: float = 0.5,
-    epsilon: float = 0.1,
+    z: Tensor, y: Tensor, deviation: Tensor, strength: float, noise: Tensor
 ) -> Tensor:
     """IAA's multi-similarity loss (Eq. 17 and 20), one anchor after the other.
 
     ``deviation`` [N, D] is the standard deviation of each sample's class, ``noise`` [M, N, D].
     """
-    candidates = F.normalize(
-        torch.cat([z[None], z + math.sqrt(strength) * deviation * noise]), dim=2
-    )
+    alpha, beta, base, epsilon = 2.0, 40.0, 0.5, 0.1
+    copies = z + math.sqrt(strength) * deviation * noise
+    candidates = F.normalize(torch.cat([z[None], copies]), dim=2)
     total = z.new_zeros(())
     for i in range(len(z)):
         similarity = candidates @ F.normalize(z[i], dim=0)  # [1 + M, N]
@@ -303,11 +273,10 @@ def accuracy_calculator_metrics(x: Tensor, y: Tensor, k: str | None) -> dict[str
     return {names[name]: torch.tensor(float(value)) for name, value in values.items()}
 
 
-def block(x: Tensor, mix: Layer, norm1: nn.Module, norm2: nn.Module, mlp: nn.Module) -> Tensor:
-    """A pre-norm transformer block around ``mix``."""
-    x = x + mix(norm1(x))
-    mixed: Tensor = x + mlp(norm2(x))
-    return mixed
+def in_block(x: Tensor, mix: Callable[[Tensor], Tensor], block: Any) -> Tensor:
+    """A pre-norm transformer block around ``mix``, with the layers of ``block``."""
+    x = x + mix(block.norm1(x))
+    return x + block.mlp(block.norm2(x))
 
 
 def sparse_sum(x: Tensor, edge_index: Tensor, weight: Tensor) -> Tensor:

@@ -25,9 +25,9 @@ from pathlib import Path
 from benchmarks.pages import fill
 from benchmarks.speed.case import Scale
 from benchmarks.speed.cases import CASES
-from benchmarks.speed.growth import GROWTH_HEADER, growth_cells, measure_growth, plot_growth
+from benchmarks.speed.growth import GROWTH_HEADER, measure_growth, plot_growth
 from benchmarks.speed.measure import HEADER, Row, environment, peak_memory, rows_of, use_threads
-from benchmarks.speed.step import STEP_HEADER, STEPS, measure_step, step_cells
+from benchmarks.speed.step import STEP_HEADER, STEPS, measure_step
 from bgl.pipeline.table import markdown_table
 
 
@@ -74,10 +74,10 @@ def main(argv: list[str] | None = None) -> int:
     }
     print(f"\n{tables['peers']}\n\n{tables['formulas']}")
     if options.page:
-        steps = [measure_step(step, options.small) for step in STEPS]
+        steps = [measure_step(step, options.small).cells() for step in STEPS]
         tables["machine"] = environment()
-        tables["step"] = markdown_table(STEP_HEADER, [step_cells(row) for row in steps])
-        samples = [growth_cells(point) for point in growth if point["axis"] == "samples"]
+        tables["step"] = markdown_table(STEP_HEADER, steps)
+        samples = [point.cells() for point in growth if point.axis == "samples"]
         tables["growth"] = markdown_table(GROWTH_HEADER, samples)
         text = fill(options.page.read_text(encoding="utf-8"), tables)
         options.page.write_text(text, encoding="utf-8")

@@ -33,6 +33,7 @@ from bgl.training.build import build_criterion, make_optimizer
 from bgl.training.loop import freeze_batch_norm
 
 PARTS = ("data", "encoder", "graph", "head", "loss", "optimiser")
+STEP_HEADER = ["step", "images", *PARTS, "graph / encoder, measured", "graph / encoder, FLOP"]
 
 
 @dataclass(frozen=True)
@@ -46,25 +47,16 @@ class Step:
     def config(self, small: bool) -> TrainConfig:
         words = ["--config", str(CONFIGS / "emoji" / "dybgr.yaml"), *self.options]
         config = parse(words).configs[0]
-        if small:
-            backbone = "test_vit" if config.backbone.startswith("vit") else config.backbone
-            config = dataclasses.replace(
-                config,
-                backbone=backbone,
-                weights="none",
-                batch_size=3 * config.per_class,
-                image_size=64,
-            )
-        return config
+        if not small:
+            return config
+        backbone = "test_vit" if config.backbone.startswith("vit") else config.backbone
+        sizes = {"batch_size": 3 * config.per_class, "image_size": 64}
+        return dataclasses.replace(config, backbone=backbone, weights="none", **sizes)
 
 
 _PAPER = (
-    "--method=dybgr+dybgr",
-    "--dybgr.ffn_ratio=4",
-    "--weights=none",
-    "--batch_size=405",
-    "--per_class=9",
-    "--image_size=224",
+    *("--method=dybgr+dybgr", "--dybgr.ffn_ratio=4", "--weights=none"),
+    *("--batch_size=405", "--per_class=9", "--image_size=224"),
 )
 STEPS = (
     Step("default benchmark", ()),
@@ -73,15 +65,48 @@ STEPS = (
 )
 
 
-def passes(function: Callable[..., Any], *inputs: Tensor) -> None:
-    """A function forward and backward, down to its inputs."""
-    inputs = tuple(x.detach().requires_grad_() for x in inputs)
-    out = function(*inputs)
+@dataclass(frozen=True)
+class StepCost:
+    """CPU seconds and FLOP of the parts of a step, for its whole batch."""
+
+    name: str
+    images: int
+    encoded: int
+    seconds: dict[str, float]
+    flop: dict[str, int]
+
+    def cells(self) -> list[str]:
+        """Write a line of the table: the parts, and the graph's share of the encoder."""
+        total = sum(self.seconds.values())
+        parts = [f"{self.seconds[p]:.2f} s ({self.seconds[p] / total:.1%})" for p in PARTS]
+        measured = "all" if self.encoded == self.images else f"{self.encoded}"
+        shares = [f"{share(self.seconds):.2%}", f"{share(self.flop):.2%}"]
+        return [self.name, f"{self.images} (encoder: {measured})", *parts, *shares]
+
+
+def share(values: dict[str, Any]) -> float:
+    """What the graph adds (blocks, their half of head and loss), as a share of the encoder."""
+    added = values["graph"] + values["head"] / 2 + values.get("loss", 0) / 2
+    return float(added / values["encoder"])
+
+
+def passes(function: Callable[..., Any], x: Tensor) -> None:
+    """A function forward and backward, down to its input."""
+    out = function(x.detach().requires_grad_())
     torch.autograd.backward(out, torch.ones_like(out))
 
 
-def measure_step(step: Step, small: bool) -> dict[str, Any]:
-    """CPU seconds and FLOP of the parts of a step, for its whole batch."""
+def layers(model: BatchGraphModel, labels: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
+    """The parts of a model that compute."""
+    return {
+        "encoder": model.backbone,
+        "graph": lambda x: model.contextualize(x, labels)[0],
+        "head": model.head,
+    }
+
+
+def measure_step(step: Step, small: bool) -> StepCost:
+    """Time the parts of a step and count their operations."""
     clock = partial(seconds_of, span=0.0 if small else SPAN)
     config = step.config(small)
     torch.manual_seed(0)
@@ -95,8 +120,7 @@ def measure_step(step: Step, small: bool) -> dict[str, Any]:
     data = train.with_transform(
         train_transform(config.image_size, info.mean, info.std, (config.crop_scale, 1.0))
     )
-    sampler = ClassBalancedSampler(data.labels, n, config.per_class)
-    loader = DataLoader(data, batch_sampler=sampler)
+    loader = DataLoader(data, batch_sampler=ClassBalancedSampler(data.labels, n, config.per_class))
     images, labels = next(iter(loader))
     images = images[:encoded].contiguous(memory_format=torch.channels_last)
     x = torch.randn(n, info.num_features)
@@ -106,63 +130,27 @@ def measure_step(step: Step, small: bool) -> dict[str, Any]:
         nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
         optimizer.step()
 
-    seconds = {
-        "data": clock(lambda: next(iter(loader))),
-        "encoder": clock(lambda: passes(model.backbone, images)) * n / encoded,
-        "graph": clock(lambda: passes(lambda v: model.contextualize(v, labels)[0], x)),
-        "head": clock(lambda: passes(model.head, torch.cat([x, x]))),
-        "loss": 2 * clock(lambda: passes(lambda v: criterion(v, labels), z)),
-        "optimiser": clock(update),
-    }
-    return {
-        "name": step.name,
-        "encoder": config.backbone,
-        "images": n,
-        "encoded": encoded,
-        "channels": info.num_features,
-        "seconds": seconds,
-        "flop": count(model, config, labels, info.num_features),
-    }
+    inputs = {"encoder": images, "graph": x, "head": torch.cat([x, x])}
+    seconds = {"data": clock(lambda: next(iter(loader)))}
+    for part, layer in layers(model, labels).items():
+        seconds[part] = clock(partial(passes, layer, inputs[part]))
+    seconds["encoder"] *= n / encoded
+    seconds["loss"] = 2 * clock(lambda: passes(lambda v: criterion(v, labels), z))
+    seconds["optimiser"] = clock(update)
+    return StepCost(step.name, n, encoded, seconds, count(model, config, info.num_features))
 
 
-def count(model: BatchGraphModel, config: TrainConfig, y: Tensor, channels: int) -> dict[str, int]:
+def count(model: BatchGraphModel, config: TrainConfig, channels: int) -> dict[str, int]:
     """Operations of the matrix products and convolutions of a step, forward and backward."""
     flop = {}
+    n, size = config.batch_size, config.image_size
     with FakeTensorMode(allow_non_fake_inputs=True):
-        images = torch.randn(len(y), 3, config.image_size, config.image_size)
-        x, labels = torch.randn(len(y), channels), torch.arange(len(y)) // config.per_class
-        works: dict[str, tuple[Callable[..., Any], Tensor]] = {
-            "encoder": (model.backbone, images),
-            "graph": (lambda v: model.contextualize(v, labels)[0], x),
-            "head": (model.head, torch.cat([x, x])),
-        }
-        for part, (function, given) in works.items():
+        labels, x = torch.arange(n) // config.per_class, torch.randn(n, channels)
+        inputs = {"encoder": torch.randn(n, 3, size, size), "graph": x, "head": torch.cat([x, x])}
+        for part, layer in layers(model, labels).items():
             with FlopCounterMode(display=False) as counter:
-                passes(function, given)
+                passes(layer, inputs[part])
             flop[part] = counter.get_total_flops()
     for parameter in model.parameters():
         parameter.grad = None
     return flop
-
-
-def share(row: dict[str, Any], of: str) -> float:
-    """What the graph adds (blocks, their half of head and loss), as a share of the encoder."""
-    values = row[of]
-    added = values["graph"] + values["head"] / 2 + values.get("loss", 0) / 2
-    return float(added / values["encoder"])
-
-
-def step_cells(row: dict[str, Any]) -> list[str]:
-    """A line of the table: the parts, and bgl's share of the encoder in seconds and in FLOP."""
-    total = sum(row["seconds"].values())
-    parts = [f"{row['seconds'][p]:.2f} s ({row['seconds'][p] / total:.1%})" for p in PARTS]
-    measured = "all" if row["encoded"] == row["images"] else f"{row['encoded']}"
-    return [
-        row["name"], f"{row['images']} (encoder: {measured})", *parts,
-        f"{share(row, 'seconds'):.2%}", f"{share(row, 'flop'):.2%}",
-    ]  # fmt: skip
-
-
-STEP_HEADER = [
-    "step", "images", *PARTS, "graph / encoder, measured", "graph / encoder, FLOP",
-]  # fmt: skip

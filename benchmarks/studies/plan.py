@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import yaml
 
@@ -19,6 +19,18 @@ from bgl.pipeline.options import as_word, option_words
 from bgl.training import TrainConfig
 
 Options = dict[str, Any]  # options of run.py without their dashes
+
+
+class Entry(TypedDict):
+    """What is kept of a finished training."""
+
+    command: str
+    commit: str | None
+    epoch: int  # the one that was chosen
+    config: dict[str, Any]
+    rows: list[dict[str, Any]]  # as run.py has them, without the configuration
+    before: dict[str, float]  # the graphs before training
+    history: list[dict[str, float]]  # of metrics.csv
 
 
 @dataclass(frozen=True)
@@ -68,13 +80,15 @@ def resolve(*words: str) -> TrainConfig:
 
 @cache
 def key_of(*words: str) -> str:
-    """:func:`config_key` of the configuration that the words name."""
+    """Return :func:`config_key` of the configuration that the words name."""
     return config_key(resolve(*words).to_dict())
 
 
 def config_key(values: dict[str, Any]) -> str:
-    """All of a configuration that can change a result, as text. What ``values`` lack is newer
-    than them and had its default then."""
+    """Write all of a configuration that can change a result as text.
+
+    Options that ``values`` lack are newer than them, and had their defaults then.
+    """
     config = TrainConfig.from_dict(values).to_dict()
     unused = {"device", "workers"}
     if config["method"] == "none":
@@ -149,7 +163,7 @@ class Study:
         ]
         return [options for i, options in enumerate(arms) if options not in arms[:i]]
 
-    def chosen(self, arm: str, done: dict[str, dict[str, Any]]) -> Options | None:
+    def chosen(self, arm: str, done: dict[str, Entry]) -> Options | None:
         """The point of the grid with the best mean validation MAP@R, None while unknown."""
         points = self.combinations(arm)
         if len(points) == 1:
@@ -162,7 +176,7 @@ class Study:
             scores.append(statistics.fmean(validation(entry) for entry in trained if entry))
         return points[scores.index(max(scores))]
 
-    def wanted(self, done: dict[str, dict[str, Any]]) -> Iterator[Training]:
+    def wanted(self, done: dict[str, Entry]) -> Iterator[Training]:
         """The trainings that are known to be needed, the most telling first."""
         for seed in self.grid_seeds:
             for arm in self.arms:
@@ -191,7 +205,7 @@ class Study:
             yield from self.swept(sweep, self.combinations(sweep.arm)[0])
 
 
-def validation(entry: dict[str, Any]) -> float:
+def validation(entry: Entry) -> float:
     """Validation MAP@R of a finished training, in the epoch it chose."""
     column = f"val_{entry['config']['select_embedding']}_map@r"
     return float(entry["history"][entry["epoch"] - 1][column])
@@ -204,13 +218,13 @@ class Store:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.untrained: list[dict[str, Any]] = []
-        self.done: dict[str, dict[str, Any]] = {}
+        self.done: dict[str, Entry] = {}
         if path.exists():
             content = json.loads(path.read_text())
             self.untrained = content["untrained"]
             self.done = {config_key(entry["config"]): entry for entry in content["trainings"]}
 
-    def add(self, entry: dict[str, Any]) -> None:
+    def add(self, entry: Entry) -> None:
         """Keep a training."""
         self.done[config_key(entry["config"])] = entry
         self.write()

@@ -17,19 +17,19 @@ import shlex
 import statistics
 import sys
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 from matplotlib import pyplot as plt
 
 from benchmarks.pages import fill, save, signed
-from benchmarks.studies.plan import Store, Study, Training, validation
+from benchmarks.studies.plan import Entry, Options, Store, Study, Training, validation
 from bgl.pipeline.comparison import mean_and_interval, percent
 from bgl.pipeline.table import markdown_table
 
 matplotlib.use("Agg")
-Entry = dict[str, Any]
 METRICS = {"recall@1": "R@1", "map@r": "MAP@R"}
+TITLES = list(METRICS.values())
+GAINS = [f"Δ {title}" for title in TITLES]
 
 
 class Results:
@@ -46,7 +46,7 @@ class Results:
             if options is not None
         }
 
-    def trained(self, arm: str, options: dict[str, Any], seeds: list[int]) -> dict[int, Entry]:
+    def trained(self, arm: str, options: Options, seeds: list[int]) -> dict[int, Entry]:
         """The finished trainings with these options, by seed."""
         found = {seed: self.done.get(Training(arm, options, seed).key) for seed in seeds}
         return {seed: entry for seed, entry in found.items() if entry is not None}
@@ -89,9 +89,7 @@ def arms_table(results: Results, embedding: str) -> str:
             line += [percent([metric_of(e, metric, embedding) for e in entries.values()])]
         line += [signed(results.gain(arm, metric, embedding)) for metric in METRICS]
         lines.append([*line, results.study.baselines.get(arm, "")])
-    titles = list(METRICS.values())
-    gains = [f"Δ {title}" for title in titles]
-    return markdown_table(["arm", *grid, "seeds", *titles, *gains, "Δ to"], lines)
+    return markdown_table(["arm", *grid, "seeds", *TITLES, *GAINS, "Δ to"], lines)
 
 
 def controls_table(results: Results) -> str:
@@ -103,8 +101,7 @@ def controls_table(results: Results) -> str:
             both = len(pair[0].keys() & pair[1].keys())
             gains = [signed(paired(*pair, m, e)) for e in ("backbone", "head") for m in METRICS]
             lines.append([arm, other, str(both), *gains])
-    gains = [f"Δ {title}" for title in METRICS.values()]
-    header = ["arm", "against", "seeds", *gains, *(f"head: {gain}" for gain in gains)]
+    header = ["arm", "against", "seeds", *GAINS, *(f"head: {gain}" for gain in GAINS)]
     return markdown_table(header, lines, left=(0, 1))
 
 
@@ -138,15 +135,8 @@ def selection_table(results: Results) -> str:
                 picked = [c[e["epoch"] - 1] for c, e in zip(curves, looked, strict=True)]
                 columns = (picked, [c[-1] for c in curves], [max(c) for c in curves])
                 lines.append([arm, title, str(len(looked)), *map(percent, columns)])
-    header = [
-        "arm",
-        "metric",
-        "seeds",
-        "best validation",
-        "last epoch",
-        "best on test (optimistic)",
-    ]
-    return markdown_table(header, lines, left=(0, 1))
+    by = ["best validation", "last epoch", "best on test (optimistic)"]
+    return markdown_table(["arm", "metric", "seeds", *by], lines, left=(0, 1))
 
 
 def sweeps_table(results: Results) -> str:
@@ -168,15 +158,13 @@ def sweeps_table(results: Results) -> str:
                 ]
                 count = str(len(entries))
                 lines.append([name, sweep.arm, str(value), count, *chosen_by, *cells, *gains])
-    titles = list(METRICS.values())
-    header = ["sweep", "arm", "value", "seeds", "validation MAP@R", "of the arm", *titles]
-    header += [f"Δ {title}" for title in titles]
-    return markdown_table(header, lines, left=(0, 1))
+    header = ["sweep", "arm", "value", "seeds", "validation MAP@R", "of the arm"]
+    return markdown_table([*header, *TITLES, *GAINS], lines, left=(0, 1))
 
 
 def graph_figures(entries: dict[int, Entry]) -> dict[str, float]:
     """Means over seeds: purity before training and in the last epoch, and the two losses."""
-    rows = [(e.get("before", {}), e["history"][-1]) for e in entries.values()]
+    rows = [(e["before"], e["history"][-1]) for e in entries.values()]
     rows = [(before, last) for before, last in rows if "loss_graph" in last]
     figures: dict[str, list[float]] = {}
     for before, last in rows:

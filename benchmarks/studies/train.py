@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.schedule import Outcome
-from benchmarks.studies.plan import Store, Study, Training, resolve
+from benchmarks.studies.plan import Entry, Store, Study, Training, resolve
 from bgl.datasets import Splits
 from bgl.pipeline import check_folder, load_splits, trained_rows
 from bgl.pipeline.rows import RESULT_FILE
@@ -132,7 +132,7 @@ def untrained_graphs(config: TrainConfig, splits: Splits, batches: int = 4) -> d
     return {name: statistics.fmean(row[name] for row in found) for name in found[0]}
 
 
-def collect(training: Training, folder: Path) -> dict[str, Any]:
+def collect(training: Training, folder: Path) -> Entry:
     """What is kept of a finished training."""
     result = json.loads((folder / RESULT_FILE).read_text())
     with (folder / "metrics.csv").open(newline="") as file:

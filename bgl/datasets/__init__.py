@@ -14,7 +14,6 @@ with extra("train"):
         load_dataset,
         recall_at,
     )
-    from bgl.datasets.standin import standin_names, write_standin
 
 __all__ = [
     "READERS",
@@ -27,6 +26,4 @@ __all__ = [
     "load_dataset",
     "raw_pixels",
     "recall_at",
-    "standin_names",
-    "write_standin",
 ]

@@ -6,7 +6,7 @@ import io
 import json
 import zipfile
 from importlib import resources
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -41,39 +41,28 @@ def load_emoji() -> Splits:
     with packaged.open("rb") as file, zipfile.ZipFile(file) as archive:
         index = json.loads(archive.read("index.json"))
         blob = memoryview(archive.read("images.bin"))
-    starts = {}
+    parts = {part: _Part([], [], [], []) for part in ("train", "val", "test")}
     position = 0
-    for entry in index["classes"]:
-        starts[entry["name"]] = position
-        position += sum(entry["images"].values())
-    parts = {}
-    for part in ("train", "val", "test"):
-        classes = [entry for entry in index["classes"] if entry["part"] == part]
-        parts[part] = _dataset(classes, starts, blob, index["size"])
-    return Splits("emoji", parts["train"], parts["val"], parts["test"])
-
-
-def _dataset(
-    classes: list[dict[str, Any]], starts: dict[str, int], blob: memoryview, size: int
-) -> ImageDataset:
-    """Decode the images of ``classes``; those of a class lie one after another in ``blob``."""
-    images = torch.empty(
-        sum(len(entry["images"]) for entry in classes), 3, size, size, dtype=torch.uint8
-    )
-    labels: list[int] = []
-    paths: list[str] = []
-    for label, entry in enumerate(classes):
-        position = starts[entry["name"]]
+    for entry in index["classes"]:  # whose images lie one after another in the blob
+        part = parts[entry["part"]]
         for style, length in entry["images"].items():
-            images[len(labels)] = _decode(blob[position : position + length])
-            labels.append(label)
-            paths.append(f"{entry['name']}/{style}")
+            with Image.open(io.BytesIO(blob[position : position + length])) as image:
+                part.images.append(to_rgb(image))
+            part.labels.append(len(part.names))
+            part.paths.append(f"{entry['name']}/{style}")
             position += length
-    return ImageDataset(
-        images, torch.tensor(labels), [entry["name"] for entry in classes], paths=paths
+        part.names.append(entry["name"])
+    train, val, test = (
+        ImageDataset(
+            torch.stack(part.images), torch.tensor(part.labels), part.names, paths=part.paths
+        )
+        for part in parts.values()
     )
+    return Splits("emoji", train, val, test)
 
 
-def _decode(data: memoryview) -> Tensor:
-    with Image.open(io.BytesIO(data)) as image:
-        return to_rgb(image)
+class _Part(NamedTuple):
+    images: list[Tensor]
+    labels: list[int]
+    paths: list[str]
+    names: list[str]

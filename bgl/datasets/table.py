@@ -46,8 +46,7 @@ def read_table(table: str | Path, root: str | Path | None = None) -> Listing:
     if not home.is_dir():
         raise FileNotFoundError(f"Expected argument `root` to be a folder, but got {home}")
     notes: list[str] = []
-    train: list[tuple[str, str, str]] = []
-    held_out: list[tuple[str, str, str, bool, bool]] = []
+    rows: list[tuple[str, str, str, bool, bool]] = []
     for where, row in _rows(table, notes):
         path, label = (_filled(row, column, where) for column in ("path", "label"))
         split = row["split"].strip()
@@ -64,29 +63,25 @@ def read_table(table: str | Path, root: str | Path | None = None) -> Listing:
                 f"{where}, columns `is_query` and `is_gallery`: expected one of them to be True "
                 "where `split` is validation; remove the line if it is neither"
             )
-        if split == "validation":
-            held_out.append((where, path, label, query, gallery))
-        elif query or gallery:
+        if split == "train" and (query or gallery):
             raise ValueError(
                 f"{where}, columns `is_query` and `is_gallery`: expected them to be empty where "
                 f"`split` is train, but got {row['is_query']!r}, {row['is_gallery']!r}"
             )
-        else:
-            train.append((where, path, label))
-    both = [where for where, _, _, query, gallery in held_out if query and gallery]
-    if both and len(both) < len(held_out):
+        rows.append((where, path, label, query, gallery))
+    both = [where for where, _, _, query, gallery in rows if query and gallery]
+    held_out = sum(query or gallery for *_, query, gallery in rows)
+    if both and len(both) < held_out:
         raise ValueError(
             f"{both[0]}, columns `is_query` and `is_gallery`: expected all lines of validation to "
-            f"be both or none, but {len(both)} of {len(held_out)} are both; a query that is in "
+            f"be both or none, but {len(both)} of {held_out} are both; a query that is in "
             "another's gallery would find itself"
         )
-    parts = ("train", "test", "gallery") if len(both) < len(held_out) else ("train", "test")
+    parts = ("train", "test", "gallery") if len(both) < held_out else ("train", "test")
     listing = Listing(home, dict.fromkeys(parts, table))
     listing.notes = notes
-    for where, path, label in train:
-        listing.add("train", label, path, where)
-    for where, path, label, query, _ in held_out:
-        listing.add("test" if query else "gallery", label, path, where)
+    for where, path, label, query, gallery in rows:
+        listing.add("test" if query else "gallery" if gallery else "train", label, path, where)
     return listing
 
 

@@ -26,8 +26,6 @@ IMAGE_SUFFIXES = frozenset(
     | {".avif", ".heic", ".heif"}  # which need a new Pillow, or the extra "heic"
 )
 
-_SAYS = "Expected an image file that can be decoded, but got "
-
 #: What turns an image upright, by the orientation that its camera noted.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -49,15 +47,16 @@ def printable(text: str | Path) -> str:
 class BrokenImageError(ValueError):
     """An image file that is missing or cannot be decoded; ``path`` is the file."""
 
-    def __init__(self, path: Path | str, reason: str | None = None) -> None:
-        if reason is None:  # from a DataLoader's worker: the traceback, which ends in this error
-            path, _, reason = str(path).rpartition(_SAYS)[2].strip().partition(": ")
+    def __init__(self, path: Path | str, reason: str) -> None:
         super().__init__(path, reason)  # both, so that it can be pickled
         self.path = Path(path)
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{_SAYS}{printable(self.path)}: {printable(self.reason)}"
+        return (
+            "Expected an image file that can be decoded, but got "
+            f"{printable(self.path)}: {printable(self.reason)}"
+        )
 
 
 def to_rgb(image: Image.Image) -> Tensor:

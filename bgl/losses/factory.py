@@ -173,6 +173,7 @@ class MinedLoss(nn.Module):
         self.miner = miner
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Compute the loss of ``embeddings`` [N, D] with ``labels`` [N]: a scalar."""
         check_matrix(embeddings, "embeddings")
         check_index_vector(labels, embeddings.size(0), "labels")
         known = getattr(self.loss, "num_classes", None)  # of a loss with proxies

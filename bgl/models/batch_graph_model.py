@@ -91,6 +91,7 @@ class BatchGraphModel(nn.Module):
     def forward(
         self, images: Tensor, labels: Tensor | None = None, return_graph: bool = False
     ) -> BatchGraphOutput:
+        """Embed a batch, in training also through the graph of its samples."""
         return self.from_features(self.encode(images), labels, return_graph)
 
     def encode(self, images: Tensor) -> Tensor:

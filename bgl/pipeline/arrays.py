@@ -21,7 +21,7 @@ def write_arrays(path: Path, arrays: Arrays) -> None:
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # read as its options
     except OSError as error:
-        warnings.warn(f"The page is without what {path} should hold: {error}", stacklevel=2)
+        warnings.warn(f"The page lacks what {path} should hold: {error}", stacklevel=2)
 
 
 def read_arrays(path: Path) -> Arrays:
@@ -42,14 +42,14 @@ def read_arrays(path: Path) -> Arrays:
     except Exception as error:  # damage shows as errors of many kinds
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ValueError(
-            f"{path.parent.name}/{path.name} cannot be read, and the page is without what it held "
+            f"{path.parent.name}/{path.name} cannot be read, and the page lacks what it held "
             f"({reason}); remove the file"
         ) from error
     return arrays
 
 
-def noted(path: Path, notes: list[str]) -> Arrays:
-    """Read arrays; a damaged file becomes a note."""
+def read_or_note(path: Path, notes: list[str]) -> Arrays:
+    """Read arrays, or leave a note where the file is damaged."""
     try:
         return read_arrays(path)
     except ValueError as error:
@@ -92,7 +92,7 @@ def _check_refined(arrays: Arrays) -> None:
 
 
 def _check_described(arrays: Arrays, name: str, length: int) -> None:
-    """Labels, class names and image names of some images."""
+    """Check the labels, class names and image names of some images."""
     classes = len(arrays[f"{name}_classes"])
     _check(arrays, f"{name}_classes", "U", (classes,))
     _check(arrays, f"{name}_labels", "i", (length,), 0, classes)

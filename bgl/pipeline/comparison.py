@@ -32,7 +32,7 @@ PUBLISHED = (" published", " - published")
 
 
 def mean_and_interval(values: list[float]) -> tuple[float, float]:
-    """Mean and half width of its 95 % confidence interval (Student's t; NaN for one value)."""
+    """Return mean and half width of its 95 % confidence interval (Student's t; NaN for one)."""
     mean = statistics.fmean(values)
     if len(values) < 2:
         return mean, math.nan
@@ -41,7 +41,7 @@ def mean_and_interval(values: list[float]) -> tuple[float, float]:
 
 
 def label(row: Row) -> str:
-    """The name of a row's arm: graph, loss and augmentation, the defaults left out.
+    """Name a row's arm: graph, loss and augmentation, the defaults left out.
 
     Results that depend on the whole gallery bear it in their name.
     """
@@ -57,7 +57,7 @@ def label(row: Row) -> str:
 
 
 def metrics_of(rows: list[Row]) -> dict[str, str]:
-    """The columns of the table and their titles; which K of Recall@K depends on the dataset."""
+    """Return the metrics of the table and their titles; K of Recall@K depends on the dataset."""
     names = {name for row in rows for name in row["metrics"] if re.fullmatch(r"recall@\d+", name)}
     cutoffs = sorted(int(name.partition("@")[2]) for name in names)
     rest = {name: title for name, title in METRICS.items() if not name.startswith("recall@")}
@@ -65,7 +65,7 @@ def metrics_of(rows: list[Row]) -> dict[str, str]:
 
 
 def arms(rows: list[Row]) -> dict[tuple[str, str], list[Row]]:
-    """Rows grouped by arm and embedding, in the order of their first appearance."""
+    """Group rows by arm and embedding, in the order of their first appearance."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((label(row), row["embedding"]), []).append(row)
@@ -73,13 +73,13 @@ def arms(rows: list[Row]) -> dict[tuple[str, str], list[Row]]:
 
 
 def percent(values: list[float]) -> str:
-    """Mean ± interval in percent."""
+    """Format mean ± interval in percent."""
     mean, half = mean_and_interval([100 * v for v in values])
     return f"{mean:.1f}" if math.isnan(half) else f"{mean:.1f} ± {half:.1f}"
 
 
 def published_cells(rows: list[Row], metric: str) -> tuple[str, str]:
-    """The published figure of an arm and the mean difference to it, in percent."""
+    """Format the published figure of an arm and the mean difference to it, in percent."""
     known = [published for row in rows if (published := row.get("published"))]
     known = [p for p in known if metric in p["figures"] and metric in p["difference"]]
     if not known:
@@ -91,7 +91,7 @@ def published_cells(rows: list[Row], metric: str) -> tuple[str, str]:
 def paired_difference(
     rows: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, Any]], metric: str
 ) -> list[float]:
-    """Differences to the baseline, seed by seed."""
+    """Return the differences to the baseline, seed by seed."""
     base = {row["seed"]: row["metrics"].get(metric) for row in baseline}
     return [
         row["metrics"][metric] - before
@@ -101,7 +101,7 @@ def paired_difference(
 
 
 def comparison(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
-    """Header and cells of the table: percent, mean ± 95 % CI over seeds, paired differences.
+    """Make header and cells of the table: percent, mean ± 95 % CI over seeds, differences.
 
     Transductive rows come last, and are compared with the same model's plain ones.
     """

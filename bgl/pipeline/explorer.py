@@ -1,11 +1,10 @@
-"""The explorer page of a run folder: what is there, and what is missing."""
+"""The explorer page of a run folder."""
 
 from __future__ import annotations
 
 import dataclasses
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,11 @@ import yaml
 from torch import Tensor
 
 from bgl.datasets import Splits
-from bgl.pipeline.arrays import RECORD_FILE, Arrays, noted
+from bgl.pipeline.arrays import RECORD_FILE, Arrays, read_or_note
 from bgl.pipeline.comparison import comparison
 from bgl.pipeline.data import load_splits
 from bgl.pipeline.files import Training, is_training, read_results, read_training
-from bgl.pipeline.results import CONFIG_FILE, Results, Row
+from bgl.pipeline.results import CONFIG_FILE, Results
 from bgl.visualization._encode import atlas, text64
 from bgl.visualization._frames import graph_payload, unpack_frames
 from bgl.visualization.curves import STYLES
@@ -38,11 +37,7 @@ CURVES = {
 }
 
 
-@dataclass
-class Pictures:
-    """The images of the run's dataset, where they can be read."""
-
-    read: dict[str, Callable[[int], Tensor]] = field(default_factory=dict)  # by part
+Readers = dict[str, Callable[[int], Tensor]]  # of images, by the part of the data they are in
 
 
 def explore_run(
@@ -59,7 +54,7 @@ def explore_run(
 
 
 def run_payload(folder: Path, splits: Splits | None = None) -> dict[str, Any]:
-    """Everything the page shows of a run; for what is missing there is a note.
+    """Collect everything the page shows of a run; for what is missing there is a note.
 
     Raises:
         FileNotFoundError: If the folder does not exist.
@@ -77,8 +72,8 @@ def run_payload(folder: Path, splits: Splits | None = None) -> dict[str, Any]:
     trainings.sort(
         key=lambda t: (order.index(t.name) if t.name in order else len(order), t.has_graph)
     )
-    pretrained = noted(folder / RECORD_FILE, notes)
-    # one training of each kind in detail: the page stays small
+    pretrained = read_or_note(folder / RECORD_FILE, notes)
+    # one model of each kind in detail: the page stays small
     detailed = list({t.arm: t for t in reversed(trainings)}.values())[::-1]
     recorded = [t for t in detailed if t.recorded]
     notes += [
@@ -88,7 +83,8 @@ def run_payload(folder: Path, splits: Splits | None = None) -> dict[str, Any]:
     ]
     if recorded and splits is None:
         splits = _named_data(folder, trainings, notes)
-    pictures = Pictures() if splits is None else _pictures(splits, recorded, notes)
+    pictures = {} if splits is None else _readers(splits, recorded, notes)
+    header, cells = comparison(results["rows"])
 
     atlases: dict[str, Any] = {}
     payload: dict[str, Any] = {
@@ -97,7 +93,7 @@ def run_payload(folder: Path, splits: Splits | None = None) -> dict[str, Any]:
         "notes": notes,
         "atlases": atlases,
         "graphs": _graphs(recorded, pictures, atlases, notes),
-        "table": _table(results["rows"]),
+        "table": {"header": header, "cells": cells} if cells else None,
         "selection": results.get("selection"),
         "curves": _curves(trainings),
         "config": [{"name": t.name, "text": t.text} for t in trainings if t.text],
@@ -111,7 +107,7 @@ def run_payload(folder: Path, splits: Splits | None = None) -> dict[str, Any]:
 
 
 def _results(folder: Path, notes: list[str]) -> Results:
-    """What results.json holds, or no rows and a note."""
+    """Read results.json, or return no rows and leave a note."""
     try:
         return read_results(folder)
     except FileNotFoundError:
@@ -122,10 +118,10 @@ def _results(folder: Path, notes: list[str]) -> Results:
 
 
 def _named_data(folder: Path, trainings: list[Training], notes: list[str]) -> Splits | None:
-    """The data that the run's configuration names, if it can be loaded.
+    """Load the data that the run's configuration names, if possible.
 
-    The page may be given away, and the run may be somebody else's: what is opened outside of its
-    folder is said, and what is found there does not get into the notes.
+    The page may be given away, and the run may be somebody else's: a warning names what is opened
+    outside of its folder, and what is found there does not get into the notes.
     """
     named = next((training for training in trainings if training.config), None)
     if named is None or named.config is None:
@@ -144,27 +140,27 @@ def _named_data(folder: Path, trainings: list[Training], notes: list[str]) -> Sp
     return None
 
 
-def _pictures(splits: Splits, recorded: list[Training], notes: list[str]) -> Pictures:
-    """The images of the data, if they are those that the run was trained on."""
+def _readers(splits: Splits, recorded: list[Training], notes: list[str]) -> Readers:
+    """Return the readers of the data, if they are those that the run was trained on."""
     if any(str(t.recorded["digest"]) != splits.digest for t in recorded):
         notes.append("The dataset is no longer the one of this run, so nothing has a picture.")
-        return Pictures()
-    return Pictures({part: dataset.read for part, dataset in splits.parts().items()})
+        return {}
+    return {part: dataset.read for part, dataset in splits.parts().items()}
 
 
-def _atlas(pictures: Pictures, wanted: list[tuple[str, int]], notes: list[str]) -> Any:
-    """The pictures of (part, row), or None if they cannot be read."""
-    if not wanted or any(part not in pictures.read for part, _ in wanted):
+def _atlas(pictures: Readers, wanted: list[tuple[str, int]], notes: list[str]) -> Any:
+    """Put the pictures of (part, row) on one sheet; None if they cannot be read."""
+    if not wanted or any(part not in pictures for part, _ in wanted):
         return None
     try:
-        return atlas((pictures.read[part](row) for part, row in wanted), len(wanted))
+        return atlas((pictures[part](row) for part, row in wanted), len(wanted))
     except (OSError, ValueError, IndexError) as error:
         notes.append(f"An image cannot be read, so some pictures are missing: {error}")
         return None
 
 
 def _graphs(
-    recorded: list[Training], pictures: Pictures, atlases: dict[str, Any], notes: list[str]
+    recorded: list[Training], pictures: Readers, atlases: dict[str, Any], notes: list[str]
 ) -> list[dict[str, Any]]:
     graphs = []
     for training in recorded:
@@ -173,11 +169,8 @@ def _graphs(
         if not frames:
             continue
         part = str(arrays["part"])
-        about = (
-            []
-            if part == "val"
-            else ["there are no validation classes, so this is a training batch"]
-        )
+        about = ["there are no validation classes, so this is a training batch"]
+        about = [] if part == "val" else about
         batch = arrays["batch"].tolist()
         name = "batch-" + "-".join(map(str, [part, len(batch), sum(batch)]))
         if name not in atlases and (made := _atlas(pictures, [(part, i) for i in batch], notes)):
@@ -197,11 +190,11 @@ def _graphs(
 def _retrieval(
     pretrained: Arrays,
     tested: list[Training],
-    pictures: Pictures,
+    pictures: Readers,
     atlases: dict[str, Any],
     notes: list[str],
 ) -> dict[str, Any]:
-    """Answers to the queries under every model, and the maps."""
+    """Collect the answers to the queries under every model, and the maps."""
     models = [("pretrained", pretrained)] if "nearest" in pretrained else []
     models += [(t.name, t.recorded) for t in tested]
     models = [m for m in models if _same_items(m[1], models[0][1])]
@@ -234,33 +227,6 @@ def _retrieval(
     def slots(ids: np.ndarray) -> np.ndarray:
         return np.searchsorted(wanted, ids)
 
-    keys = list(found)
-    plain = {t.seed: t for t in reversed(tested) if not t.has_graph}
-    comparisons: list[dict[str, Any]] = []
-    with_graph: list[Training | None] = [t for t in tested if t.has_graph]
-    for training in with_graph or [None]:
-        base = plain.get(training.seed) if training else None
-        base = base or next(iter(plain.values()), None)
-        comparisons.append(
-            {
-                "name": "none" if training is None else training.name,
-                "before": keys.index("pretrained") if "pretrained" in found else None,
-                "without": None if base is None else keys.index(base.name),
-                "graph": None if training is None else keys.index(training.name),
-                "by": "training" if base is None else "graph",
-            }
-        )
-    comparisons += [
-        {
-            "name": f"{name} (transductive)",
-            "titles": ["Before training", "As trained", "Refined"],
-            "before": keys.index("pretrained") if "pretrained" in found else None,
-            "without": keys.index(plain_name),
-            "graph": keys.index(name),
-            "by": "refinement",
-        }
-        for plain_name, name in refined.items()
-    ]
     views: list[dict[str, Any]] = []
     points: np.ndarray | None = None
     for name, arrays in models:
@@ -281,44 +247,72 @@ def _retrieval(
             "k": width,
             "queries": slots(queries).tolist(),
             "models": [
-                {"name": name, "nearest": text64(slots(found[name]).ravel(), "u2")} for name in keys
+                {"name": name, "nearest": text64(slots(ids).ravel(), "u2")}
+                for name, ids in found.items()
             ],
-            "comparisons": comparisons,
+            "comparisons": _comparisons(tested, refined, list(found)),
         },
     }
 
 
 def _same_items(one: Arrays, other: Arrays) -> bool:
-    """Whether two models were asked the same queries, and searched the same gallery."""
+    """Tell whether two models were asked the same queries, and searched the same gallery."""
     names = ("queries", "test_names", "gallery_names")
     return all(np.array_equal(one.get(name, ()), other.get(name, ())) for name in names)
 
 
 def _fits(training: Training, queries: np.ndarray, width: int) -> bool:
-    """Whether a training has answers of refined embeddings to these queries."""
-    refined = training.refined
+    """Tell whether a model has answers of refined embeddings to these queries."""
+    recorded, refined = training.recorded, training.refined
+    gallery = recorded["test_labels" if recorded["own_gallery"] else "gallery_labels"]
     return (
         bool(refined)
         and np.array_equal(refined["queries"], queries)
         and refined["nearest"].shape[1] >= width
-        and int(refined["nearest"].max(initial=0)) < _gallery_size(training.recorded)
+        and int(refined["nearest"].max(initial=0)) < len(gallery)
     )
 
 
-def _gallery_size(recorded: Arrays) -> int:
-    return len(recorded["test_labels" if recorded["own_gallery"] else "gallery_labels"])
+def _comparisons(
+    tested: list[Training], refined: dict[str, str], models: list[str]
+) -> list[dict[str, Any]]:
+    """Name the models whose answers are shown side by side, by their numbers.
 
-
-def _table(rows: list[Row]) -> dict[str, Any] | None:
-    """The table that the benchmark prints."""
-    if not rows:
-        return None
-    header, cells = comparison(rows)
-    return {"header": header, "cells": cells}
+    Args:
+        tested: The trained models that have answers.
+        refined: Names of refined models, by that of the plain one.
+        models: Names of all that have answers, in their order.
+    """
+    number: dict[str | None, int] = {name: i for i, name in enumerate(models)}
+    plain = {t.seed: t.name for t in reversed(tested) if not t.has_graph}
+    any_plain = next(iter(plain.values()), None)
+    pairs: list[tuple[str | None, str | None]] = [
+        (t.name, plain.get(t.seed, any_plain)) for t in tested if t.has_graph
+    ]
+    return [
+        {
+            "name": name or "none",
+            "before": number.get("pretrained"),
+            "without": number.get(base),
+            "graph": number.get(name),
+            "by": "training" if base is None else "graph",
+        }
+        for name, base in pairs or [(None, any_plain)]
+    ] + [
+        {
+            "name": f"{name} (transductive)",
+            "titles": ["Before training", "As trained", "Refined"],
+            "before": number.get("pretrained"),
+            "without": number[plain_name],
+            "graph": number[name],
+            "by": "refinement",
+        }
+        for plain_name, name in refined.items()
+    ]
 
 
 def _curves(trainings: list[Training]) -> list[dict[str, Any]]:
-    """Lines by panel: a colour for each model, a dash for each quantity."""
+    """Collect the lines by panel: a colour for each model, a dash for each quantity."""
     panels = []
     for title, columns in CURVES.items():
         lines = []

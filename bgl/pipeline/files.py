@@ -1,4 +1,4 @@
-"""Reading what a run folder holds; every file may be missing or broken."""
+"""Read a run folder, in which any file may be missing or damaged."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bgl.pipeline.arrays import RECORD_FILE, REFINED_FILE, Arrays, noted
+from bgl.pipeline.arrays import RECORD_FILE, REFINED_FILE, Arrays, read_or_note
 from bgl.pipeline.results import CONFIG_FILE, RESULTS_FILE, Results, read_record
 from bgl.training import TrainConfig
 from bgl.visualization.curves import read_history
@@ -15,7 +15,7 @@ from bgl.visualization.curves import read_history
 
 @dataclass
 class Training:
-    """What the folder of one training holds; None, ``{}`` or ``[]`` for what it does not."""
+    """The folder of one model; None, ``{}`` or ``[]`` stand for what is missing."""
 
     name: str
     config: TrainConfig | None
@@ -30,7 +30,7 @@ class Training:
 
     @property
     def arm(self) -> str:
-        """The name without the seed."""
+        """Return the name without the seed."""
         return self.name.removesuffix(f"-seed{self.seed}")
 
     @property
@@ -39,12 +39,12 @@ class Training:
 
 
 def is_training(path: Path) -> bool:
-    """Whether a model was trained in this folder."""
+    """Tell whether a model was trained in this folder."""
     return path.is_dir() and ((path / CONFIG_FILE).exists() or (path / RECORD_FILE).exists())
 
 
 def read_config(folder: Path) -> TrainConfig:
-    """Read the configuration of a training.
+    """Read the configuration of a model.
 
     Raises:
         OSError: If there is no config.yaml, or it cannot be opened.
@@ -68,12 +68,12 @@ def read_results(folder: Path) -> Results:
         OSError: If there is none, or it cannot be opened.
         ValueError: If it holds anything else; the message names the file.
     """
-    remedy = "move it away; what was measured is in the result.json of each training as well"
+    remedy = "move it away; what was measured is in the result.json of each model as well"
     return read_record(folder / RESULTS_FILE, Results, remedy)
 
 
 def read_training(folder: Path, notes: list[str]) -> Training:
-    """Read what the folder of one training holds, and note what is missing."""
+    """Read the folder of one model, and note what is missing."""
     config, text = None, ""
     history: list[dict[str, float]] = []
     try:
@@ -85,6 +85,6 @@ def read_training(folder: Path, notes: list[str]) -> Training:
         history = read_history(folder / "metrics.csv")
     except (OSError, ValueError, csv.Error):
         notes.append(f"{folder.name}/metrics.csv is missing or cannot be read: no curves for it.")
-    recorded = noted(folder / RECORD_FILE, notes)
-    refined = noted(folder / REFINED_FILE, notes)
+    recorded = read_or_note(folder / RECORD_FILE, notes)
+    refined = read_or_note(folder / REFINED_FILE, notes)
     return Training(folder.name, config, text, history, recorded, refined)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any, TypedDict, get_type_hints
 
@@ -49,49 +50,38 @@ def make_parser(description: str | None = None) -> ArgumentParser:
     parser.add_argument(
         "--config", action="append", help="YAML file with any options; several: in turn."
     )
-    parser.add_argument(
+    words = list[str] | str
+    add_option(
+        parser,
         "--method",
-        default=["none", "dybgr"],
-        type=list[str] | str,
-        help='Methods to train, one after the other: "none", or blocks joined by "+".',
+        words,
+        ["none", "dybgr"],
+        'Methods to train, one after the other: "none", or blocks joined by "+".',
     )
     parser.add_argument(
         "--seed", "--seeds", default=[0], type=list[int] | int, help="Seeds, one run each."
     )
-    parser.add_argument(
-        "--output-dir",
-        default=None,
-        type=str | None,
-        help="Run folder; default: a new one in runs/. What is finished there is not trained "
-        "again, and new rows are added.",
+    text = (
+        "Run folder; default: a new one in runs/. What is finished there is not trained again, "
+        "and new rows are added."
     )
-    parser.add_argument(
-        "--log",
-        default=[],
-        type=list[str] | str,
-        help='Trackers of accelerate to log to, for instance "tensorboard".',
+    add_option(parser, "--output-dir", str | None, None, text)
+    text = 'Trackers of accelerate to log to, for instance "tensorboard".'
+    add_option(parser, "--log", words, [], text)
+    text = (
+        "Run folder to go on with, as it was begun; what does not define the result may be given "
+        f"anew: --log, {', '.join(map(option, CIRCUMSTANCES))}."
     )
-    circumstances = ", ".join(option(name) for name in CIRCUMSTANCES)
-    parser.add_argument(
-        "--resume",
-        default=None,
-        type=str | None,
-        help="Run folder to go on with, as it was begun; what does not define the result may be "
-        f"given anew: --log, {circumstances}.",
-    )
+    add_option(parser, "--resume", str | None, None, text)
     parser.add_argument(
         "--plugin",
         action="append",
         help="Module with blocks, losses, datasets … of your own, imported first.",
     )
-    parser.add_argument(
-        "--refine",
-        action=ActionYesNo(no_prefix="no-"),
-        default=False,
-        help="Add rows with embeddings refined without labels (transductive).",
-    )
+    text = "Add rows with embeddings refined without labels (transductive)."
+    add_option(parser, "--refine", bool, False, text)
     defaults = TrainConfig()
-    help_of = described(TrainConfig)
+    help_of = argument_help(TrainConfig)
     for name, hint in get_type_hints(TrainConfig).items():
         if name in OF_A_RUN or name == "options":
             continue
@@ -99,10 +89,10 @@ def make_parser(description: str | None = None) -> ArgumentParser:
     # One option for each parameter: an option for the whole part would also take the name of a
     # class, and import it.
     for part, make in {**BLOCKS, **AUGMENTATIONS}.items():
-        hints = get_type_hints(make.__init__ if isinstance(make, type) else make)
-        help_of = described(make)
+        known, help_of = signature(make, eval_str=True).parameters, argument_help(make)
         for key, default in parts(part).options(part).items():
-            add_option(parser, f"--{part}.{key}", hints[key], default, help_of.get(key, ""))
+            hint = known[key].annotation
+            add_option(parser, f"--{part}.{key}", hint, default, help_of.get(key, ""))
     return parser
 
 
@@ -111,14 +101,14 @@ def add_option(parser: ArgumentParser, name: str, hint: Any, default: Any, text:
     parser.add_argument(name, **kind, default=default, help=text)
 
 
-def described(kind: Callable[..., Any]) -> dict[str, str]:
+def argument_help(kind: Callable[..., Any]) -> dict[str, str]:
     """Read the descriptions of arguments off the docstring."""
     documented = docstring_parser.parse(kind.__doc__ or "").params
     return {parameter.arg_name: parameter.description or "" for parameter in documented}
 
 
 def option(name: str) -> str:
-    """The option of a field.
+    """Return the option of a field.
 
     Example:
         >>> option("data_root")
@@ -129,7 +119,7 @@ def option(name: str) -> str:
 
 @dataclass(frozen=True)
 class Command:
-    """What a command line asks for: the configuration of every training, and the rest."""
+    """What a command line asks for: the configuration of every model, and the rest."""
 
     configs: list[TrainConfig]
     folder: Path | None  # None: a new one
@@ -146,7 +136,7 @@ class StoredCommand(TypedDict):
 
 
 def parse(argv: Sequence[str], description: str | None = None) -> Command:
-    """Understand a command line.
+    """Parse a command line.
 
     Later wins: the dataset's base.yaml, the YAML of the method, ``--config`` files, options.
 
@@ -155,7 +145,7 @@ def parse(argv: Sequence[str], description: str | None = None) -> Command:
             run folder.
     """
     parser = make_parser(description)
-    words = lists([dashes(word) for word in argv])
+    words = join_lists([dashes(word) for word in argv])
     try:
         given = parser.parse_args(words, defaults=False)
         files = [Path(name) for name in given.get("config") or []]
@@ -184,7 +174,7 @@ def parse(argv: Sequence[str], description: str | None = None) -> Command:
 def layers(
     parser: ArgumentParser, files: list[Path], words: list[str], start: Namespace | None = None
 ) -> Namespace:
-    """Options on top of files, one on top of the other, on top of the defaults (or ``start``)."""
+    """Parse options on top of files, in their order, on top of the defaults (or ``start``)."""
     values = parser.get_defaults() if start is None else start
     for path in files:
         content = read_file(path)
@@ -216,7 +206,7 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def resumed(folder: Path, given: Namespace) -> Command:
-    """The command that a run folder was made by, with what may change.
+    """Read the command that a run folder was made by, with what may change.
 
     Raises:
         ValueError: If the folder does not say, or anything is given that defines the result.
@@ -268,17 +258,16 @@ def option_words(name: str, value: Any) -> list[str]:
     """Write an option as the words that :func:`parse` reads.
 
     Example:
-        >>> option_words("dybgr", {"k": 5}), option_words("skip_broken", False)
-        (['--dybgr.k', '5'], ['--no-skip_broken'])
+        >>> option_words("iaa", {"strength": 0.5, "schedule": True})
+        ['--iaa.strength=0.5', '--iaa.schedule']
+        >>> option_words("skip_broken", False)
+        ['--no-skip_broken']
     """
     if name in BLOCKS or name in AUGMENTATIONS:
-        words = [option_words(f"{name}.{key}", item) for key, item in value.items()]
-        return [word for pair in words for word in pair]
-    if isinstance(value, bool) and "." not in name:
+        return [word for key, item in value.items() for word in option_words(f"{name}.{key}", item)]
+    if isinstance(value, bool):
         return [f"--{name}" if value else f"--no-{name}"]
-    if isinstance(value, list):
-        return [f"--{name}={as_word(value)}"]
-    return [f"--{name}", as_word(value)]
+    return [f"--{name}={as_word(value)}"]
 
 
 def as_word(value: Any) -> str:
@@ -287,12 +276,12 @@ def as_word(value: Any) -> str:
 
 
 def as_list(value: Any) -> list[Any]:
-    """A value where a list or one value may be given."""
+    """Return a list where a list or one value may be given."""
     return value if isinstance(value, list) else [value]
 
 
 def dashes(word: str) -> str:
-    """``--batch_size`` is accepted for ``--batch-size``, ``--dybgr.num-iterations`` likewise."""
+    """Write ``--batch_size`` as ``--batch-size``, and ``--dybgr.num-iterations`` with a "_"."""
     if not word.startswith("--"):
         return word
     name, equals, value = word.partition("=")
@@ -300,8 +289,8 @@ def dashes(word: str) -> str:
     return f"--{first.replace('_', '-')}{dot}{rest.replace('-', '_')}{equals}{value}"
 
 
-def lists(argv: list[str]) -> list[str]:
-    """``--method none dybgr`` as the one word ``--method=[none,dybgr]``; so for all LISTS."""
+def join_lists(argv: list[str]) -> list[str]:
+    """Turn ``--method none dybgr`` into the one word ``--method=[none,dybgr]``, for all LISTS."""
     words: list[str] = []
     rest = list(argv)
     while rest:

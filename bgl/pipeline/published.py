@@ -26,13 +26,12 @@ class PublishedRow:
 
 @cache
 def published() -> dict[str, Any]:
-    """The packaged ``published.json`` as it is: figures, and how they were obtained."""
-    content: dict[str, Any] = json.loads(Path(__file__).with_name("published.json").read_text())
-    return content
+    """Read the packaged ``published.json``: figures, and how they were obtained."""
+    return json.loads(Path(__file__).with_name("published.json").read_text())
 
 
 def published_rows(system: str | None = None, dataset: str | None = None) -> list[PublishedRow]:
-    """The published rows, of one system or one dataset where asked for.
+    """Return the published rows, of one system or one dataset if given.
 
     Example:
         >>> [row.figures["recall@1"] for row in published_rows("DyBGR", "cub")]

@@ -1,4 +1,4 @@
-"""Which published row is trained by which file under configs/."""
+"""Recipes: which file under configs/ repeats which published row."""
 
 from __future__ import annotations
 
@@ -49,17 +49,17 @@ class Recipe:
 
     @property
     def title(self) -> str:
-        """System and what tells its rows apart."""
+        """System and what distinguishes its rows."""
         system, detail = TABLES[self.table][self.path.stem]
         return f"{system}, {detail}"
 
     def configs(self, *words: str) -> list[TrainConfig]:
-        """Its configurations, one for each seed, with further options of run.py."""
+        """Its configurations, one for each seed, with further options of ``bgl train``."""
         return parse(["--config", str(self.path), *words]).configs
 
 
 def recipes(table: str, datasets: list[str] | None = None) -> list[Recipe]:
-    """The recipes of a table, by dataset."""
+    """Return the recipes of a table, by dataset."""
     return [
         Recipe(table, CONFIGS / row.dataset / f"{stem}.yaml", row)
         for stem, (system, detail) in TABLES[table].items()

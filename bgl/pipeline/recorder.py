@@ -1,4 +1,4 @@
-"""Record what the explorer page shows of a training process."""
+"""Record what the explorer page shows of a model in training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch_geometric.data import Data
 from bgl._neighbors import nearest
 from bgl.datasets import ImageDataset, Splits
 from bgl.models import Encoder
-from bgl.pipeline.arrays import RECORD_FILE, Arrays, noted, write_arrays
+from bgl.pipeline.arrays import RECORD_FILE, Arrays, read_or_note, write_arrays
 from bgl.training import Progress, TrainingRun
 from bgl.visualization._frames import Frame, make_frame, unpack_frames
 from bgl.visualization.projection import reduce
@@ -61,7 +61,7 @@ class Recorder(Progress):
             self._record(0)
         else:
             notes: list[str] = []
-            recorded = unpack_frames(noted(self.path, notes))
+            recorded = unpack_frames(read_or_note(self.path, notes))
             self.frames = [frame for frame in recorded if (frame.epoch or 0) <= epochs]
             for note in notes:
                 warnings.warn(note, stacklevel=2)
@@ -142,7 +142,7 @@ class Recorder(Progress):
 
 
 def described(name: str, data: ImageDataset, chosen: list[int] | None = None) -> Arrays:
-    """Labels, class names and image names, for a page without the dataset."""
+    """Return labels, class names and image names, for a page without the dataset."""
     rows = list(range(len(data))) if chosen is None else chosen
     return {
         f"{name}_labels": data.labels[rows].numpy().astype(np.int32),
@@ -152,7 +152,7 @@ def described(name: str, data: ImageDataset, chosen: list[int] | None = None) ->
 
 
 def map_items(labels: Tensor, most: int = MAP_ITEMS) -> Tensor:
-    """Rows of whole classes, spread evenly over all classes."""
+    """Choose rows of whole classes, spread evenly over all classes."""
     if len(labels) <= most:
         return torch.arange(len(labels))
     classes = labels.unique()
@@ -162,7 +162,7 @@ def map_items(labels: Tensor, most: int = MAP_ITEMS) -> Tensor:
 
 
 def fixed_batch(labels: Tensor, size: int, per_class: int) -> list[int]:
-    """Rows of a class-balanced batch, always the same; the largest classes where not all fit."""
+    """Choose a class-balanced batch, always the same; the largest classes if not all fit."""
     counts = labels.bincount()
     enough = (counts >= min(per_class, int(counts.max()))).nonzero().flatten()
     wanted = min(max(1, size // per_class), len(enough))
@@ -175,8 +175,10 @@ def fixed_batch(labels: Tensor, size: int, per_class: int) -> list[int]:
 def batch_graphs(
     encoder: Encoder, data: ImageDataset, batch: list[int], features: Tensor | None = None
 ) -> list[Data]:
-    """The graphs that the blocks learn on a batch, on its features in evaluation mode; these are
-    computed if they are not given."""
+    """Learn the graphs of a batch, on its features in evaluation mode.
+
+    The features are computed if they are not given.
+    """
     model, device = encoder.model, encoder.device
     was_training = model.training
     if features is None:

@@ -14,7 +14,7 @@ from bgl._io import write_text
 from bgl._neighbors import nearest
 from bgl.datasets import Splits, recall_at
 from bgl.metrics import retrieval_metrics
-from bgl.pipeline.arrays import RECORD_FILE, REFINED_FILE, noted, write_arrays
+from bgl.pipeline.arrays import RECORD_FILE, REFINED_FILE, read_or_note, write_arrays
 from bgl.pipeline.comparison import OTHER_EPOCHS
 from bgl.pipeline.results import Row, read_record
 from bgl.refinement import refine
@@ -60,9 +60,7 @@ def refined_rows(
         return []
     found: Tensor | None = None
     if others is None:
-        refined = refine(queries, k=min(K, len(queries) - 1))
-        assert isinstance(refined, Tensor)
-        queries = refined
+        queries = refine(queries, k=min(K, len(queries) - 1))
     else:
         found, queries = refine(others, queries, k=min(K, len(others) - 1))
     labels = None if gallery is None else gallery.labels
@@ -79,7 +77,7 @@ def refined_rows(
 
 
 def chosen_epoch_only(row: Row) -> Row:
-    """A row without the metrics of other epochs, whose models are not there to be refined."""
+    """Drop the metrics of other epochs, whose models were not kept."""
     kept = row.copy()
     for part in OTHER_EPOCHS:
         kept.pop(part, None)
@@ -87,8 +85,8 @@ def chosen_epoch_only(row: Row) -> Row:
 
 
 def _write_answers(folder: Path, queries: Tensor, gallery: Tensor | None) -> None:
-    """The nearest of the queries whose plain answers the explorer has."""
-    recorded = noted(folder / RECORD_FILE, [])
+    """Write the nearest images of the queries whose plain answers the page shows."""
+    recorded = read_or_note(folder / RECORD_FILE, [])
     if "nearest" not in recorded:
         return
     rows, k = recorded["queries"], recorded["nearest"].shape[1]

@@ -1,4 +1,4 @@
-"""What the files of a run hold, as typed records, and how they are read."""
+"""The files of a run as typed records."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import is_typeddict as is_record
 from bgl._io import read_json, read_yaml
 
 RESULTS_FILE = "results.json"  # of a run
-RESULT_FILE = "result.json"  # of one finished training
-CONFIG_FILE = "config.yaml"  # of one training
+RESULT_FILE = "result.json"  # of one trained model
+CONFIG_FILE = "config.yaml"  # of one model
 COMMAND_FILE = "command.yaml"  # of a run
 
 Record = TypeVar("Record")
@@ -45,7 +45,7 @@ class OtherEpochs(TypedDict, total=False):
 class Row(_Measured, OtherEpochs, total=False):
     """One embedding of one model, measured on the test classes: a row of results.json.
 
-    Rows of raw pixels and of the encoder before training lack what only a training has.
+    Rows of raw pixels and of the untrained encoder lack what only a trained model has.
     """
 
     protocol: str
@@ -178,7 +178,7 @@ def misfit(value: object, hint: Any, name: str = "it") -> str | None:
 
 
 def with_new(rows: list[Row], new: list[Row]) -> list[Row]:
-    """Rows and new ones, which take the place of those of the same method, seed and embedding."""
+    """Add rows; they replace those of the same method, seed and embedding."""
 
     def key(row: Row) -> tuple[object, ...]:
         return row["method"], row["seed"], row["embedding"], row.get("transductive", False)

@@ -1,4 +1,4 @@
-"""What a run measures, as rows of results.json, and what a reader needs to know to trust them."""
+"""Measure a run as rows of results.json, and describe what a reader needs to trust them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import platform
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -110,15 +110,12 @@ def _train_alone(
     resolved = config.to_dict()
     write_text(folder / CONFIG_FILE, yaml.safe_dump(resolved, sort_keys=False))
     recorder = Recorder(folder, splits)
-    listeners: list[Progress] = [recorder, progress]
-    tracked = Trackers(trackers, folder / "logs", recorder) if trackers else None
-    if tracked is not None:
-        listeners.insert(1, tracked)
+    tracked = [Trackers(trackers, folder / "logs", recorder)] if trackers else []
     try:
-        trained = train(config, splits, folder, ProgressList(*listeners))
+        trained = train(config, splits, folder, ProgressList(recorder, *tracked, progress))
     finally:
-        if tracked is not None:
-            tracked.finish()
+        for listener in tracked:
+            listener.finish()
     recorder.finish()
     rows: list[Row] = [
         {
@@ -146,20 +143,17 @@ def _train_alone(
         }
         for embedding, metrics in trained.metrics.items()
     ]
-    result: Result = {
-        "config": resolved,
-        "digest": splits.digest,
-        "commit": commit(),
-        "rows": rows,
-    }
+    result = Result(config=resolved, digest=splits.digest, commit=commit(), rows=rows)
     write_text(folder / RESULT_FILE, json.dumps(result, indent=1))
     (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
     return rows
 
 
 def other_epochs(history: list[dict[str, Any]], embedding: str) -> OtherEpochs:
-    """Test metrics of the last epoch, and each metric's best over the epochs (optimistic), where
-    the test classes were measured after every epoch."""
+    """Return the test metrics of the last epoch, and each metric's best over the epochs.
+
+    The latter are optimistic. Empty unless the test classes were measured after every epoch.
+    """
     start = f"test_{embedding}_"
     tested = [
         {name.removeprefix(start): value for name, value in row.items() if name.startswith(start)}
@@ -192,33 +186,30 @@ def check_folder(config: TrainConfig, folder: Path, splits: Splits) -> None:
         config.check_stored(result["config"], folder)
         check_digest(splits.digest, result["digest"], folder)
     elif (folder / CHECKPOINT_FILE).exists():
-        config.check_stored(dataclasses.asdict(read_config(folder)), folder / CONFIG_FILE)
+        config.check_stored(read_config(folder).to_dict(), folder / CONFIG_FILE)
 
 
 def describe(config: TrainConfig, splits: Splits) -> About:
-    """What a reader needs to know to trust the numbers."""
+    """Describe what a reader needs to know to trust the numbers."""
     sizes = {
         part: {"classes": images.num_classes, "images": len(images)}
         for part, images in splits.parts().items()
     }
-    dataset: Dataset = {
-        "name": splits.name,
-        "digest": splits.digest,
-        "train": sizes["train"],
-        "test": sizes["test"],
-        "skipped": list(splits.skipped),
-    }
-    if "val" in sizes:
-        dataset["val"] = sizes["val"]
-    if "gallery" in sizes:
-        dataset["gallery"] = sizes["gallery"]
+    skipped = list(splits.skipped)
+    about = {"name": splits.name, "digest": splits.digest, **sizes, "skipped": skipped}
+    accelerator = make_accelerator(config.device)
+    cuda = accelerator.device.type == "cuda"
+    precision = "float32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
     return {
-        "dataset": dataset,
+        "dataset": cast(Dataset, about),
         **selection(config, splits),
         "backbone": config.backbone,
         "weights": config.weights,
         "image_size": config.image_size,
-        **hardware(config),
+        "device": str(accelerator.device),
+        "gpu": torch.cuda.get_device_name(accelerator.device) if cuda else None,
+        "processes": accelerator.num_processes,
+        "precision": {"training": precision, "evaluation": "float32"},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, "
         f"{torch.get_num_threads()} threads",
         "versions": {
@@ -233,21 +224,8 @@ def describe(config: TrainConfig, splits: Splits) -> About:
     }
 
 
-def hardware(config: TrainConfig) -> About:
-    """Describe where a run computes, and in which precision."""
-    accelerator = make_accelerator(config.device)
-    cuda = accelerator.device.type == "cuda"
-    training = "float32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
-    return {
-        "device": str(accelerator.device),
-        "gpu": torch.cuda.get_device_name(accelerator.device) if cuda else None,
-        "processes": accelerator.num_processes,
-        "precision": {"training": training, "evaluation": "float32"},
-    }
-
-
 def commit() -> str | None:
-    """The commit of the code, if it runs in a clone."""
+    """Return the commit of the code, if it runs in a clone."""
     if not (CONFIGS.parents[1] / ".git").exists():  # an installed copy in somebody's repository
         return None
     words = ["git", "rev-parse", "HEAD"]
@@ -256,7 +234,7 @@ def commit() -> str | None:
 
 
 def selection(config: TrainConfig, splits: Splits) -> About:
-    """How the epoch is chosen, and how many epochs' weights are measured on the test classes."""
+    """Describe how the epoch is chosen, and how many epochs are measured on the test classes."""
     if config.protocol == "paper":
         tested = -(-config.epochs // config.eval_every)
         how = f"best of {tested} by test Recall@1 of the {config.select_embedding} embedding"
@@ -269,5 +247,5 @@ def selection(config: TrainConfig, splits: Splits) -> About:
     return {
         "protocol": "honest",
         "selection": how if splits.val is not None else "last epoch",
-        "test_evaluations": 1 + config.epochs * config.test_every_epoch,
+        "test_evaluations": 1 + (config.epochs if config.test_every_epoch else 0),
     }

@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
@@ -97,24 +98,22 @@ class TerminalProgress(Progress):
         self.console.print("  ".join(parts), highlight=False)
 
 
+@dataclass
 class Run:
-    """A run folder in the hands of this command: what it holds, and what is to be done in it."""
+    """A run folder that this command holds: what is in it, and what is to be done in it."""
 
-    def __init__(
-        self, command: Command, splits: Splits, about: About, folder: Path, rows: list[Row]
-    ):
-        self.command = command
-        self.splits = splits
-        self.about = about
-        self.folder = folder
-        self.rows = rows
+    command: Command
+    splits: Splits
+    about: About
+    folder: Path
+    rows: list[Row]
 
     def measure(self, progress: Progress, announce: Callable[[str], None]) -> None:
         """Train what is not trained yet, measure everything, and keep every row at once.
 
         Args:
             progress: Told about stages, items and epochs.
-            announce: Told the name of each training when it begins.
+            announce: Told the name of each model when its training begins.
         """
         command, splits, folder = self.command, self.splits, self.folder
         started = time.perf_counter()
@@ -143,28 +142,41 @@ class Run:
 
 @contextlib.contextmanager
 def claimed(command: Command, splits: Splits) -> Iterator[Run]:
-    """Check everything that can be checked, and take the run folder for as long as the run lasts.
+    """Check everything that can be checked, and lock the run folder while the run lasts.
+
+    The run begins with the rows that earlier commands have measured in the folder.
 
     Raises:
         ValueError: If configuration and data do not fit, the folder belongs to another
-            configuration or to other data, or another process uses it.
+            configuration or to other data, another process uses it, or its results.json was not
+            written by bgl.
     """
     check_trackers(command.trackers)
     for config in command.configs:
         check_classes(config, splits)
     first = command.configs[0]
     make_accelerator(first.device)  # before anything asks for the state of the processes
-    about: About = {
-        "started": f"{datetime.now():%Y-%m-%d %H:%M:%S}",
-        **describe(first, splits),
-    }
+    about: About = {"started": f"{datetime.now():%Y-%m-%d %H:%M:%S}", **describe(first, splits)}
+
+    def claim() -> tuple[Path, list[Row]]:
+        folder = command.folder or new_folder(splits.name)
+        stack.enter_context(locked(folder))
+        rows = []
+        if (folder / RESULTS_FILE).exists():
+            earlier = read_results(folder)
+            check_about(earlier, about, folder)
+            rows = earlier["rows"]
+        for config in command.configs:
+            check_folder(config, folder / training_name(config), splits)
+        write_command(command, folder)
+        return folder, rows
+
     with contextlib.ExitStack() as stack:
-        folder, rows = on_main_process(lambda: claim(command, splits, about, stack))
-        yield Run(command, splits, about, folder, rows)
+        yield Run(command, splits, about, *on_main_process(claim))
 
 
-def benchmark(argv: list[str], console: Console, program: str) -> int:
-    """Understand the command line, train and measure, show the table and write the page."""
+def run_command(argv: list[str], console: Console, program: str) -> int:
+    """Parse the command line, train and measure, show the table and write the page."""
     with contextlib.ExitStack() as stack:
         try:
             words, plugins = import_plugins(argv)
@@ -202,7 +214,7 @@ def complain(error: Exception) -> None:
 
 
 def on_main_process(work: Callable[[], T]) -> T:
-    """Do something in the first process alone; all processes get its result, or its error."""
+    """Run ``work`` in the first process alone; all processes get its result, or its error."""
     outcome: list[Any] = [None, None]
     if PartialState().is_main_process:
         try:
@@ -212,38 +224,12 @@ def on_main_process(work: Callable[[], T]) -> T:
     broadcast_object_list(outcome)
     if outcome[1] is not None:
         raise outcome[1]
-    result: T = outcome[0]
-    return result
+    return outcome[0]
 
 
 def training_name(config: TrainConfig) -> str:
-    """The folder of a training inside the run folder."""
+    """Return the name of a model's folder inside the run folder."""
     return f"{config.method}-seed{config.seed}"
-
-
-def claim(
-    command: Command, splits: Splits, about: About, stack: contextlib.ExitStack
-) -> tuple[Path, list[Row]]:
-    """Make or take the run folder for as long as the stack lives.
-
-    Returns:
-        The folder, and the rows that earlier commands have measured there.
-
-    Raises:
-        ValueError: If it belongs to another configuration or to other data, another process uses
-            it, or its results.json is not ours.
-    """
-    folder = command.folder or new_folder(splits.name)
-    stack.enter_context(locked(folder))
-    rows = []
-    if (folder / RESULTS_FILE).exists():
-        earlier = read_results(folder)
-        check_about(earlier, about, folder)
-        rows = earlier["rows"]
-    for config in command.configs:
-        check_folder(config, folder / training_name(config), splits)
-    write_command(command, folder)
-    return folder, rows
 
 
 def show(run: Run, console: Console) -> None:
@@ -265,7 +251,7 @@ def show(run: Run, console: Console) -> None:
 
 
 def end_now(number: int, frame: FrameType | None) -> None:
-    """What SIGTERM does outside of trainings, where nothing has to be saved first."""
+    """Handle SIGTERM outside of training, where nothing has to be saved first."""
     raise Interrupted(number)
 
 
@@ -277,14 +263,14 @@ def main(argv: Sequence[str] | None = None, program: str = "bgl train") -> int:
         program: What to repeat before them to go on after an interruption.
 
     Returns:
-        The exit status: 0, 1 for a failed training, 2 for wrong arguments, 128 + the signal that
+        The exit status: 0, 1 if training failed, 2 for wrong arguments, 128 + the signal that
         stopped it.
     """
     console = Console(quiet=int(os.environ.get("RANK", "0")) > 0)  # one process speaks for all
     main_thread = threading.current_thread() is threading.main_thread()  # others get no signals
     before = signal.signal(signal.SIGTERM, end_now) if main_thread else None
     try:
-        return benchmark(list(sys.argv[1:] if argv is None else argv), console, program)
+        return run_command(list(sys.argv[1:] if argv is None else argv), console, program)
     except KeyboardInterrupt as stopped:
         console.print(str(stopped) or "interrupted by SIGINT", markup=False, highlight=False)
         return int(getattr(stopped, "status", 128 + signal.SIGINT))

@@ -33,19 +33,19 @@ def print_table(rows: list[Row], title: str) -> None:
 
 
 def markdown(rows: list[Row]) -> str:
-    """The table in Markdown."""
+    """Format the table in Markdown."""
     header, cells = comparison(rows)
     return markdown_table(header, cells, left=(0, 1))
 
 
 def markdown_table(header: list[str], lines: list[list[str]], left: Collection[int] = (0,)) -> str:
-    """Any table in Markdown; some columns to the left, by number, and the others to the right."""
+    """Format any table in Markdown; ``left`` numbers the columns that are aligned left."""
     rule = [":--" if column in left else "--:" for column in range(len(header))]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, rule, *lines])
 
 
 def as_csv(rows: list[Row]) -> str:
-    """The table as comma-separated values."""
+    """Format the table as comma-separated values."""
     text = io.StringIO()
     header, cells = comparison(rows)
     csv.writer(text, lineterminator="\n").writerows([header, *cells])

@@ -49,48 +49,46 @@ class Trackers(Progress):
         names: Trackers, as accelerate calls them: "tensorboard", "wandb", "mlflow", ...
         folder: Where trackers that write files put them; TensorBoard's go to ``folder/training``.
         recorder: Whose graphs are drawn, after the epochs that it records; it must be told of an
-            epoch before this listener is. None: no pictures.
+            epoch before this listener is.
     """
 
-    def __init__(
-        self, names: Sequence[str], folder: str | Path, recorder: Recorder | None = None
-    ) -> None:
-        check_trackers(names)
+    def __init__(self, names: Sequence[str], folder: str | Path, recorder: Recorder) -> None:
         self.names = list(names)
         self.folder = Path(folder)
         self.recorder = recorder
-        self.accelerator: Accelerator | None = None
+        self.trackers: list[GeneralTracker] = []
 
     def begin(self, run: TrainingRun, epochs: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.accelerator = Accelerator(
+        accelerator = Accelerator(
             cpu=run.encoder.device.type == "cpu",
             log_with=self.names,
             project_dir=str(self.folder),
         )
-        self.accelerator.init_trackers("training", config=flat(run.config.to_dict()))
+        accelerator.init_trackers("training", config=flat(run.config.to_dict()))
+        self.trackers = accelerator.trackers
         if not run.resumed:
             self._picture(0)
 
     def epoch(self, row: dict[str, Any]) -> None:
-        assert self.accelerator is not None
         step = int(row["epoch"])
         values = {group(name): value for name, value in row.items() if name != "epoch"}
-        self.accelerator.log(values, step=step)
+        for tracker in self.trackers:
+            tracker.log(values, step=step)
         self._picture(step)
 
     def finish(self) -> None:
         """Close the trackers."""
-        for tracker in self.accelerator.trackers if self.accelerator else []:
+        for tracker in self.trackers:
             tracker.finish()  # not end_training, which would part the processes as well
 
     def _picture(self, epoch: int) -> None:
         """Draw the last graph of this epoch, if it was recorded."""
-        assert self.accelerator is not None
-        frames = [f for f in self.recorder.frames if f.epoch == epoch] if self.recorder else []
-        if not frames or self.recorder is None:
+        recorder = self.recorder
+        frames = [frame for frame in recorder.frames if frame.epoch == epoch]
+        if not frames:
             return
-        recorder, frame = self.recorder, frames[-1]
+        frame = frames[-1]
         data = Data(
             edge_index=torch.from_numpy(np.stack([frame.source, frame.target]).astype(np.int64)),
             edge_weight=torch.from_numpy(frame.weight),
@@ -102,7 +100,7 @@ class Trackers(Progress):
         ax.set_title(f"epoch {epoch}")
         picture = pixels(figure)
         plt.close(figure)
-        for tracker in self.accelerator.trackers:
+        for tracker in self.trackers:
             log_picture(tracker, picture, epoch)
 
 
@@ -120,7 +118,7 @@ def log_picture(tracker: GeneralTracker, picture: np.ndarray, step: int) -> None
 
 
 def group(name: str) -> str:
-    """The name of a column under a heading: TensorBoard shows a panel for each heading.
+    """Put the name of a column under a heading: TensorBoard shows a panel for each heading.
 
     Example:
         >>> group("loss_graph"), group("val_head_map@r"), group("mean_degree"), group("lr")
@@ -135,7 +133,7 @@ def group(name: str) -> str:
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
-    """Nested values as one level, in types that every tracker takes.
+    """Flatten nested values, in types that every tracker takes.
 
     Example:
         >>> flat({"a": 1, "b": {"c": None}})
@@ -151,14 +149,14 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, bool | int | flo
 
 
 def thumbnails(recorder: Recorder, side: int = 48) -> Tensor:
-    """The pictures of the recorder's batch, brought to one size."""
+    """Return the pictures of the recorder's batch, resized to one size."""
     images = [recorder.data.read(i)[None].float() for i in recorder.batch]
     resized = [torch.nn.functional.interpolate(image, side, mode="area") for image in images]
     return torch.cat(resized).round().byte()
 
 
 def pixels(figure: Figure) -> np.ndarray:
-    """A figure as an array [H, W, 3] of bytes."""
+    """Render a figure as an array [H, W, 3] of bytes."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()

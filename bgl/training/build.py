@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -113,44 +112,39 @@ def describe_model(config: TrainConfig, info: BackboneInfo) -> ModelConfig:
         std=info.std,
         head_dim=config.head_dim,
         blocks=tuple(BlockConfig(name, config.options[name]) for name in config.block_names),
-        curvature=config.curvature if config.distance == "hyperbolic" else None,
+        curvature=config.head_curvature,
         clip_radius=config.clip_radius,
     )
 
 
 def build_criterion(config: TrainConfig, num_classes: int) -> MinedLoss:
     """Build the loss a configuration describes, with its miner, both by the head's distance."""
-    distance = head_distance(config)
+    curvature = config.head_curvature
+    distance = "cosine" if curvature is None else HyperbolicDistance(curvature)
     loss = create_loss(config.loss, num_classes, config.head_dim, distance, **config.loss_options)
     miner = create_miner(config.miner, config.loss, distance, **config.miner_options)
     return MinedLoss(loss, miner)
-
-
-def head_distance(config: TrainConfig) -> Any:
-    """Return the distance of the head's embeddings, for :func:`bgl.metrics.retrieval_metrics`."""
-    return HyperbolicDistance(config.curvature) if config.distance == "hyperbolic" else "cosine"
 
 
 def build_augmentation(config: TrainConfig, num_classes: int) -> AugmentationPlan | None:
     """Build the augmentation a configuration describes, or None."""
     if config.augmentation == "none":
         return None
-    curvature = config.curvature if config.distance == "hyperbolic" else None
     build = AUGMENTATIONS[config.augmentation]
-    return build(num_classes, config.head_dim, curvature, **config.options[config.augmentation])
+    options = config.options[config.augmentation]
+    return build(num_classes, config.head_dim, config.head_curvature, **options)
 
 
 def build_sampler(config: TrainConfig, labels: Tensor) -> BatchSampler:
     """Build the sampler a configuration describes."""
-    options = {"neighbors": config.class_neighbors}
-    known = SAMPLERS.options(config.sampler)
+    follows = "neighbors" in SAMPLERS.options(config.sampler)
     return SAMPLERS[config.sampler](
         labels,
         config.batch_size,
         config.per_class,
         config.seed,
         config.batches_per_epoch,
-        **{name: value for name, value in options.items() if name in known},
+        **({"neighbors": config.class_neighbors} if follows else {}),
     )
 
 

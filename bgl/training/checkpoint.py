@@ -1,4 +1,4 @@
-"""What an interrupted training needs to go on bit for bit."""
+"""Save and restore what an interrupted run needs to go on bit for bit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Row = dict[str, Any]
 
 @dataclass
 class Position:
-    """How far a training has come."""
+    """How far a run has come."""
 
     history: list[Row] = field(default_factory=list)  # a row for every finished epoch
     step: int = 0  # steps done in the running epoch
@@ -32,14 +32,14 @@ class Position:
 def save_checkpoint(
     path: Path, config: TrainConfig, digest: str, parts: dict[str, Any], position: Position
 ) -> None:
-    """Write everything a training needs to go on bit for bit.
+    """Write everything a run needs to go on bit for bit.
 
     Args:
         path: File to write.
         config: What is trained.
         digest: Of the data, :attr:`bgl.datasets.Splits.digest`.
         parts: What has a ``state_dict``, by name.
-        position: How far the training has come.
+        position: How far the run has come.
 
     Raises:
         OSError: If it cannot be written; an earlier checkpoint is left as it was.
@@ -57,7 +57,7 @@ def save_checkpoint(
 def load_checkpoint(
     path: Path, config: TrainConfig, digest: str, parts: dict[str, Any]
 ) -> Position:
-    """Restore a checkpoint; returns how far it had come.
+    """Restore a checkpoint, and return how far the run has come.
 
     Raises:
         ValueError: If it belongs to another configuration or to other data, or cannot be read.
@@ -101,7 +101,7 @@ def check_digest(digest: str, stored: str, place: Path) -> None:
 
 
 def random_state() -> dict[str, Any]:
-    """The states of all global generators, in types that load without running code."""
+    """Return the states of all global generators, in types that load without running code."""
     numpy_state: Any = np.random.get_state()  # noqa: NPY002 - losses may draw from it
     return {
         "python": random.getstate(),

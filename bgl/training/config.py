@@ -1,4 +1,4 @@
-"""Everything that defines a training run, as one flat, typed record."""
+"""Everything that defines a run, as one flat, typed record."""
 
 from __future__ import annotations
 
@@ -15,17 +15,34 @@ from bgl.losses import LOSSES, MINERS
 from bgl.models import BLOCKS
 from bgl.samplers import SAMPLERS
 
-# Where and how a training runs. With the same data these do not define its result, and may change
-# when it goes on.
+# Where and how a run computes. With the same data these do not define its result, and may change
+# when it is resumed.
 CIRCUMSTANCES = (
     *("data_root", "table", "download", "skip_broken", "allow_partial"),
     *("device", "workers", "on_nonfinite"),
 )
 
+# What the values of fields have to be.
+COUNTS = ("image_size", "head_dim", "epochs", "batch_size", "per_class", "eval_every")
+POSITIVE = ("curvature", "clip_radius", "lr", "lr_head", "lr_blocks", "grad_clip")
+SHARES = ("alpha", "warmup", "val_fraction")
+POSITIVE_SHARES = ("crop_scale", "lr_decay")
+CHOICES = {
+    "protocol": ("honest", "paper"),
+    "optimizer": ("adamw", "adam"),
+    "schedule": ("linear", "constant", "step"),
+    "distance": ("cosine", "hyperbolic"),
+    "select_embedding": ("backbone", "head"),
+    "on_nonfinite": ("stop", "skip"),
+    "device": ("auto", "cpu", "cuda"),
+}
+# Options of losses and miners that the pipeline fills.
+PIPELINE_OPTIONS = {"distance", "embedding_dim", "loss", "name", "num_classes"}
+
 
 @dataclass
 class TrainConfig:
-    """One training: data, model, method, optimisation.
+    """Everything that defines a run: data, model, method, optimisation.
 
     Args:
         dataset: Name of the dataset.
@@ -37,12 +54,12 @@ class TrainConfig:
         skip_broken: Leave out images that cannot be read, and list them.
         allow_partial: Train on an incomplete dataset, with a warning that says what is missing.
         protocol: "honest": the epoch is chosen on validation classes and the test classes are
-            looked at once. "paper": as most papers do it, all train classes are trained on
+            measured once. "paper": as most papers do it, all train classes are trained on
             (val_fraction does not count) and the epoch with the best Recall@1 on the test
             classes is reported. Such a figure is optimistic and labelled so.
-        eval_every: Epochs from one look at the test classes to the next, with protocol "paper";
-            the last epoch is always looked at. As many as epochs: the last epoch is taken.
-        test_every_epoch: Look at the test classes after every epoch as well, with protocol
+        eval_every: Epochs between measurements of the test classes, with protocol "paper"; the
+            last epoch is always measured. As many as epochs: the last epoch is taken.
+        test_every_epoch: Measure the test classes after every epoch as well, with protocol
             "honest", to report what the last epoch and the best test epoch would have given.
             Nothing is chosen by it.
         method: Blocks that mix the batch, joined by "+" (for instance "dybgr",
@@ -90,7 +107,7 @@ class TrainConfig:
         select_embedding: Embedding whose validation MAP@R chooses the epoch (with protocol
             "paper": whose Recall@1 on the test classes does): "backbone" or "head".
         on_nonfinite: What to do with a batch whose loss or gradient is not finite: "stop" the
-            training, or "skip" the batch and count it; either way the batch is named.
+            run, or "skip" the batch and count it; either way the batch is named.
         deterministic: Use algorithms that give the same bits every time also on a GPU, and refuse
             operations that have none (slower; a CPU does so anyway).
         seed: Seed of everything random.
@@ -164,51 +181,41 @@ class TrainConfig:
                     f"Expected argument `{item.name}` to be a {type(default).__name__}, "
                     f"got {value!r}"
                 )
-        for name in ("image_size", "head_dim", "epochs", "batch_size", "per_class", "eval_every"):
+        for name in COUNTS:
             check_int(getattr(self, name), name, 1)
-        if self.resize is not None:
-            check_int(self.resize, "resize", self.image_size)
-        if self.batches_per_epoch is not None:
-            check_int(self.batches_per_epoch, "batches_per_epoch", 1)
         check_int(self.class_neighbors, "class_neighbors", 0)
-        for epoch in self.lr_decay_epochs:
-            check_int(epoch, "lr_decay_epochs", 1)
         check_int(self.seed, "seed", 0)
         check_int(self.workers, "workers", -1)
-        for name in ("curvature", "clip_radius", "lr", "lr_head", "lr_blocks", "grad_clip"):
+        for name, minimum in {"resize": self.image_size, "batches_per_epoch": 1}.items():
+            if getattr(self, name) is not None:
+                check_int(getattr(self, name), name, minimum)
+        for epoch in self.lr_decay_epochs:
+            check_int(epoch, "lr_decay_epochs", 1)
+        for name in POSITIVE:
             check_real(getattr(self, name), name, 0.0, exclusive=True)
-        check_real(self.weight_decay, "weight_decay", 0.0)
-        check_real(self.crop_scale, "crop_scale", 0.0, 1.0, exclusive=True)
-        check_real(self.lr_decay, "lr_decay", 0.0, 1.0, exclusive=True)
-        for name in ("alpha", "warmup", "val_fraction"):
+        for name in POSITIVE_SHARES:
+            check_real(getattr(self, name), name, 0.0, 1.0, exclusive=True)
+        for name in SHARES:
             check_real(getattr(self, name), name, 0.0, 1.0)
-        check_choice(self.protocol, "protocol", ("honest", "paper"))
-        check_choice(self.optimizer, "optimizer", ("adamw", "adam"))
-        check_choice(self.schedule, "schedule", ("linear", "constant", "step"))
+        check_real(self.weight_decay, "weight_decay", 0.0)
+        for name, choices in CHOICES.items():
+            check_choice(getattr(self, name), name, choices)
         if (self.schedule == "step") != bool(self.lr_decay_epochs):
             raise ValueError(
                 "Expected argument `lr_decay_epochs` to name epochs with the schedule 'step', and "
                 f"with no other, got {self.lr_decay_epochs!r} with {self.schedule!r}"
             )
-        check_choice(self.distance, "distance", ("cosine", "hyperbolic"))
-        check_choice(self.select_embedding, "select_embedding", ("backbone", "head"))
-        check_choice(self.on_nonfinite, "on_nonfinite", ("stop", "skip"))
         SAMPLERS.check(self.sampler, "sampler")
         LOSSES.check(self.loss, "loss")
         if self.miner not in ("default", "none"):
             MINERS.check(self.miner, "miner")
         for name in ("loss_options", "miner_options"):
-            taken = sorted(
-                {"distance", "embedding_dim", "loss", "name", "num_classes"}
-                & getattr(self, name).keys()
-            )
-            if taken:
+            if taken := sorted(PIPELINE_OPTIONS & getattr(self, name).keys()):
                 raise ValueError(
                     f"Expected argument `{name}` to leave {', '.join(taken)} to the options "
                     "`distance`, `loss`, `miner` and `head_dim`, and to the data"
                 )
         self.options = self._resolve_options()
-        check_choice(self.device, "device", ("auto", "cpu", "cuda"))
         if self.checkpoint_activations and self.train_batch_norm:
             raise ValueError(
                 "Expected argument `checkpoint_activations` to be off with `train_batch_norm`: "
@@ -248,20 +255,20 @@ class TrainConfig:
         own = {name: value for name, value in values.items() if name in names}
         return cls(**own, options={n: v for n, v in values.items() if n not in names})
 
-    def changed(self, stored: dict[str, Any]) -> list[str]:
-        """The fields that define the result and have another value in ``stored``, an earlier
-        configuration as plain values; what it lacks is newer than it and had its default there."""
-        now, then = self.to_dict(), TrainConfig.from_dict(stored).to_dict()
-        defining = (now.keys() | then.keys()) - set(CIRCUMSTANCES)
-        return sorted(name for name in defining if then.get(name) != now.get(name))
-
     def check_stored(self, stored: dict[str, Any], place: Path) -> None:
         """Refuse what was stored at ``place`` under another configuration.
 
+        Args:
+            stored: An earlier configuration as plain values; what it lacks is newer than it and
+                had its default there.
+            place: Where it was stored, for the message.
+
         Raises:
-            ValueError: If ``stored`` differs; the message names the fields.
+            ValueError: If a field that defines the result differs; the message names it.
         """
-        if changed := self.changed(stored):
+        now, then = self.to_dict(), TrainConfig.from_dict(stored).to_dict()
+        defining = (now.keys() | then.keys()) - set(CIRCUMSTANCES)
+        if changed := sorted(name for name in defining if then.get(name) != now.get(name)):
             raise ValueError(
                 f"Expected {place} to belong to this configuration, but {', '.join(changed)} "
                 "differ; use another --output-dir"
@@ -269,8 +276,13 @@ class TrainConfig:
 
     @property
     def block_names(self) -> list[str]:
-        """The blocks in their order, empty for "none"."""
+        """Return the blocks in their order; none for "none"."""
         return [] if self.method == "none" else self.method.split("+")
+
+    @property
+    def head_curvature(self) -> float | None:
+        """Return the curvature of the ball that the head maps into; None for a cosine head."""
+        return self.curvature if self.distance == "hyperbolic" else None
 
 
 def parts(name: str) -> Registry[Any]:

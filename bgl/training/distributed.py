@@ -63,8 +63,7 @@ def gather_rows(x: Tensor, sizes: Sequence[int]) -> Tensor:
     """
     if num_processes() == 1:
         return x
-    gathered: Tensor = _GatherRows.apply(x, tuple(sizes))
-    return gathered
+    return _GatherRows.apply(x, tuple(sizes))
 
 
 class _GatherRows(torch.autograd.Function):

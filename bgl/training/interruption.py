@@ -56,7 +56,7 @@ class Interruption:
             signal.signal(number, handler)
 
     def check(self, device: torch.device | str = "cpu") -> None:
-        """Raise if this or another process has got a signal; all processes must call it together.
+        """Raise if this or another process got a signal; all processes must call it together.
 
         Args:
             device: Where processes exchange tensors.

@@ -62,7 +62,7 @@ from bgl.training.progress import Progress, TrainingRun
 
 @dataclass
 class TrainResult:
-    """The outcome of a finished run."""
+    """What a finished run has measured and taken."""
 
     metrics: dict[str, Metrics]  # test metrics by embedding, of the chosen epoch
     chosen_epoch: int
@@ -154,10 +154,11 @@ def _train(
     schedule = make_schedule(config, optimizer, steps=config.epochs * len(sampler))
 
     parts = {"model": model, "criterion": criterion, "optimizer": optimizer, "schedule": schedule}
-    follows_classes = config.class_neighbors > 0 and isinstance(sampler, ClassPositions)
-    if follows_classes:
+    positions = None
+    if config.class_neighbors > 0 and isinstance(sampler, ClassPositions):
+        positions = sampler
         classes = ClassStatistics(splits.train.num_classes, info.num_features).to(device)
-        parts |= {"sampler": sampler, "classes": classes}
+        parts |= {"sampler": positions, "classes": classes}
     if plan is not None:
         parts["augmentation"] = plan.augmentation.to(device)
         augmented = AugmentedLoss(criterion.loss, plan.augmentation, criterion.miner)
@@ -176,13 +177,8 @@ def _train(
         if accelerator.is_main_process:
             save_checkpoint(checkpoint, config, digest, parts, position)
 
-    evaluator = Evaluator(
-        encoder,
-        recall_at(config.dataset),
-        config.workers,
-        progress=progress,
-        interruption=interruption,
-    )
+    k = recall_at(config.dataset)
+    evaluator = Evaluator(encoder, k, config.workers, progress=progress, interruption=interruption)
     progress.begin(TrainingRun(config, encoder, resumed), len(history))
     try:
         for epoch in range(len(history), config.epochs):
@@ -197,8 +193,8 @@ def _train(
             model.train()
             if not config.train_batch_norm:
                 freeze_batch_norm(model.backbone)
-            if follows_classes and position.step == 0 and epoch > 0:
-                sampler.set_positions(classes.mean)
+            if positions is not None and position.step == 0 and epoch > 0:
+                positions.set_positions(classes.mean)
             batches = seeded_batches(sampler, config.seed, epoch)
             own = shares(config.batch_size, num_processes())
             mine = own[process_index()]
@@ -236,9 +232,10 @@ def _train(
                 values = dict(zip(losses, found, strict=True))
                 if math.isfinite(values["loss"]) and math.isfinite(norm):
                     optimizer.step()
-                    if follows_classes:
-                        seen = normalize(at_least_float32(output.features.detach()), dim=1)
-                        classes.update(*(t[mine.start : mine.stop] for t in (seen, labels)))
+                    if positions is not None:
+                        rows = slice(mine.start, mine.stop)
+                        unit = normalize(at_least_float32(output.features.detach()[rows]), dim=1)
+                        classes.update(unit, labels[rows])
                     for name, value in values.items():
                         position.sums[name] = position.sums.get(name, 0.0) + value
                 else:

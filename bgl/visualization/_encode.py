@@ -19,19 +19,19 @@ LIMITS = 24, 64  # smallest and largest side of a thumbnail
 
 
 def text64(array: np.ndarray, kind: str) -> str:
-    """The numbers of an array as base64, little-endian; ``kind`` is numpy's name ("u2", "f4")."""
+    """Encode an array in base64, little-endian, as numpy's type ``kind`` ("u2", "f4")."""
     return base64.b64encode(np.ascontiguousarray(array, dtype="<" + kind).tobytes()).decode()
 
 
 def weights64(weight: np.ndarray) -> dict[str, Any]:
-    """Weights from 0 in 16 bits, and what to multiply them by."""
+    """Encode weights from 0 in 16 bits, with what to multiply them by."""
     positive = np.clip(np.nan_to_num(weight.astype(np.float64), posinf=0.0), 0.0, None)
     largest = float(positive.max(initial=0.0)) or 1.0
     return {"weight": text64(np.round(65535 * positive / largest), "u2"), "largest": largest}
 
 
 def atlas(images: Iterable[Tensor], count: int) -> dict[str, Any]:
-    """All pictures on one sheet, as a WebP data URI.
+    """Put pictures on one sheet, a WebP data URI.
 
     Args:
         images: uint8 tensors [3, H, W] of any size; brought to one side length.
@@ -52,13 +52,13 @@ def atlas(images: Iterable[Tensor], count: int) -> dict[str, Any]:
 
 
 def script_json(value: Any) -> str:
-    """JSON that may stand inside a ``<script>`` element, whatever texts are in it."""
+    """Write JSON that is safe inside a ``<script>`` element, whatever texts are in it."""
     text = json.dumps(_plain(value), ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _plain(value: Any) -> Any:
-    """Only what JSON knows: numbers that are not finite become null."""
+    """Convert to what JSON knows; numbers that are not finite become null."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

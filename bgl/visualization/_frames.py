@@ -19,7 +19,7 @@ LAYOUT_EDGES = 1200
 
 @dataclass
 class Frame:
-    """One graph at one moment of a training."""
+    """One graph, learned by one block in one epoch."""
 
     source: np.ndarray  # [E]
     target: np.ndarray  # [E]
@@ -31,7 +31,7 @@ class Frame:
 
 
 def make_frame(data: Data, epoch: int | None = None) -> Frame:
-    """The strongest edges of a graph, self-loops left out."""
+    """Keep the strongest edges of a graph, without self-loops."""
     assert data.edge_index is not None
     source, target = data.edge_index.detach().cpu()
     weight = edge_weights(data)
@@ -52,7 +52,7 @@ def make_frame(data: Data, epoch: int | None = None) -> Frame:
 
 
 def unpack_frames(arrays: Mapping[str, np.ndarray]) -> list[Frame]:
-    """The graphs in the arrays of an ``explorer.npz``."""
+    """Read the graphs from the arrays of an ``explorer.npz``."""
     if len(arrays.get("edges", ())) == 0:
         return []
     cuts = np.cumsum(arrays["edges"])[:-1]
@@ -70,10 +70,10 @@ def graph_payload(
     atlas: str | None,
     notes: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """What the page needs to show graphs over the same nodes.
+    """Describe graphs over the same nodes as the page needs it.
 
     Args:
-        name: Of the training.
+        name: Of the model.
         frames: The graphs in their order; those of one epoch share the node positions, which
             follow from the last of them.
         labels: Ids into ``classes``, or None.
@@ -114,7 +114,7 @@ def graph_payload(
 
 
 def _strongest(frame: Frame) -> list[tuple[tuple[int, int], float]]:
-    """The strongest edges between two nodes, scaled to 1, for the layout."""
+    """Return the strongest edges between two nodes, scaled to 1, for the layout."""
     pairs: dict[tuple[int, int], float] = {}
     for i, j, weight in zip(
         frame.source.tolist(), frame.target.tolist(), frame.weight.tolist(), strict=True

@@ -12,8 +12,11 @@ MAX_NODES = 1000
 
 
 def sample_nodes(data: Data, most: int = MAX_NODES) -> Tensor:
-    """Nodes of a graph that is too large to draw: whole classes, the first ones, or without
-    labels the surroundings of the node with the most edges."""
+    """Choose nodes of a graph that is too large to draw.
+
+    These are whole classes, the first ones, or without labels the surroundings of the node with
+    the most edges.
+    """
     n = int(data.num_nodes or 0)
     if n <= most:
         return torch.arange(n)
@@ -38,7 +41,7 @@ def sample_nodes(data: Data, most: int = MAX_NODES) -> Tensor:
 
 
 def induced(data: Data, nodes: Tensor) -> Data:
-    """The graph of some of the nodes, its edges, features and labels."""
+    """Return the subgraph of some nodes, with edges, features and labels."""
     assert data.edge_index is not None
     place = torch.full((int(data.num_nodes or 0),), -1)
     place[nodes] = torch.arange(len(nodes))

@@ -12,14 +12,14 @@ from torch_geometric.data import Data
 
 from bgl._checks import check_index_vector, describe
 
-# Okabe and Ito's palette: told apart with any kind of colour vision
+# Okabe and Ito's palette: distinguishable with any kind of colour vision
 SAME_CLASS = "#0072B2"
 OTHER_CLASS = "#D55E00"
 NODES = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#999999")
 
 
 def new_axes(ax: Axes | None, size: tuple[float, float] = (7, 5)) -> Axes:
-    """``ax``, or the axes of a new figure."""
+    """Return ``ax``, or the axes of a new figure."""
     if ax is not None:
         return ax
     _, made = plt.subplots(figsize=size, layout="constrained")
@@ -47,7 +47,7 @@ def check_images(images: Tensor | None, n: int) -> None:
 
 
 def check_nodes(data: Data) -> int:
-    """The number of nodes of a graph whose edges and labels fit it.
+    """Return the number of nodes of a graph, and check that its edges and labels fit.
 
     Raises:
         ValueError: If there are no nodes, an edge leads outside, or weights or labels are too
@@ -79,8 +79,10 @@ def check_nodes(data: Data) -> int:
 
 
 def edge_weights(data: Data) -> Tensor:
-    """Weight [E] of every edge on the CPU: the mean over heads, 1 where there are no weights;
-    a weight that is not finite counts as 0."""
+    """Return the weight [E] of every edge on the CPU: the mean over heads, 1 without weights.
+
+    A weight that is not finite counts as 0.
+    """
     assert data.edge_index is not None
     weight = data.get("edge_weight")
     if weight is None:
@@ -90,7 +92,7 @@ def edge_weights(data: Data) -> Tensor:
 
 
 def class_colors(y: list[int]) -> list[str]:
-    """A colour for every sample; after eight classes they come round again."""
+    """Choose a colour for every sample; they repeat after eight classes."""
     order = {label: k for k, label in enumerate(dict.fromkeys(y))}
     return [NODES[order[label] % len(NODES)] for label in y]
 

@@ -24,7 +24,7 @@ LARGEST = 2000  # rows of a heat map: beyond, neighbouring rows are averaged
 def adjacency_heatmap(
     graph: Data | Tensor, y: Tensor | None = None, ax: Axes | None = None
 ) -> Axes:
-    """The adjacency as a heat map, its rows sorted by class and each class framed.
+    """Draw the adjacency as a heat map, rows sorted by class and each class framed.
 
     Row i shows from whom node i takes messages. A graph that follows the classes shows dark
     squares along the diagonal.
@@ -71,7 +71,7 @@ def adjacency_heatmap(
 def edge_weight_histogram(
     graph: Data | Tensor, y: Tensor | None = None, bins: int = 40, ax: Axes | None = None
 ) -> Axes:
-    """How heavy edges within a class are, and edges between classes.
+    """Draw the distribution of edge weights, within classes and between them.
 
     Args:
         graph: A PyG graph, or a dense adjacency [N, N] with rows for targets, whose entries other
@@ -114,7 +114,7 @@ def edge_weight_histogram(
 
 
 def _dense(graph: Data | Tensor) -> Tensor:
-    """Adjacency [N, N] on the CPU, rows for targets."""
+    """Return the adjacency [N, N] on the CPU, rows for targets."""
     if isinstance(graph, Data):
         n, source, target, weight = _edges(graph)
         return torch.zeros(n, n).index_put_((target, source), weight, accumulate=True)
@@ -127,7 +127,7 @@ def _dense(graph: Data | Tensor) -> Tensor:
 
 
 def _edges(graph: Data | Tensor) -> tuple[int, Tensor, Tensor, Tensor]:
-    """Number of nodes, and source, target and weight [E] of every edge on the CPU."""
+    """Return the number of nodes, and source, target and weight [E] of the edges on the CPU."""
     if isinstance(graph, Data):
         n = check_nodes(graph)
         assert graph.edge_index is not None
@@ -139,7 +139,7 @@ def _edges(graph: Data | Tensor) -> tuple[int, Tensor, Tensor, Tensor]:
 
 
 def _labels(graph: Data | Tensor, y: Tensor | None, n: int) -> Tensor | None:
-    """The labels [N] given, or those of the graph, on the CPU."""
+    """Return the labels [N] given, or those of the graph, on the CPU."""
     if y is None and isinstance(graph, Data):
         y = graph.y
     if y is None:

@@ -144,7 +144,7 @@ def draw_batch_graph(
 
 
 def undirected(data: Data) -> dict[tuple[int, int], float]:
-    """Weight of each pair (i < j) of nodes; self-loops left out."""
+    """Return the weight of each pair (i < j) of nodes, without self-loops."""
     assert data.edge_index is not None
     edges: dict[tuple[int, int], float] = {}
     pairs = data.edge_index.t().tolist()
@@ -161,7 +161,7 @@ def spring_layout(
     seed: int = 0,
     start: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Points [n, 2]; heavier edges pull harder. ``start`` is where the points begin."""
+    """Lay out points [n, 2], with heavier edges pulling harder, from ``start`` if given."""
     graph = nx.Graph()
     graph.add_nodes_from(range(n))
     graph.add_weighted_edges_from((i, j, max(weight, 0.0)) for (i, j), weight in edges)

@@ -35,12 +35,12 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def training_curves(history: Rows | Mapping[str, Rows] | str | Path) -> Figure:
-    """Losses, validation metrics and graph statistics over the epochs.
+    """Draw losses, validation metrics and graph statistics over the epochs.
 
     Args:
         history: The lines of a ``metrics.csv`` (:attr:`bgl.training.TrainResult.history`), the
-            file itself, or lines by training, to compare several: a colour for each training,
-            a line style for each quantity.
+            file itself, or lines by the name of a model, to compare several: a colour for each
+            model, a line style for each quantity.
 
     Returns:
         The figure, a panel for each group of quantities that there is.
@@ -50,8 +50,8 @@ def training_curves(history: Rows | Mapping[str, Rows] | str | Path) -> Figure:
     """
     if isinstance(history, (str, Path)):
         history = read_history(history)
-    trainings = dict(history) if isinstance(history, Mapping) else {"": history}
-    numbers = {name: [_numbers(row) for row in rows] for name, rows in trainings.items()}
+    runs = dict(history) if isinstance(history, Mapping) else {"": history}
+    numbers = {name: [_numbers(row) for row in rows] for name, rows in runs.items()}
     panels = {
         title: [c for c in columns if any(c in row for rows in numbers.values() for row in rows)]
         for title, columns in PANELS.items()
@@ -64,9 +64,9 @@ def training_curves(history: Rows | Mapping[str, Rows] | str | Path) -> Figure:
     figure, axes = plt.subplots(
         1, len(panels), figsize=(4.6 * len(panels), 3.6), squeeze=False, layout="constrained"
     )
-    palette = class_colors(list(range(len(trainings))))
-    # one training: a colour for each quantity
-    several = len(trainings) > 1
+    palette = class_colors(list(range(len(runs))))
+    # a single run has a colour for each quantity
+    several = len(runs) > 1
     for ax, (title, columns) in zip(axes[0], panels.items(), strict=True):
         for (name, rows), color in zip(numbers.items(), palette, strict=True):
             for position, column in enumerate(columns):
@@ -88,7 +88,7 @@ def training_curves(history: Rows | Mapping[str, Rows] | str | Path) -> Figure:
 
 
 def read_history(path: str | Path) -> list[dict[str, float]]:
-    """The lines of a ``metrics.csv``, empty cells left out."""
+    """Read the lines of a ``metrics.csv``, without empty cells."""
     with Path(path).open(newline="", encoding="utf-8") as file:
         try:
             return [_numbers(row) for row in csv.DictReader(file)]

@@ -33,7 +33,7 @@ def embedding_map(
     seed: int = 0,
     ax: Axes | None = None,
 ) -> Axes:
-    """Embeddings on a plane, near ones near each other.
+    """Draw embeddings on a plane, near ones near each other.
 
     Classes differ by colour and, beyond eight, by marker.
 
@@ -88,7 +88,7 @@ def embedding_map(
 
 
 def scattered(points: np.ndarray, most: int, gap: float = 0.05) -> list[int]:
-    """Up to ``most`` points, each further than ``gap`` of the map's width from those before."""
+    """Choose up to ``most`` points, further apart than ``gap`` of the map's width."""
     extent = float(np.ptp(points, axis=0).max()) or 1.0
     chosen: list[int] = []
     for i, point in enumerate(points):

@@ -77,7 +77,7 @@ def _graphs(
     atlases: Any,
     notes: Any,
 ) -> dict[str, Any]:
-    """The part of the payload for graphs given as PyG data; adds pictures and notes."""
+    """Describe graphs given as PyG data for the page; add pictures and notes."""
     sizes = [check_nodes(graph) for graph in graphs]
     n = sizes[0]
     if set(sizes) != {n}:

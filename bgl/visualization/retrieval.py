@@ -23,7 +23,7 @@ def retrieval_grid(
     k: int = 8,
     names: Sequence[str] | None = None,
 ) -> Figure:
-    """Each query beside its ``k`` nearest other items by cosine.
+    """Draw queries, each with its ``k`` nearest other items by cosine.
 
     An item of the query's class has a solid blue frame and a tick, any other a dashed orange
     frame and a cross. For a query of unknown class the items bear the names of theirs.
@@ -80,7 +80,7 @@ def retrieval_grid(
 
 
 def _name(label: int, names: Sequence[str] | None) -> str:
-    """A short title; a dollar sign would begin a formula."""
+    """Make a short title; a dollar sign would begin a formula."""
     if label < 0:
         return "?"
     return (str(label) if names is None else names[label]).replace("$", r"\$")[:20]

@@ -250,10 +250,8 @@ def test_any_loss_with_any_miner(loss: str, miner: str) -> None:
     value.backward()
     assert value.isfinite()
     assert value > 0
-    assert z.grad is not None
     assert z.grad.isfinite().all()
     assert z.grad.abs().max() > 0
-    assert replay.copies.grad is not None
     assert replay.copies.grad.abs().max() > 0
 
 
@@ -405,7 +403,6 @@ def test_no_call_changes_the_type_of_proxies(loss: type[nn.Module], dtype: torch
     value = AugmentedLoss(made, IntraClassAugmentation(statistics))(z, y)
     value.backward()
     assert value.isfinite()
-    assert z.grad is not None
     assert (z.grad.dtype, bool(z.grad.isfinite().all())) == (dtype, True)
     for name, parameter in made.named_parameters():
         assert parameter.dtype == torch.float32
@@ -445,7 +442,6 @@ def test_whole_iaa_step_trains_in_low_precision() -> None:
         statistics.update(z, y)
         loss = criterion(z, y)
     loss.backward()
-    assert layer.weight.grad is not None
     assert layer.weight.grad.isfinite().all()
     assert layer.weight.grad.abs().max() > 0
 

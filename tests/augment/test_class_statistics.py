@@ -9,9 +9,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from helpers import assert_close
+from helpers import LargestResult, assert_close
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from bgl.augment import ClassStatistics
 
@@ -239,18 +238,6 @@ def test_version_follows_edits_of_a_buffer(name: str) -> None:
     before = statistics.version
     getattr(statistics, name)[0] = 1
     assert statistics.version != before
-
-
-class LargestResult(TorchDispatchMode):
-    """Remembers the size of the largest tensor that any operation returns."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        out = func(*args, **(kwargs or {}))
-        if isinstance(out, Tensor):
-            self.numel = max(self.numel, out.numel())
-        return out
 
 
 def test_no_tensor_of_samples_times_classes_times_channels() -> None:

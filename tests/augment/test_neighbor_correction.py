@@ -9,9 +9,8 @@ import augment_oracles as oracle
 import numpy as np
 import pytest
 import torch
-from helpers import assert_close
+from helpers import LargestResult, assert_close
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from bgl.augment import ClassStatistics, NeighborCorrection
 from bgl.augment.correction import class_weight, global_variance, mixed_variance, nearest_classes
@@ -82,7 +81,6 @@ def test_equals_oracle(options: dict[str, float], full: bool) -> None:
     expected, effective = oracle.corrected_variance(*arrays(statistics), **options)  # type: ignore[arg-type]
     assert variance.shape == statistics.variance.shape
     assert_close(variance, torch.from_numpy(expected))
-    assert correction.effective_neighbors is not None
     assert_close(correction.effective_neighbors, torch.from_numpy(effective))
 
 
@@ -160,7 +158,6 @@ def test_weights_survive_hundreds_of_channels() -> None:
     assert out.isfinite().all()
     distance = torch.cdist(mean.square(), mean.square()).square() / 2
     assert distance[~torch.eye(6, dtype=torch.bool)].min() > 1000
-    assert correction.effective_neighbors is not None
     assert_close(correction.effective_neighbors, torch.ones(6), tol=1e-6)
 
 
@@ -192,7 +189,6 @@ def test_classes_without_neighbors(size: list[int], expected: str) -> None:
     else:  # Eq. 14 stands in, which here is the variance of the only class that has one
         lender = statistics.variance[statistics.class_size > 1]
         assert_close(out, lender.expand_as(out))
-    assert correction.effective_neighbors is not None
     assert correction.effective_neighbors.isfinite().all()
 
 
@@ -202,7 +198,6 @@ def test_identical_classes_stay_as_they_are() -> None:
     statistics.variance.copy_(statistics.variance[:1].expand(4, -1).clone())
     correction = NeighborCorrection()
     assert_close(correction(statistics), statistics.variance)
-    assert correction.effective_neighbors is not None
     assert_close(correction.effective_neighbors, torch.full((4,), 3.0).double())
 
 
@@ -218,24 +213,11 @@ def test_class_size_counts_rather_than_passes() -> None:
     assert_close(NeighborCorrection(sigma_mean=5.0)(statistics), once)
 
 
-class Allocated(TorchDispatchMode):
-    """Remembers the largest tensor that any operation returns, in elements."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, tuple) else (out,):
-            if isinstance(tensor, Tensor):
-                self.numel = max(self.numel, tensor.numel())
-        return out
-
-
 def test_memory_is_bounded_by_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     """No K × K and no K × k × D tensor: at 13,000 × 512 that leaves a few hundred MB."""
     monkeypatch.setattr("bgl.augment.correction._CHUNK", 2**14)
     statistics = random_statistics([3] * 1000, channels=8)
-    with Allocated() as largest:
+    with LargestResult() as largest:
         NeighborCorrection(sigma_mean=5.0)(statistics)
     assert largest.numel <= 2**14
 

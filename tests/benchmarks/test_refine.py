@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from helpers import write_noisy_classes
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -117,15 +117,7 @@ def test_the_choice_keeps_recall(monkeypatch):
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run with ``--refine``."""
     root = tmp_path_factory.mktemp("refine")
-    generator = torch.Generator().manual_seed(0)
-    for part, number in (("train", 8), ("test", 4)):
-        for c in range(number):
-            folder = root / "images" / part / f"{part}{c}"
-            folder.mkdir(parents=True)
-            colour = torch.randint(110, 146, (1, 1, 3), generator=generator)
-            for i in range(4):
-                noise = torch.randint(-110, 110, (36, 36, 3), generator=generator)
-                Image.fromarray((colour + noise).to(torch.uint8).numpy()).save(folder / f"{i}.png")
+    write_noisy_classes(root / "images", {"train": 8, "test": 4}, 4)
     words = "--dataset folder --backbone test_resnet --weights none --image-size 32 --epochs 1"
     words += " --batch-size 8 --per-class 2 --head-dim 8 --device cpu --workers 0 --method none"
     words += f" --val-fraction 0.5 --refine --data-root {root / 'images'} --output-dir {root / 'a'}"
@@ -151,7 +143,6 @@ def test_rows_of_a_run_are_marked(finished):
 def test_the_page_shows_what_refinement_changed(finished):
     page = (finished / "explorer.html").read_text(encoding="utf-8")
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
-    assert found is not None
     retrieval = json.loads(found[1])["retrieval"]
     assert [model["name"] for model in retrieval["models"]][1:] == [
         "none-seed0",

@@ -11,19 +11,16 @@ import yaml
 
 from benchmarks.reproduce import run as reproduce
 from benchmarks.reproduce.dry_run import dry_run
-from bgl.datasets import write_standin
+from benchmarks.standin import write_standin
 from bgl.pipeline import parse
-from bgl.pipeline.published import published, published_rows
+from bgl.pipeline.published import PublishedRow, published, published_rows
 from bgl.pipeline.recipes import TABLES, Recipe, matching_published, recipes
 from bgl.training import TrainConfig
 
 ALL = [recipe for table in TABLES for recipe in recipes(table)]
-RECIPE = published()["iaa_recipe"]
-
-
-def of(*tables: str) -> Any:
-    chosen = [recipe for recipe in ALL if recipe.table in tables]
-    return pytest.mark.parametrize("recipe", chosen, ids=lambda recipe: recipe.name)
+IAA = published()["iaa_recipe"]
+DYBGR = published()["rows"][0]
+PAPERS_VIT = {"curvature": 0.1, "clip_radius": 2.3, "grad_clip": 3.0}
 
 
 def config_of(recipe: Recipe) -> TrainConfig:
@@ -31,128 +28,133 @@ def config_of(recipe: Recipe) -> TrainConfig:
     return config
 
 
+def value_of(config: TrainConfig, name: str) -> Any:
+    """A field, an option of a part by its dotted name, or what follows from the fields."""
+    part, _, option = name.rpartition(".")
+    if part:
+        return config.options[part][option]
+    if name == "first augmented epoch":
+        return round(config.options["iaa"]["start"] * config.epochs)
+    if name == "family":
+        return config.backbone.partition(".")[0]
+    if name == "measured dimension":  # a ViT-S has 384 features
+        return config.head_dim if config.select_embedding == "head" else 384
+    return getattr(config, name)
+
+
+def expected_dybgr(recipe: Recipe) -> dict[str, Any]:
+    own = {**DYBGR["config"], **DYBGR[recipe.published.dataset]}
+    classes = published()["datasets"][recipe.published.dataset]["train"][0]
+    names = ("alpha", "lr", "lr_blocks", "epochs", "resize", "batch_size", "per_class", "head_dim")
+    names += ("weight_decay", "grad_clip", "curvature", "clip_radius")
+    wanted = {name: own[name] for name in names}
+    wanted |= {f"dybgr.{n}": own[n] for n in ("k", "num_iterations", "lam", "epsilon", "beta")}
+    wanted |= {"dybgr.formulation": "released", "optimizer": own["optimizer"].lower()}
+    wanted |= {"family": "vit_base_patch16_224", "block_names": ["dybgr"] * own["depth"]}
+    wanted |= {"loss_options": {"temperature": own["temperature"], "reduction": "sum"}}
+    wanted |= {"distance": "hyperbolic", "select_embedding": "backbone", "lr_head": 1.0}
+    wanted |= {"schedule": "constant", "warmup": 0.0}
+    wanted["batches_per_epoch"] = -(-classes * own["per_class"] // own["batch_size"])
+    return wanted
+
+
+def expected_vit_s(recipe: Recipe) -> dict[str, Any]:
+    dimension = int(recipe.published.embedding.partition("-")[0])
+    wanted = {"family": "vit_small_patch16_224", "measured dimension": dimension, **PAPERS_VIT}
+    if recipe.table == "bgformer":
+        return wanted
+    config = config_of(recipe)
+    lr = 1e-5 if "dino" in config.backbone else 3e-5
+    last = {"eval_every": config.epochs}  # a fixed last epoch
+    return {**wanted, **last, "method": "none", "freeze": ["patch_embed"], "lr": lr}
+
+
+def expected_iaa(recipe: Recipe) -> dict[str, Any]:
+    dataset = recipe.published.dataset
+    resnet = recipe.published.backbone == "ResNet-50"
+    large = dataset in ("sop", "inshop")
+    size = "sop_inshop_" if large else ""
+    loss = recipe.path.stem.removeprefix("iaa-").split("-")[0]
+    augmented = "IAA" in recipe.published.system
+    wanted = {name: IAA[name] for name in ("epochs", "lr_decay_epochs", "lr_decay")}
+    wanted |= {"method": "none", "distance": "cosine", "select_embedding": "head"}
+    wanted |= {"backbone": "resnet50.tv_in1k" if resnet else "torchvision:googlenet"}
+    wanted |= {"augmentation": "iaa" if augmented else "none", "head_dim": IAA["embedding"]}
+    wanted |= {"per_class": IAA[f"{size}per_class"], "optimizer": IAA["optimizer"].lower()}
+    wanted["schedule"] = "step"
+    if not (large and resnet):  # whose released command has another batch
+        wanted["batch_size"] = IAA[f"{size}batch_size"]
+    if dataset in IAA["lr"]:
+        wanted["lr"] = IAA["lr"].get(f"{dataset}_{loss}", IAA["lr"][dataset])
+    if loss == "ms":
+        ms = dict(IAA["ms"])
+        wanted |= {"loss": "multi-similarity", "miner_options": {"epsilon": ms.pop("epsilon")}}
+        wanted["loss_options"] = {name: ms[name] for name in ("alpha", "beta", "base")}
+    if augmented:
+        names = ("momentum", "beta", "gamma", "num_neighbors")
+        wanted |= {f"iaa.{name}": IAA[name] for name in names}
+        wanted["first augmented epoch"] = IAA["start_epoch"]
+        wanted |= {"iaa.update_every": IAA["update_every_epochs"], "iaa.schedule": True}
+        if dataset in IAA["strength"] and not (large and resnet):
+            wanted["iaa.strength"] = IAA["strength"][dataset]
+        if not (large and loss == "contrastive"):  # whose released command has 2
+            wanted["iaa.num_samples"] = IAA["num_samples"]
+    return wanted
+
+
+EXPECTED = {
+    "dybgr": expected_dybgr,
+    "bgformer": expected_vit_s,
+    "hyp-vit": expected_vit_s,
+    "iaa": expected_iaa,
+}
+
+
 # --- what the files say ---------------------------------------------------------------------------
 
 
 def test_every_published_row_has_one_recipe_and_no_other_row_has():
-    rows = [(row.system, row.dataset, row.backbone, row.embedding) for row in published_rows()]
-    claimed = [
-        (r.published.system, r.published.dataset, r.published.backbone, r.published.embedding)
-        for r in ALL
-    ]
-    assert sorted(map(str, claimed)) == sorted(map(str, rows))
+    def row_of(row: PublishedRow) -> tuple[str | None, ...]:
+        return row.system, row.dataset, row.backbone, row.embedding
+
+    claimed = sorted(str(row_of(recipe.published)) for recipe in ALL)
+    assert claimed == sorted(str(row_of(row)) for row in published_rows())
     assert len({recipe.path for recipe in ALL}) == len(ALL) == 54
     folders = {recipe.path.parent for recipe in ALL}
     files = {path for folder in folders for path in folder.glob("*.yaml") if path.stem != "base"}
     assert files == {recipe.path for recipe in ALL}
 
 
-@of(*TABLES)
-def test_recipe_is_for_its_dataset_and_leaves_the_protocol_open(recipe):
-    config = config_of(recipe)
-    assert config.dataset == recipe.published.dataset
-    assert config.protocol == "honest"
-    assert config.resize in (224, 256)
-    assert config.weights == "auto"
-    written = yaml.safe_load(recipe.path.read_text())
-    assert not {"protocol", "seed", "data_root", "device"} & written.keys()
-
-
-@of("dybgr")
-def test_dybgr_has_the_published_values(recipe):
-    row = published()["rows"][0]
-    shared, own = row["config"], {**row["config"], **row[recipe.published.dataset]}
-    config = config_of(recipe)
-    assert config.backbone.startswith("vit_base_patch16_224.")
-    assert config.block_names == ["dybgr"] * shared["depth"]
-    for name in ("k", "num_iterations", "lam", "epsilon", "beta"):
-        assert config.options["dybgr"][name] == own[name]
-    assert config.options["dybgr"]["formulation"] == "released"
-    for name in ("alpha", "lr", "lr_blocks", "epochs", "resize", "batch_size", "per_class"):
-        assert getattr(config, name) == own[name], name
-    for name in ("head_dim", "weight_decay", "grad_clip", "curvature", "clip_radius"):
-        assert getattr(config, name) == shared[name], name
-    assert config.optimizer == shared["optimizer"].lower()
-    assert config.loss_options == {"temperature": shared["temperature"], "reduction": "sum"}
-    assert (config.distance, config.select_embedding) == ("hyperbolic", "backbone")
-    assert (config.schedule, config.warmup, config.lr_head) == ("constant", 0.0, 1.0)
-    classes = published()["datasets"][config.dataset]["train"][0]
-    assert config.batches_per_epoch == -(-classes * config.per_class // config.batch_size)
-
-
-@of("bgformer", "hyp-vit")
-def test_the_published_dimension_is_what_is_measured(recipe):
-    config = config_of(recipe)
-    dimension = int(recipe.published.embedding.partition("-")[0])
-    features = 384  # a ViT-S
-    assert config.backbone.startswith("vit_small_patch16_224.")
-    measured = config.head_dim if config.select_embedding == "head" else features
-    assert measured == dimension
-    assert (config.curvature, config.clip_radius, config.grad_clip) == (0.1, 2.3, 3.0)
-    if recipe.table == "hyp-vit":
-        assert (config.method, config.freeze) == ("none", ["patch_embed"])
-        assert config.eval_every == config.epochs  # a fixed last epoch
-        assert config.lr == (1e-5 if "dino" in config.backbone else 3e-5)
-
-
-@of("iaa")
-def test_iaa_has_the_published_values(recipe):
-    config, dataset = config_of(recipe), recipe.published.dataset
-    large = dataset in ("sop", "inshop")
-    resnet = recipe.published.backbone == "ResNet-50"
-    loss = recipe.path.stem.removeprefix("iaa-").split("-")[0]
-    assert config.method == "none"
-    assert config.backbone == ("resnet50.tv_in1k" if resnet else "torchvision:googlenet")
-    assert config.augmentation == ("iaa" if "IAA" in recipe.published.system else "none")
-    assert config.head_dim == RECIPE["embedding"]
-    assert config.per_class == RECIPE["sop_inshop_per_class" if large else "per_class"]
-    if not (large and resnet):  # whose released command has another batch
-        batch = RECIPE["sop_inshop_batch_size" if large else "batch_size"]
-        assert config.batch_size == batch
-    if dataset in RECIPE["lr"]:
-        rates = RECIPE["lr"]
-        assert config.lr == rates.get(f"{dataset}_{loss}", rates[dataset])
-    assert config.optimizer == RECIPE["optimizer"].lower()
-    assert (config.epochs, config.schedule) == (RECIPE["epochs"], "step")
-    assert config.lr_decay_epochs == RECIPE["lr_decay_epochs"]
-    assert config.lr_decay == RECIPE["lr_decay"]
-    assert (config.distance, config.select_embedding) == ("cosine", "head")
-    if loss == "ms":
-        ms = RECIPE["ms"]
-        assert config.loss == "multi-similarity"
-        assert config.loss_options == {name: ms[name] for name in ("alpha", "beta", "base")}
-        assert config.miner_options == {"epsilon": ms["epsilon"]}
-    if config.augmentation == "iaa":
-        iaa = config.options["iaa"]
-        assert round(iaa["start"] * config.epochs) == RECIPE["start_epoch"]
-        assert iaa["update_every"] == RECIPE["update_every_epochs"]
-        for name in ("momentum", "beta", "gamma", "num_neighbors"):
-            assert iaa[name] == RECIPE[name]
-        assert iaa["schedule"]
-        if dataset in RECIPE["strength"] and not (large and resnet):
-            assert iaa["strength"] == RECIPE["strength"][dataset]
-        if not (large and loss == "contrastive"):  # whose released command has 2
-            assert iaa["num_samples"] == RECIPE["num_samples"]
+@pytest.mark.parametrize("table", TABLES)
+def test_recipes_have_the_published_values_and_leave_the_protocol_open(table):
+    for recipe in recipes(table):
+        config = config_of(recipe)
+        wanted = EXPECTED[table](recipe)
+        wanted |= {"dataset": recipe.published.dataset, "protocol": "honest", "weights": "auto"}
+        assert {name: value_of(config, name) for name in wanted} == wanted, recipe.name
+        assert config.resize in (224, 256)
+        written = yaml.safe_load(recipe.path.read_text())
+        assert not {"protocol", "seed", "data_root", "device"} & written.keys()
 
 
 def test_a_comparison_on_a_papers_dataset_changes_the_method_alone():
     configs = parse(["--dataset", "cub", "--method", "none", "dybgr"]).configs
     for name in ("backbone", "lr", "batch_size", "loss_options", "epochs", "head_dim", "resize"):
         assert getattr(configs[0], name) == getattr(configs[1], name)
-    assert configs[1].dybgr.k == 30  # configs/cub/dybgr.yaml is the method's default as well
+    assert configs[1].options["dybgr"]["k"] == 30  # of configs/cub/dybgr.yaml
 
 
-@of(*TABLES)
-def test_each_recipe_stands_beside_its_own_row(recipe):
-    embedding = "backbone" if "backbone" in recipe.published.embedding else "head"
-    config = recipe.configs("--protocol", "paper", "--epochs", "3", "--seed", "4")[0]
-    beside = matching_published(config, embedding, {"recall@1": 0.5, "map@r": 0.25})
-    assert beside is not None
-    assert beside["source"] == recipe.published.source
-    figure = recipe.published.figures["recall@1"]
-    assert beside["figures"]["recall@1"] == figure
-    assert beside["difference"]["recall@1"] == 50 - figure
-    assert beside["figures"].keys() <= {"recall@1", "map@r"}
+def test_each_recipe_is_compared_with_its_own_row():
+    for recipe in ALL:
+        embedding = "backbone" if "backbone" in recipe.published.embedding else "head"
+        config = recipe.configs("--protocol", "paper", "--epochs", "3", "--seed", "4")[0]
+        row = matching_published(config, embedding, {"recall@1": 0.5, "map@r": 0.25})
+        figure = recipe.published.figures["recall@1"]
+        assert row is not None, recipe.name
+        assert row["source"] == recipe.published.source
+        assert row["figures"]["recall@1"] == figure
+        assert row["difference"]["recall@1"] == 50 - figure
+        assert row["figures"].keys() <= {"recall@1", "map@r"}
 
 
 def test_what_no_paper_has_trained_stands_alone():
@@ -186,7 +188,7 @@ def test_dry_run_of_the_papers_protocol():
 
 
 @pytest.mark.recipes
-@of(*TABLES)
+@pytest.mark.parametrize("recipe", ALL, ids=lambda recipe: recipe.name)
 def test_dry_run(recipe):
     dry_run(recipe)
 

@@ -16,7 +16,8 @@ from benchmarks.speed import run as speed
 from benchmarks.speed import step
 from benchmarks.speed.case import Case, Scale
 from benchmarks.speed.cases import CASES
-from benchmarks.speed.measure import available, disagreement, rows_of
+from benchmarks.speed.measure import disagreement, rows_of
+from bgl.models import create_backbone
 
 pytest.importorskip("faiss")
 
@@ -28,7 +29,7 @@ def test_all_sides_of_a_case_agree(case: Case) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # sparse CSR is in beta
         sides, exact = case.build(SMALL), case.build(replace(SMALL, dtype=torch.float64))
-        for peer in filter(available, sides.peers):
+        for peer in (peer for peer in sides.peers if peer.installed):
             precise = exact if peer.tolerance <= 1e-6 else sides
             assert disagreement(precise, peer) <= peer.tolerance, peer.name
 
@@ -69,13 +70,13 @@ def test_flop_of_a_step_are_those_of_its_products(monkeypatch: pytest.MonkeyPatc
     """A vision transformer's operations are known: two per weight and token, and attention."""
     monkeypatch.setattr(step, "seconds_of", lambda work, span: 1.0)
     found = step.measure_step(step.STEPS[1], small=True)
-    n, c, k = found["images"], found["channels"], 27
+    n, c, k = found.images, create_backbone("test_vit", "none")[1].num_features, 27
     blocks = len(step.STEPS[1].config(small=True).block_names)
     mlp = 2 * 2 * n * c * 4 * c
-    assert found["flop"]["graph"] >= 3 * blocks * mlp
-    assert found["flop"]["graph"] < 3 * blocks * (mlp + k * n * n * c)
-    assert found["flop"]["head"] == 3 * 2 * (2 * n) * c * 128
-    assert found["flop"]["encoder"] > found["flop"]["graph"]
+    assert found.flop["graph"] >= 3 * blocks * mlp
+    assert found.flop["graph"] < 3 * blocks * (mlp + k * n * n * c)
+    assert found.flop["head"] == 3 * 2 * (2 * n) * c * 128
+    assert found.flop["encoder"] > found.flop["graph"]
 
 
 def test_a_wrong_result_is_reported_and_not_timed() -> None:

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
-from PIL import Image
+from helpers import write_noisy_classes
 from scipy.stats import t as student
 
 from benchmarks.studies import plan, train
@@ -58,7 +57,7 @@ def finish(training: Training, val: float, test: float) -> dict[str, Any]:
     return {
         "command": "python " + " ".join(training.command),
         "epoch": 2,
-        "config": json.loads(json.dumps(vars(config), default=vars)),
+        "config": json.loads(json.dumps(config.to_dict())),
         "rows": rows,
         "before": {"same_class_edges": 0.1} if config.method != "none" else {},
         "history": [best, last],
@@ -66,7 +65,7 @@ def finish(training: Training, val: float, test: float) -> dict[str, Any]:
 
 
 def names(trainings: Any) -> list[tuple[str, float, int, int]]:
-    return [(t.arm, t.config.lr, t.config.options["dybgr"]["k"], t.seed) for t in trainings]
+    return [(t.arm, t.config.lr, t.options.get("dybgr.k", 15), t.seed) for t in trainings]
 
 
 def test_grid_comes_first_then_the_chosen_point_with_all_seeds(tmp_path):
@@ -116,30 +115,17 @@ def test_key_of_an_older_configuration_has_the_defaults_of_its_time():
     assert plan.config_key(stored) == training.key
 
 
+ALONE: dict[str, Any] = {"baselines": {}, "controls": {}, "sweeps": {}}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"arm": {}}, "fields of a study"),
         ({"baselines": {"graph": "nobody"}}, "`arm`"),
         ({"controls": {"graph": ["nobody"]}}, "`arm`"),
-        (
-            {
-                "arms": {"none": {"method": "none", "lrr": 1}},
-                "baselines": {},
-                "controls": {},
-                "sweeps": {},
-            },
-            "lrr",
-        ),
-        (
-            {
-                "arms": {"none": {"method": ["none", "dybgr"]}},
-                "baselines": {},
-                "controls": {},
-                "sweeps": {},
-            },
-            "one",
-        ),
+        ({**ALONE, "arms": {"none": {"method": "none", "lrr": 1}}}, "lrr"),
+        ({**ALONE, "arms": {"none": {"method": ["none", "dybgr"]}}}, "one"),
     ],
     ids=["unknown field", "unknown baseline", "unknown control", "unknown option", "two methods"],
 )
@@ -158,15 +144,7 @@ def test_errors_of_the_file(tmp_path, capsys, changes, message):
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder dataset of noisy images."""
-    root = tmp_path_factory.mktemp("images")
-    for part, number in (("train", 8), ("test", 3)):
-        for c in range(number):
-            folder = root / part / f"{part}{c}"
-            folder.mkdir(parents=True)
-            for i in range(3):
-                pixels = torch.randint(0, 256, (16, 16, 3), dtype=torch.uint8).numpy()
-                Image.fromarray(pixels).save(folder / f"{i}.png")
-    return root
+    return write_noisy_classes(tmp_path_factory.mktemp("images"), {"train": 8, "test": 3}, 3)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from bgl.datasets import download, load_dataset, write_standin
+from benchmarks.standin import write_standin
+from bgl.datasets import download, load_dataset
 from bgl.datasets.downloading import fetch, unpack
 from bgl.datasets.registry import SOURCES
 from bgl.datasets.source import Archive

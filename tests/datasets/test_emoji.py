@@ -18,16 +18,7 @@ from bgl.datasets import Splits, load_dataset, raw_pixels
 from tools import build_emoji, emoji_groups
 
 DATA = Path(bgl.datasets.__file__).parent / "data"
-STYLES = {
-    "noto",
-    "noto-v1",
-    "twemoji",
-    "fluent-emoji",
-    "fluent-emoji-flat",
-    "fluent-emoji-high-contrast",
-    "fxemoji",
-    "emojione",
-}
+STYLES = set(build_emoji.VERSIONS)
 
 
 @pytest.fixture(scope="module")

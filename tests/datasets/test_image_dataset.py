@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from helpers import write_pngs
 
 from bgl.datasets import ImageDataset, Splits, raw_pixels
 
@@ -16,11 +16,6 @@ def in_memory(names: tuple[str, ...] = ("a", "b", "c"), per_class: int = 3) -> I
     images = torch.randint(0, 256, (len(labels), 3, 20, 24), dtype=torch.uint8)
     paths = [f"{names[c]}/{i}" for i, c in enumerate(labels.tolist())]
     return ImageDataset(images, labels, names, paths=paths)
-
-
-def save(image: Image.Image, path: Path, **options: object) -> Path:
-    image.save(path, **options)
-    return path
 
 
 def test_items_and_transform() -> None:
@@ -57,10 +52,7 @@ def test_select_classes_keeps_all_their_images() -> None:
 
 def test_files_and_memory_subset_alike(tmp_path: Path) -> None:
     data = in_memory()
-    files = [
-        save(Image.fromarray(x.permute(1, 2, 0).numpy()), tmp_path / f"{i}.png")
-        for i, x in enumerate(data.images)
-    ]
+    files = write_pngs(tmp_path, data.images)
     from_files = ImageDataset(files, data.labels, data.class_names)
     assert from_files.paths == [str(file) for file in files]
     for one, other in ((from_files, data), (from_files.subset([7, 2]), data.subset([7, 2]))):

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import write_pngs
 from PIL import Image
 
 from bgl.datasets import ImageDataset
@@ -251,10 +252,7 @@ def test_names_are_shown_without_what_a_terminal_would_obey(tmp_path: Path) -> N
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_hold_every_image_or_its_error_in_order(tmp_path: Path, workers: int) -> None:
     images = torch.randint(0, 256, (5, 3, 6, 4), dtype=torch.uint8)
-    paths = [
-        save(Image.fromarray(image.permute(1, 2, 0).numpy()), tmp_path / f"{i}.png")
-        for i, image in enumerate(images)
-    ]
+    paths = write_pngs(tmp_path, images)
     paths[3].write_bytes(b"no image")
     data = ImageDataset(paths, torch.zeros(5).long(), ["x"])
     before = torch.get_rng_state()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from PIL import Image
+from helpers import write_pngs
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -146,10 +146,7 @@ def test_embed_is_what_the_model_gives(saved):
 def test_embed_takes_paths_and_tensors_of_any_size(saved, tmp_path):
     encoder = load(saved[1])
     images = [pictures(1, 40 + 9 * i, 64)[0] for i in range(5)]
-    paths = []
-    for i, image in enumerate(images):
-        paths.append(tmp_path / f"{i}.png")
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(paths[-1])
+    paths = write_pngs(tmp_path, images)
     expected = encoder.embed(images)
     for mixed in (paths, [str(path) for path in paths], [*paths[:2], *images[2:]], tuple(paths)):
         assert torch.equal(encoder.embed(mixed), expected)
@@ -445,22 +442,20 @@ def test_not_together_with_moving_statistics():
         tiny(checkpoint_activations=True, train_batch_norm=True)
 
 
-def test_configurations_older_than_an_option_compare_by_its_default():
+def test_configurations_older_than_an_option_compare_by_its_default(tmp_path):
     config = tiny(method="dybgr")
-    stored = dataclasses.asdict(config)
+    stored = config.to_dict()
     del stored["checkpoint_activations"]
-    assert config.changed(stored) == []
-    assert config.changed({**stored, "lr": 1.0}) == ["lr"]
-    other = dataclasses.replace(config, checkpoint_activations=True)
-    assert other.changed(stored) == ["checkpoint_activations"]
+    config.check_stored(stored, tmp_path)
+    with pytest.raises(ValueError, match="but lr differ"):
+        config.check_stored({**stored, "lr": 1.0}, tmp_path)
+    with pytest.raises(ValueError, match="but checkpoint_activations differ"):
+        dataclasses.replace(config, checkpoint_activations=True).check_stored(stored, tmp_path)
 
 
 def test_a_dataset_is_embedded_as_its_images_are(saved, tmp_path):
     encoder = load(saved[1])
-    paths = []
-    for i, image in enumerate(pictures(5)):
-        paths.append(tmp_path / f"{i}.png")
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(paths[-1])
+    paths = write_pngs(tmp_path, pictures(5))
     data = ImageDataset(paths, torch.zeros(5).long(), ["a"], transform=torch.flip)  # not used
     for workers in (0, 2):
         vectors = encoder.embed(data, output=None, workers=workers)

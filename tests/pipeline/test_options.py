@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -250,5 +251,7 @@ def test_every_field_has_an_option_with_help(capsys):
         options.parse(["--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    for field in dataclasses.fields(TrainConfig):
-        assert "--" + field.name.replace("_", "-") in text
+    names = {field.name for field in dataclasses.fields(TrainConfig)} - {"options"}
+    names |= {f"{block}.{key}" for block in BLOCKS for key in BLOCKS.options(block)}
+    for name in names:
+        assert re.search(rf"^ +{re.escape(options.dashes('--' + name))}\b", text, re.MULTILINE)

@@ -154,16 +154,6 @@ def test_ctrl_c_leaves_a_readable_state_to_go_on_from(images, interrupted, capsy
     assert not (folder / "checkpoint.pt").exists()
 
 
-def test_ctrl_c_says_how_to_go_on(images, tmp_path, monkeypatch, capsys):
-    def stop(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(rows, "train", stop)
-    assert again(images, tmp_path / "stopped", "--method", "none") == 130
-    out = capsys.readouterr().out
-    assert f"--resume {tmp_path / 'stopped'}" in out
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
 def test_signal_in_the_middle_of_an_epoch_and_resume(images, tmp_path, monkeypatch, capsys, number):
     """The end is that of a run that nobody interrupted; --resume needs nothing but the folder."""

@@ -120,4 +120,4 @@ def test_unknown_trackers_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
         check_trackers(["tensorbored"])
     for name in ("wandb", "aim"):
         with pytest.raises(ValueError, match=f"pip install {name}"):
-            Trackers([name], ".")
+            check_trackers([name])

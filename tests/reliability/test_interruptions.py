@@ -25,7 +25,8 @@ from tiny_training import assert_same_files, make_splits, read_csv, tiny
 
 import bgl._io as io
 import bgl.training.interruption as interruption
-from bgl.datasets import Splits, write_standin
+from benchmarks.standin import write_standin
+from bgl.datasets import Splits
 from bgl.training import Interrupted, Progress, TrainConfig, TrainResult, train
 from bgl.training.checkpoint import random_state, restore_random_state
 
@@ -422,14 +423,3 @@ def test_checkpoint_that_cannot_be_read(splits, tmp_path, content):
     (tmp_path / "checkpoint.pt").write_bytes(content)
     with pytest.raises(ValueError, match=r"checkpoint\.pt to be a checkpoint.*remove it"):
         train(config(), splits, tmp_path)
-
-
-def test_checkpoint_with_code_in_it_is_not_run(splits, tmp_path):
-    class Evil:
-        def __reduce__(self) -> Any:
-            return os.mkdir, (str(tmp_path / "ran"),)
-
-    torch.save({"config": Evil(), "position": {}}, tmp_path / "checkpoint.pt")
-    with pytest.raises(ValueError, match="cannot be read"):
-        train(config(), splits, tmp_path)
-    assert not (tmp_path / "ran").exists()

@@ -210,21 +210,21 @@ def test_black_images_train(method, distance, dtype):
 
 
 @pytest.fixture
-def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[float]]:
-    """Make the loss, or its gradient, of chosen batches NaN; the others' are listed."""
+def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[Tensor, float]]]:
+    """Make the loss, or its gradient, of chosen batches NaN; labels and true loss of all are noted."""
 
-    def install(bad: set[int], gradient_only: bool = False) -> list[float]:
-        build, calls, good = loop.build_criterion, [0], []
+    def install(bad: set[int], gradient_only: bool = False) -> list[tuple[Tensor, float]]:
+        build = loop.build_criterion
+        seen: list[tuple[Tensor, float]] = []
 
         def failing_criterion(config: Any, num_classes: int) -> torch.nn.Module:
             inner = build(config, num_classes)
 
             class Failing(torch.nn.Module):
                 def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-                    calls[0] += 1
                     loss: Tensor = inner(embeddings, labels)
-                    if calls[0] not in bad:
-                        good.append(loss.item())
+                    seen.append((labels, loss.item()))
+                    if len(seen) not in bad:
                         return loss
                     nan = (embeddings.sum() * 0).sqrt()  # 0, with a gradient of 0 / 0
                     return loss + nan if gradient_only else loss * math.nan
@@ -232,26 +232,31 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[float]]:
             return Failing()
 
         monkeypatch.setattr(loop, "build_criterion", failing_criterion)
-        return good
+        return seen
 
     return install
 
 
 @pytest.mark.parametrize("gradient_only", [False, True], ids=["loss", "gradient"])
 def test_batch_that_is_not_finite_is_named(failing, tmp_path: Path, gradient_only):
-    failing({2}, gradient_only)
-    said = r"not finite in epoch 1, step 2: \{'loss_plain': .*gradient norm nan; feature norms "
-    with pytest.raises(FloatingPointError, match=said + r"from .* to .*; samples \[.*; images"):
-        train(tiny(), make_splits(), tmp_path)
+    seen, splits = failing({4}, gradient_only), make_splits()
+    said = r"not finite in epoch 2, step 2: \{'loss_plain': .*gradient norm nan; feature norms "
+    said += r"from .* to .*; samples \[.*; images"
+    with pytest.raises(FloatingPointError, match=said) as caught:
+        train(tiny(), splits, tmp_path)
+    named = [i for i in range(32) if f"'train/{i}'" in str(caught.value)]
+    assert sorted(splits.train.labels[named].tolist()) == sorted(seen[-1][0].tolist())
+    assert len(read_csv(tmp_path)) == 1  # the finished epoch is there to go on from
 
 
 @pytest.mark.parametrize("gradient_only", [False, True], ids=["loss", "gradient"])
 def test_skipped_batches_are_counted_and_leave_no_trace(failing, tmp_path: Path, gradient_only):
-    good = failing({2, 3}, gradient_only)
+    seen = failing({2, 3}, gradient_only)
     with pytest.warns(UserWarning, match="Skipped a batch.*not finite in epoch 1, step 2"):
         result = train(tiny(on_nonfinite="skip"), make_splits(), tmp_path)
     assert [row["skipped_steps"] for row in result.history] == [1, 1]
     assert [row["skipped_steps"] for row in read_csv(tmp_path)] == ["1", "1"]
+    good = [loss for step, (_, loss) in enumerate(seen, 1) if step not in (2, 3)]
     assert [row["loss"] for row in result.history] == pytest.approx(good)
     assert all(
         torch.isfinite(t).all() for t in loop.load_file(tmp_path / "model.safetensors").values()

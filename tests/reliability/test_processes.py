@@ -26,8 +26,8 @@ from safetensors.torch import load_file
 from tiny_training import assert_same_files, make_splits, tiny
 from two_processes import CASES
 
+from benchmarks.standin import write_standin
 from bgl.augment import AugmentedLoss
-from bgl.datasets import write_standin
 from bgl.pipeline import baseline_rows
 from bgl.training import Interrupted, Progress, build_encoder, train
 from bgl.training.distributed import average_gradients, gather_rows, shares

@@ -27,7 +27,6 @@ from bgl.models import ModelConfig, assemble_model, create_backbone, load, save
 from bgl.search import SearchIndex, find_images
 from bgl.search.__main__ import main
 from bgl.search.index import INDEX_FILE
-from bgl.search.page import printable
 
 ODD = 'a"<b>&.png'
 
@@ -267,10 +266,6 @@ def test_a_write_that_fails_leaves_the_old_index(
     with pytest.raises(OSError, match="disk full"):
         half.save(tmp_path)
     assert (tmp_path / INDEX_FILE).read_bytes() == before
-
-
-def test_names_cannot_steer_the_terminal() -> None:
-    assert printable("a\x1b[2J\n\udce9é🙂.png") == "a\ufffd[2J\ufffd\ufffdé🙂.png"
 
 
 def test_command_line(run: Path, pictures: Path, tmp_path: Path, capsys) -> None:

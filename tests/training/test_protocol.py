@@ -2,46 +2,29 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_training
 import torch
+from tiny_training import make_splits
 
 import bgl.training.loop as loop
 from bgl.datasets import RECALL_AT, ImageDataset, Splits, recall_at
 from bgl.models import create_backbone, load
 from bgl.training import TrainConfig, build_encoder, build_model, train
-from bgl.training.build import make_optimizer, make_schedule
+from bgl.training.build import make_optimizer
 from bgl.training.loop import chosen_epoch
-
-
-def part(prefix: str, num_classes: int) -> ImageDataset:
-    labels = torch.arange(num_classes).repeat_interleave(4)
-    images = torch.randint(0, 256, (len(labels), 3, 32, 32), dtype=torch.uint8)
-    return ImageDataset(images, labels, [f"{prefix}{c}" for c in range(num_classes)])
 
 
 @pytest.fixture
 def splits() -> Splits:
-    return Splits("noise", part("train", 8), part("val", 4), part("test", 4))
+    return make_splits()
 
 
 def tiny(**options: Any) -> TrainConfig:
-    defaults: dict[str, Any] = {
-        "dataset": "folder",
-        "method": "none",
-        "backbone": "test_resnet",
-        "weights": "none",
-        "image_size": 32,
-        "head_dim": 8,
-        "epochs": 5,
-        "batch_size": 16,
-        "device": "cpu",
-        "workers": 0,
-    }
-    return TrainConfig(**{**defaults, **options})
+    return tiny_training.tiny(**{"epochs": 5, **options})
 
 
 # --- the protocol ---------------------------------------------------------------------------------
@@ -129,39 +112,6 @@ def test_recall_at_is_the_datasets(splits, tmp_path):
     assert found == ["recall@1", "recall@10", "recall@20", "recall@30"]
 
 
-# --- optimiser and schedule -----------------------------------------------------------------------
-
-
-def rates(config: TrainConfig, steps: int) -> list[float]:
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = make_schedule(config, optimizer, steps)
-    found = []
-    for _ in range(steps):
-        found.append(schedule.get_last_lr()[0])
-        optimizer.step()
-        schedule.step()
-    return found
-
-
-def test_constant_schedule():
-    assert rates(tiny(schedule="constant", warmup=0.0), 7) == [1.0] * 7
-    warm = rates(tiny(schedule="constant", warmup=0.4), 10)
-    assert warm == pytest.approx([0.25, 0.5, 0.75] + [1.0] * 7)
-
-
-@pytest.mark.parametrize("batches", [1, 3, 7])
-def test_step_schedule_is_torchs_multi_step(batches):
-    config = tiny(epochs=9, schedule="step", lr_decay_epochs=[2, 5, 6], lr_decay=0.2, warmup=0.0)
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    oracle = torch.optim.lr_scheduler.MultiStepLR(optimizer, [2, 5, 6], gamma=0.2)
-    expected = []
-    for _ in range(9):
-        expected += [oracle.get_last_lr()[0]] * batches
-        optimizer.step()
-        oracle.step()
-    assert rates(config, 9 * batches) == pytest.approx(expected)
-
-
 @pytest.mark.parametrize(
     ("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)]
 )
@@ -210,31 +160,6 @@ def test_resize_is_stored_with_the_model(splits, tmp_path):
     small = load(tmp_path / "other")
     assert whole.transform(image[0]).shape == (3, 32, 32)
     assert not torch.equal(whole.transform(image[0]), small.transform(image[0]))
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("protocol", "optimistic"),
-        ("eval_every", 0),
-        ("optimizer", "sgd"),
-        ("schedule", "cosine"),
-        ("lr_decay", 0.0),
-        ("lr_decay", math.nan),
-        ("resize", 31),
-        ("batches_per_epoch", 0),
-        ("lr_decay_epochs", [3]),  # without the schedule "step"
-        ("lr_decay_epochs", [0]),
-    ],
-)
-def test_wrong_values_are_refused_by_name(field, value):
-    with pytest.raises(ValueError, match=rf"`{field}`"):
-        tiny(**{field: value})
-
-
-def test_step_schedule_needs_epochs():
-    with pytest.raises(ValueError, match=r"`lr_decay_epochs`.*'step'"):
-        tiny(schedule="step")
 
 
 # --- torchvision's GoogLeNet ----------------------------------------------------------------------

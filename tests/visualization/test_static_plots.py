@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgba
 from matplotlib.patches import Rectangle
 from torch_geometric.data import Data
 
@@ -26,6 +27,7 @@ from bgl.visualization import (
     retrieval_grid,
     training_curves,
 )
+from bgl.visualization._style import OTHER_CLASS, SAME_CLASS
 from bgl.visualization.embedding import scattered
 
 mpl.use("Agg")
@@ -57,7 +59,7 @@ ODD = {
 
 @pytest.mark.parametrize("plot", [draw_batch_graph, adjacency_heatmap, edge_weight_histogram])
 @pytest.mark.parametrize("name", ODD)
-def test_odd_graphs(plot, name):
+def test_odd_graphs_are_drawn(plot, name):
     plot(ODD[name]).figure.canvas.draw()
 
 
@@ -78,12 +80,52 @@ def test_wrong_graphs_are_named(plot, wrong, named):
         plot(wrong)
 
 
+def drawn(axes):
+    """Number of line segments by colour."""
+    return {
+        tuple(c.get_colors()[0][:3]): len(c.get_segments())
+        for c in axes.collections
+        if hasattr(c, "get_segments")
+    }
+
+
+def test_kinds_of_edges_and_equal_weights():
+    edge_index = torch.tensor([[0, 1, 1, 2, 3], [1, 0, 2, 3, 3]])  # both ways, and a self-loop
+    data = Data(edge_index=edge_index, y=torch.tensor([0, 0, 1, 1]), num_nodes=4)
+    assert drawn(draw_batch_graph(data)) == {
+        to_rgba(SAME_CLASS)[:3]: 2,
+        to_rgba(OTHER_CLASS)[:3]: 1,
+    }
+
+
+def test_edge_budget_keeps_the_strongest_and_says_so():
+    edge_index = torch.tensor([[1, 2, 3], [0, 0, 0]])
+    data = Data(edge_index=edge_index, edge_weight=torch.tensor([0.1, 0.9, 0.5]), num_nodes=4)
+    axes = draw_batch_graph(data, max_edges=2)
+    assert axes.get_xlabel() == "the 2 strongest of 3 edges"
+    widths = next(c.get_linewidths() for c in axes.collections if hasattr(c, "get_segments"))
+    assert sorted(widths) == pytest.approx([0.3 + 3.2 * 0.5 / 0.9, 3.5])
+
+
+@pytest.mark.parametrize("heads", [None, 3])
+def test_thumbnails_and_heads(heads):
+    data = to_batch_graph(torch.randn(9, 4), torch.arange(9) // 3, AdaptiveGraph(2))
+    if heads:
+        data.edge_weight = data.edge_weight[:, None].repeat(1, heads)
+    axes = draw_batch_graph(data, torch.zeros(9, 3, 16, 16, dtype=torch.uint8))
+    assert len(axes.artists) == 9
+
+
 def test_labels_under_the_nodes():
     axes = draw_batch_graph(graph(), labels=[f"${i}_<b>" for i in range(12)])
     assert [t.get_text() for t in axes.texts] == [rf"\${i}_<b>" for i in range(12)]
     axes.figure.canvas.draw()
     with pytest.raises(ValueError, match="`labels`"):
         draw_batch_graph(graph(), labels=["one"])
+    with pytest.raises(ValueError, match="`images`"):
+        draw_batch_graph(graph(), pictures(8))
+    with pytest.raises(ValueError, match="`max_edges`"):
+        draw_batch_graph(graph(), max_edges=-1)
 
 
 def test_layout_by_embedding():
