@@ -211,7 +211,7 @@ def test_black_images_train(method, distance, dtype):
 
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[Tensor, float]]]:
-    """Make the loss, or its gradient, of chosen batches NaN; labels and true loss of all are noted."""
+    """Make the loss, or its gradient, of chosen batches NaN; all labels and true losses noted."""
 
     def install(bad: set[int], gradient_only: bool = False) -> list[tuple[Tensor, float]]:
         build = loop.build_criterion
