@@ -396,6 +396,7 @@ ENTRIES: dict[str, Entry] = {
         table=optional(path("/no/such.csv")),
     ),
     "datasets.raw_pixels": entry(datasets.raw_pixels, dataset=st.builds(image_dataset)),
+    "datasets.recall_at": entry(datasets.recall_at, dataset=st.sampled_from(["cub", "sop", "x"])),
     "images.eval_transform": entry(
         lambda **options: images.eval_transform(**options)(image),
         of=images.eval_transform,

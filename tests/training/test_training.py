@@ -593,7 +593,6 @@ def test_graph_statistics_of_a_hand_example():
         ("eval_every", 0),
         ("optimizer", "sgd"),
         ("schedule", "cosine"),
-        ("schedule", "step"),  # without lr_decay_epochs
         ("lr_decay", 0.0),
         ("lr_decay", math.nan),
         ("resize", 31),
@@ -605,6 +604,11 @@ def test_graph_statistics_of_a_hand_example():
 def test_wrong_values_are_refused_by_name(field, value):
     with pytest.raises(ValueError, match=rf"`{field}`"):
         tiny(**{field: value})
+
+
+def test_the_schedule_of_steps_needs_their_epochs():
+    with pytest.raises(ValueError, match=r"`lr_decay_epochs`.* got \[\] with 'step'"):
+        tiny(schedule="step")
 
 
 @pytest.mark.parametrize(
