@@ -495,6 +495,13 @@ def test_step_schedule_is_torchs_multi_step(batches):
     assert rates[:-1] == pytest.approx(expected)
 
 
+def test_every_step_moves_the_rate(splits, tmp_path):
+    config = tiny(epochs=3, warmup=0.0)  # of two steps each
+    history = train(config, splits, tmp_path).history
+    expected = [config.lr / 2.0 * rate for rate in schedule_of(config, 6)[:6:2]]
+    assert [row["lr"] for row in history] == pytest.approx(expected)
+
+
 def test_loss_and_miner_go_by_the_distance_of_the_head():
     for distance, kind in (("cosine", CosineSimilarity), ("hyperbolic", HyperbolicDistance)):
         config = tiny(loss="triplet", distance=distance, curvature=0.5)
@@ -597,6 +604,11 @@ def test_graph_statistics_of_a_hand_example():
 def test_wrong_values_are_refused_by_name(field, value):
     with pytest.raises(ValueError, match=rf"`{field}`"):
         tiny(**{field: value})
+
+
+def test_the_schedule_of_steps_needs_their_epochs():
+    with pytest.raises(ValueError, match=r"`lr_decay_epochs`.* got \[\] with 'step'"):
+        tiny(schedule="step")
 
 
 @pytest.mark.parametrize(
