@@ -17,14 +17,14 @@ _TARGET, _SOURCE, _WEIGHT = range(3)
 
 def neighbor_sums(x: Tensor, source: Tensor, weight: Tensor) -> Tensor:
     """Σ_p w_ip x_source(i, p) [R, C] for k neighbours a row, ``source`` and ``weight`` [R, k]."""
-    return _contract(_TARGET, x.size(0), x, weight.flatten(), None, *_bags(source))
+    return _contract(_TARGET, x.size(0), x, weight.flatten(), *_bags(source))
 
 
 def neighbor_products(a: Tensor, x: Tensor, source: Tensor, known: Tensor | None = None) -> Tensor:
     """⟨a_i, x_source(i, p)⟩ [R, k]; ``known`` are the products where they need not be computed."""
     a = a.view_as(a)  # a compiled graph must not be given one tensor twice
     known = None if known is None else known.flatten()
-    return _contract(_WEIGHT, x.size(0), a, x, known, *_bags(source)).view(source.shape)
+    return _contract(_WEIGHT, x.size(0), a, x, *_bags(source), known).view(source.shape)
 
 
 def edge_sums(x: Tensor, edge_index: Tensor, weight: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ def edge_sums(x: Tensor, edge_index: Tensor, weight: Tensor) -> Tensor:
         target, order = target.sort(stable=True)
         source, weight = source[order], weight[order]
     start = torch.searchsorted(target, torch.arange(x.size(0), device=x.device))
-    return _contract(_TARGET, x.size(0), x, weight, None, source, target, start)
+    return _contract(_TARGET, x.size(0), x, weight, source, target, start)
 
 
 def _bags(source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -45,14 +45,21 @@ def _bags(source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _contract(
-    missing: int, nodes: int, one: Tensor, other: Tensor, known: Tensor | None, *edges: Tensor
+    missing: int,
+    nodes: int,
+    one: Tensor,
+    other: Tensor,
+    source: Tensor,
+    target: Tensor,
+    start: Tensor,
+    known: Tensor | None = None,
 ) -> Tensor:
     """The derivative of the form below by the missing argument, from the other two."""
     if one.dtype != other.dtype:
         dtype = torch.promote_types(one.dtype, other.dtype)
         one, other = one.to(dtype), other.to(dtype)
     form = _EdgeForm if torch.compiler.is_compiling() else _EagerEdgeForm
-    return form.apply(missing, nodes, one, other, known, *edges)
+    return form.apply(missing, nodes, one, other, source, target, start, known)
 
 
 class _EdgeForm(torch.autograd.Function):
@@ -63,13 +70,20 @@ class _EdgeForm(torch.autograd.Function):
     itself differentiates only once: no message is stored.
     """
 
+    # no *args: torch.compile then hands gradients to the wrong arguments
     @staticmethod
     def forward(
-        missing: int, nodes: int, one: Tensor, other: Tensor, known: Tensor | None, *edges: Tensor
+        missing: int,
+        nodes: int,
+        one: Tensor,
+        other: Tensor,
+        source: Tensor,
+        target: Tensor,
+        start: Tensor,
+        known: Tensor | None,
     ) -> Tensor:
         if known is not None:
             return known.clone()
-        source, target, start = edges
         if missing == _TARGET:  # x and w are given
             return F.embedding_bag(source, one, start, mode="sum", per_sample_weights=other)
         if missing == _WEIGHT:  # a and x
@@ -82,9 +96,9 @@ class _EdgeForm(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.missing, ctx.nodes, one, other, _, *edges = inputs
-        ctx.save_for_backward(one, other, *edges)
-        ctx.save_for_forward(one, other, *edges)
+        ctx.missing, ctx.nodes, *tensors, _ = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -96,7 +110,7 @@ class _EdgeForm(torch.autograd.Function):
             if i != ctx.missing:
                 others = form[:i] + form[i + 1 :]
                 needed = ctx.needs_input_grad[2 + len(grads)]
-                grads.append(_contract(i, ctx.nodes, *others, None, *edges) if needed else None)
+                grads.append(_contract(i, ctx.nodes, *others, *edges) if needed else None)
         return None, None, *grads, None, None, None, None
 
 
@@ -107,7 +121,7 @@ class _EagerEdgeForm(_EdgeForm):
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
         one, other, *edges = ctx.saved_tensors
         parts = [
-            _contract(ctx.missing, ctx.nodes, *form, None, *edges)
+            _contract(ctx.missing, ctx.nodes, *form, *edges)
             for form in ((tangents[2], other), (one, tangents[3]))
             if form[0] is not None and form[1] is not None
         ]
