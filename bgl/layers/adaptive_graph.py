@@ -18,7 +18,7 @@ from bgl._checks import (
     readable,
 )
 from bgl._precision import at_least_float32
-from bgl.layers.pairs import Block, Graph, Neighbors, Pairs, Products
+from bgl.layers.pairs import Block, Graph, Neighbors, Pairs, Products, at
 
 # Smallest denominators: they bound the gradients (see `AdaptiveGraph`) and lie far below the
 # values of any batch that is not degenerate.
@@ -94,6 +94,9 @@ class AdaptiveGraph(nn.Module):
 
     A row of ``x`` that is not finite is nobody's neighbour while ``k`` + 1 others are, and its own
     weights are NaN; all other edges are as without it. Repeated candidates count once.
+
+    Memory grows with N·k, since large batches are looked at in blocks of rows. ``torch.compile``
+    makes one graph for all N, which looks at all N² pairs at once.
 
     Args:
         k: Number of neighbours, ≥ 1.
@@ -216,234 +219,168 @@ class Problem:
     def __init__(
         self, x: Tensor, y: Tensor | None, pairs: Pairs, k: int, lam: float, beta: float
     ) -> None:
-        self.given = x  # where it is the context too, its products serve twice
-        self.pairs, self.k, self.lam, self.beta = pairs, k, lam, beta
-        self.y = y if y is None or pairs.order is None else y[pairs.order]
-        if k > 0:
-            with torch.autocast(x.device.type, enabled=False):
-                self.set_up(self.sorted(x))
+        self.x, self.y, self.pairs, self.k = x, y, pairs, k
+        self.lam, self.beta = lam, beta
+        with torch.autocast(x.device.type, enabled=False):
+            self.h = self.products(x)
+            self.square = self.h.x.square().sum(1)
+            if k > 0:
+                self.set_up()
 
-    def set_up(self, x: Tensor) -> None:
-        """Compute what depends on ``x`` alone."""
-        raise NotImplementedError
+    def products(self, x: Tensor) -> Products:
+        """The inner products of some features that the formulation looks at."""
+        return Products(at_least_float32(x), self.pairs)
 
-    def weigh(self, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Neighbours [R, k], weights [R, k], and how many there are [R, 1] where that varies.
+    def set_up(self) -> None:
+        """Compute what else depends on ``x`` alone."""
 
-        ``context`` None: the features themselves.
-        """
+    def weigh(self, f: Products) -> tuple[Tensor, Tensor, Tensor]:
+        """Neighbours [R, k], their weights, and how many there are [R, 1]."""
         raise NotImplementedError
 
     def solve(self, context: Tensor) -> Neighbors:
         """The graph for contextual features F [N, C']."""
-        n = self.given.size(0)
         check_matrix(context, "context")
-        if context.size(0) != n:
+        if context.size(0) != self.x.size(0):
             raise ValueError(
-                f"Expected argument `context` to have {n} rows like `x`, got {context.size(0)}"
+                f"Expected argument `context` to have {self.x.size(0)} rows like `x`, "
+                f"got {context.size(0)}"
             )
         if self.k == 0:
-            empty = at_least_float32(context.new_zeros(self.pairs.rows.stop, 0))
+            empty = self.square.new_zeros(self.pairs.rows.size(0), 0)
             return Neighbors(empty.long(), empty, None)
         with torch.autocast(context.device.type, enabled=False):
-            known = context is self.given
-            source, weight, degree = self.weigh(None if known else self.sorted(context))
-            mask = None
-            if degree is not None:
-                mask = torch.arange(self.k, device=weight.device) < degree
-                weight = torch.where(mask, weight, 0)
-        if self.pairs.order is not None and mask is not None:  # back to the order of the samples
-            place = self.pairs.order.argsort()
-            source, weight, mask = self.pairs.order[source][place], weight[place], mask[place]
-        return Neighbors(source, weight, mask)
+            f = self.h if context is self.x else self.products(context)
+            source, weight, degree = self.weigh(f)
+        if self.pairs.whole:
+            return Neighbors(source, weight, None)
+        mask = torch.arange(self.k, device=weight.device) < degree
+        return Neighbors(source, torch.where(mask, weight, 0), mask)
 
-    def sorted(self, values: Tensor) -> Tensor:
-        """In at least float32, sorted by graph."""
-        values = at_least_float32(values)
-        return values if self.pairs.order is None else values[self.pairs.order]
+    def nearest(self, cost: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+        """Nodes of the k + 1 smallest costs [R, k + 1], and how many there are [R, 1].
 
-    def same(self, rows: slice, labels: Tensor) -> Tensor:
-        """S_ij for ``labels`` [1 or R, p] of the columns."""
-        return self.y[rows, None] == labels
-
-    def nearest(self, cost: Tensor, own: Tensor, block: Block) -> tuple[Tensor, Tensor]:
-        """Positions [R, k + 1] of the smallest costs, and how many there are, up to k + 1 [R, 1].
-
-        A cost that is not a number comes last; missing entries are the row itself.
+        What is missing, or costs no number, is the row itself.
         """
-        foreign = block.foreign()
-        excluded = own if foreign is None else own | foreign
-        cost = cost.masked_fill(excluded, torch.inf)
-        found = cost.topk(min(self.k + 1, cost.size(1)), largest=False)
-        missing = ~(found.values < torch.inf)
-        itself = own.to(torch.uint8).argmax(1, keepdim=True)
-        position = torch.where(missing, itself, found.indices)
+        cost = cost.scatter(1, block.itself, torch.inf)
+        smallest = cost.topk(min(self.k + 1, cost.size(1)), largest=False)
+        there = smallest.values < torch.inf
+        position = torch.where(there, smallest.indices, block.itself)
         short = self.k + 1 - position.size(1)
         if short > 0:
-            position = torch.cat([position, itself.expand(-1, short)], dim=1)
-        return position, (~missing).sum(1, keepdim=True)
+            position = torch.cat([position, block.itself.expand(-1, short)], dim=1)
+        return block.nodes(position), there.sum(1, keepdim=True)
 
-    def gaps(self, cost: Tensor, found: Tensor) -> tuple[Tensor, Tensor | None, Tensor | bool]:
-        """c_(k+1) − c_(p) for the k cheapest from the k + 1 cheapest [R, k + 1], 0 where padded;
-        the number of neighbours where it varies; and whether there is a (k+1)-th.
+    def gaps(self, cost: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
+        """c_(k+1) − c_(p) [R, k], 0 where padded, and how many neighbours there are [R, 1].
 
-        Differences come first since the costs of almost equal rows cancel exactly. Rows without a
-        (k+1)-th neighbour are compared with their k-th.
+        The costs are the k + 1 smallest, ``found`` of them real. Their differences come first
+        since the costs of almost equal rows cancel exactly. A single neighbour has no other to be
+        compared with.
         """
-        k = self.k
-        if self.pairs.whole:
-            bounded = self.pairs.width - 1 > k
-            return (cost[:, k:] if bounded else cost[:, k - 1 : k]) - cost[:, :k], None, bounded
-        degree = torch.minimum((found - 1).clamp(min=1), found)
-        last = torch.where(found > degree, degree, degree - 1)
-        gap = cost.gather(1, last.clamp(min=0)) - cost[:, :k]
-        return gap * (torch.arange(k, device=cost.device) < degree), degree, found > degree
+        last = (found - 1).clamp(min=0)
+        degree = torch.minimum(last.clamp(min=1), found)
+        gap = cost.gather(1, last) - cost[:, : self.k]
+        return gap * (torch.arange(self.k, device=cost.device) < degree), degree
 
 
 class PaperProblem(Problem):
     """c_ij = |ĥ_i − ĥ_j|² − 2βS_ij − λ⟨f̂_i, f̂_j⟩, solved exactly for each context."""
 
-    def set_up(self, x: Tensor) -> None:
-        h = F.normalize(x, dim=1, eps=NORM_FLOOR)
-        self.h, self.square = Products(h, self.pairs), h.square().sum(1)
+    def products(self, x: Tensor) -> Products:
+        return Products(F.normalize(at_least_float32(x), dim=1, eps=NORM_FLOOR), self.pairs)
 
-    def weigh(self, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        pairs, square, h, f = self.pairs, self.square, self.h, self.h
-        if context is not None:
-            f = Products(F.normalize(context, dim=1, eps=NORM_FLOOR), pairs)
+    def weigh(self, f: Products) -> tuple[Tensor, Tensor, Tensor]:
+        h, pairs = self.h, self.pairs
 
-        def choose(i: int, block: Block) -> tuple[Tensor, ...]:
-            dots, context_dots = h.block(i), f.block(i)
-            labels = None if self.y is None else block.spread(self.y)
-            cost = self.cost(block.rows, block.spread(square), dots, context_dots, labels)
-            position, found = self.nearest(cost, _own(block, pairs), block)
-            at = (block.nodes(position), dots.gather(1, position), context_dots.gather(1, position))
-            return *at, found
+        def choose(block: Block, dots: Tensor, context_dots: Tensor) -> tuple[Tensor, Tensor]:
+            return self.nearest(self.cost(block.rows, block.columns, dots, context_dots), block)
 
         # choose on whole rows, then differentiate at the entries that were chosen
-        nodes, dots, context_dots, found = pairs.blockwise(choose)
-        labels = None if self.y is None else self.y[nodes]
-        dots, context_dots = h.at(nodes, dots), f.at(nodes, context_dots)
-        cost = self.cost(pairs.rows, square[nodes], dots, context_dots, labels)
-        gap, degree, _ = self.gaps(cost, found)
-        total = gap.sum(1, keepdim=True)
-        size = self.k if degree is None else degree.clamp(min=1).to(gap.dtype)
+        nodes, found = pairs.blockwise(choose, h, f)
+        gap, degree = self.gaps(self.cost(pairs.rows, nodes, h.at(nodes), f.at(nodes)), found)
+        total, size = gap.sum(1, keepdim=True), degree.clamp(min=1).to(gap.dtype)
         weight = 1 / size + (gap - total / size) / total.clamp(min=GAP_FLOOR)
         # the last weights can be -1e-16 by rounding
         return nodes[:, : self.k], weight.clamp(min=0), degree
 
-    def cost(
-        self, rows: slice, square: Tensor, h: Tensor, f: Tensor, labels: Tensor | None
-    ) -> Tensor:
-        """c_ij from |ĥ_j|², ⟨ĥ_i, ĥ_j⟩, ⟨f̂_i, f̂_j⟩ and y_j."""
-        cost = self.square[rows, None] + square - 2 * h - self.lam * f
-        return cost if labels is None else cost - 2 * self.beta * self.same(rows, labels)
+    def cost(self, i: Tensor, j: Tensor, dots: Tensor, context_dots: Tensor) -> Tensor:
+        """c_ij from ⟨ĥ_i, ĥ_j⟩ and ⟨f̂_i, f̂_j⟩, i [R] and j [W] or [R, W]."""
+        d2 = at(self.square, i)[:, None] + at(self.square, j) - 2 * dots
+        cost = d2 - self.lam * context_dots
+        return cost if self.y is None else cost - 2 * self.beta * _same(self.y, i, j)
 
 
 class ReleasedProblem(Problem):
     """Neighbours and D_ij from x alone; the context moves their weights."""
 
-    def set_up(self, x: Tensor) -> None:
-        pairs, k = self.pairs, self.k
-        self.h, square = Products(x, pairs), x.square().sum(1)
-        self.damaged = damaged = _damaged(square)
+    def set_up(self) -> None:
+        k, pairs = self.k, self.pairs
 
-        def choose(i: int, block: Block) -> tuple[Tensor, ...]:
+        def choose(block: Block, dots: Tensor) -> tuple[Tensor, ...]:
             """Where ⟨h_i, h_j⟩ and then D are smallest and largest, and the k + 1 smallest D."""
-            dots, own, skip = self.h.block(i), _own(block, pairs), _skip(block, damaged)
-            ends = _extremes(dots, skip)
+            ends = _extremes(dots)
             low, high = dots.gather(1, ends).split(1, dim=1)
-            d2 = square[block.rows, None] + block.spread(square) - 2 * dots
-            same, n_i = None, torch.ones_like(low)
-            if self.y is not None:
-                same, foreign = self.same(block.rows, block.spread(self.y)), block.foreign()
-                if foreign is not None:
-                    same = same & ~foreign
-                n_i = 1 + (same & ~own).sum(1, keepdim=True).to(low.dtype)
-            cost = self.cost(d2, dots, low, high, own, same, n_i)
-            nearest, found = self.nearest(cost, own, block)
-            position = torch.cat([ends, _extremes(cost, skip), nearest], dim=1)
-            return block.nodes(position), dots.gather(1, position), nearest, n_i, found
+            n_i = self.class_size(block)
+            cost = self.cost(block.rows, block.columns, dots, low, high, n_i)
+            nearest, found = self.nearest(cost, block)
+            ends = torch.cat([ends, _extremes(cost)], dim=1)
+            return torch.cat([block.nodes(ends), nearest], dim=1), n_i, found
 
         # choose on whole rows, then differentiate at the entries that were chosen
-        nodes, dots, nearest, n_i, found = pairs.blockwise(choose)
-        low, high, dots = self.h.at(nodes, dots).split([1, 1, k + 3], dim=1)
-        nodes = nodes[:, 2:]
-        d2 = square[pairs.rows, None] + square[nodes] - 2 * dots
-        same = None if self.y is None else self.same(pairs.rows, self.y[nodes])
-        cost = self.cost(d2, dots, low, high, nodes == pairs.node[pairs.rows, None], same, n_i)
+        nodes, n_i, found = pairs.blockwise(choose, self.h)
+        low, high, dots = self.h.at(nodes).split([1, 1, k + 3], dim=1)
+        cost = self.cost(pairs.rows, nodes[:, 2:], dots, low, high, n_i)
         lowest, highest, cost = cost.split([1, 1, k + 1], dim=1)
-        gap, self.degree, self.bounded = self.gaps(_minmax(cost, lowest, highest), found)
-        self.chosen, self.position = nodes[:, 2 : k + 2], nearest[:, :k]
-        self.size = k if self.degree is None else self.degree.clamp(min=1).to(gap.dtype)
+        gap, self.degree = self.gaps(_minmax(cost, lowest, highest), found)
+        self.single, self.chosen = found == 1, nodes[:, 4 : k + 4]
+        size = self.degree.clamp(min=1).to(gap.dtype)
         total = gap.sum(1, keepdim=True)  # 2γ_i; γ is a mean over the graph
-        self.scale = (_graph_mean(total, pairs) + 1e-8).clamp(min=GAMMA_FLOOR)
-        self.preference = gap - total / self.size  # mean_p D_i(p) − D_ij
+        self.scale = scale = (_graph_mean(total, pairs) + 1e-8).clamp(min=GAMMA_FLOOR)
+        # 1/k + (mean_p D_i(p) − D_ij) / 2γ = η_i − D_ij / 2γ
+        self.without_context = 1 / size + (gap - total / size) / scale
+        self.context_share = self.lam / scale  # λ / 2γ
+
+    def class_size(self, block: Block) -> Tensor:
+        """n_i [R, 1]."""
+        if self.y is None:
+            return self.square.new_ones(block.rows.size(0), 1)
+        classmates = _same(self.y, block.rows, block.columns)
+        if block.barred is not None:
+            classmates = classmates & ~block.barred
+        return classmates.sum(1, keepdim=True).to(self.square.dtype)
 
     def cost(
-        self,
-        d2: Tensor,
-        dots: Tensor,
-        low: Tensor,
-        high: Tensor,
-        own: Tensor,
-        same: Tensor | None,
-        n_i: Tensor,
+        self, i: Tensor, j: Tensor, dots: Tensor, low: Tensor, high: Tensor, n_i: Tensor
     ) -> Tensor:
-        """d − 2βL − 1e-5·N(HHᵀ), from |h_i − h_j|², ⟨h_i, h_j⟩ and its range, and labels."""
-        distance = d2.masked_fill(own, 0.0).clamp(min=1e-12).sqrt()
-        cost = distance - 1e-5 * _minmax(dots, low, high)
-        if same is None:
+        """d − 2βL − 1e-5·N(HHᵀ) from ⟨h_i, h_j⟩ and its range, i [R] and j [W] or [R, W]."""
+        own = i[:, None] == j
+        d2 = at(self.square, i)[:, None] + at(self.square, j) - 2 * dots
+        cost = d2.masked_fill(own, 0).clamp(min=1e-12).sqrt() - 1e-5 * _minmax(dots, low, high)
+        if self.y is None:
             return cost
-        return cost - 2 * self.beta / (n_i + 1) * same * (1 + own.to(cost.dtype))
+        return cost - 2 * self.beta / (n_i + 1) * (_same(self.y, i, j).to(cost.dtype) + own)
 
-    def weigh(self, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        f, damaged = self.h, self.damaged
-        if context is not None:
-            f, damaged = Products(context, self.pairs), _damaged(context.detach().square().sum(1))
+    def weigh(self, f: Products) -> tuple[Tensor, Tensor, Tensor]:
+        def ends(block: Block, dots: Tensor) -> tuple[Tensor, ...]:
+            return (block.nodes(_extremes(dots)),)
 
-        def look(i: int, block: Block) -> tuple[Tensor, ...]:
-            """Where ⟨f_i, f_j⟩ is smallest and largest, and its values there and at the chosen."""
-            dots = f.block(i)
-            ends = _extremes(dots, _skip(block, damaged))
-            position = torch.cat([ends, self.position[block.rows]], dim=1)
-            return block.nodes(ends), dots.gather(1, position)
-
-        ends, dots = self.pairs.blockwise(look)
-        dots = f.at(torch.cat([ends, self.chosen], dim=1), dots)
-        low, high, dots = dots.split([1, 1, self.k], dim=1)
-        similarity = _minmax(dots, low, high)
-        weight = 1 / self.size + (self.preference + self.lam * similarity) / self.scale
-        if isinstance(self.bounded, Tensor):
-            return self.chosen, torch.where(self.bounded, weight.relu(), 1.0), self.degree
+        nodes = torch.cat([*self.pairs.blockwise(ends, f), self.chosen], dim=1)
+        low, high, dots = f.at(nodes).split([1, 1, self.k], dim=1)
+        weight = self.without_context + self.context_share * _minmax(dots, low, high)
         # the only possible neighbour has weight 1
-        weight = weight.relu() if self.bounded else torch.ones_like(weight)
-        return self.chosen, weight, self.degree
+        return self.chosen, weight.relu().masked_fill(self.single, 1), self.degree
 
 
-def _own(block: Block, pairs: Pairs) -> Tensor:
-    """Which columns [R, W] are the row itself."""
-    return pairs.node[block.rows, None] == block.spread(pairs.node)
+def _same(y: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    """S_ij, whether samples i [R] and j [W] or [R, W] have equal labels."""
+    return at(y, i)[:, None] == at(y, j)
 
 
-def _damaged(square: Tensor) -> Tensor | None:
-    """Which rows hold NaN or infinity, from their |x_i|²; None: known to be none."""
-    damaged = ~(square.detach() < torch.inf)
-    return None if readable(damaged) and not bool(damaged.any()) else damaged
-
-
-def _skip(block: Block, damaged: Tensor | None) -> Tensor | None:
-    """The columns [1 or R, W] that do not count for a row's range."""
-    foreign = block.foreign()
-    if damaged is None:
-        return foreign
-    return block.spread(damaged) if foreign is None else block.spread(damaged) | foreign
-
-
-def _extremes(values: Tensor, skip: Tensor | None) -> Tensor:
-    """Positions [R, 2] of each row's smallest and largest value."""
-    low = values if skip is None else values.masked_fill(skip, torch.inf)
-    high = values if skip is None else values.masked_fill(skip, -torch.inf)
+def _extremes(values: Tensor) -> Tensor:
+    """Positions [R, 2] of each row's smallest and largest number, where there is one."""
+    inf = torch.inf
+    low, high = values.nan_to_num(inf, inf, inf), values.nan_to_num(-inf, -inf, -inf)
     return torch.stack([low.argmin(1), high.argmax(1)], dim=1)
 
 

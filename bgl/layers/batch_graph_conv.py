@@ -31,6 +31,7 @@ class BatchGraphConv(EdgeConv):
         ValueError: If an argument has the wrong type, rank, shape or range.
 
     Example:
+        >>> import torch
         >>> x = torch.tensor([[1.0], [3.0]])
         >>> edge_index = torch.tensor([[0, 1], [1, 0]])
         >>> BatchGraphConv(epsilon=0.5)(x, edge_index, torch.tensor([1.0, 1.0]))

@@ -11,20 +11,20 @@ from torch_geometric.nn import MessagePassing
 
 from bgl._checks import check_edge_index, describe, readable
 
-# The three arguments of the form below.
+# The three arguments a, x and w of the form below.
 _TARGET, _SOURCE, _WEIGHT = range(3)
 
 
 def neighbor_sums(x: Tensor, source: Tensor, weight: Tensor) -> Tensor:
     """Σ_p w_ip x_source(i, p) [R, C] for k neighbours a row, ``source`` and ``weight`` [R, k]."""
-    return _contract(_TARGET, None, x, weight.flatten(), *_bags(source))
+    return _contract(_TARGET, x.size(0), x, weight.flatten(), *_bags(source))
 
 
-def neighbor_products(a: Tensor, x: Tensor, source: Tensor, values: Tensor | None = None) -> Tensor:
-    """⟨a_i, x_source(i, p)⟩ [R, k]; ``values`` are the products where they are known."""
-    known = None if values is None else values.flatten()
+def neighbor_products(a: Tensor, x: Tensor, source: Tensor, known: Tensor | None = None) -> Tensor:
+    """⟨a_i, x_source(i, p)⟩ [R, k]; ``known`` are the products where they need not be computed."""
     a = a.view_as(a)  # a compiled graph must not be given one tensor twice
-    return _contract(_WEIGHT, a, x, None, *_bags(source), known).view(source.shape)
+    known = None if known is None else known.flatten()
+    return _contract(_WEIGHT, x.size(0), a, x, *_bags(source), known).view(source.shape)
 
 
 def edge_sums(x: Tensor, edge_index: Tensor, weight: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ def edge_sums(x: Tensor, edge_index: Tensor, weight: Tensor) -> Tensor:
         target, order = target.sort(stable=True)
         source, weight = source[order], weight[order]
     start = torch.searchsorted(target, torch.arange(x.size(0), device=x.device))
-    return _contract(_TARGET, None, x, weight, source, target, start)
+    return _contract(_TARGET, x.size(0), x, weight, source, target, start)
 
 
 def _bags(source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -46,20 +46,20 @@ def _bags(source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _contract(
     missing: int,
-    a: Tensor | None,
-    x: Tensor | None,
-    w: Tensor | None,
+    nodes: int,
+    one: Tensor,
+    other: Tensor,
     source: Tensor,
     target: Tensor,
     start: Tensor,
     known: Tensor | None = None,
 ) -> Tensor:
-    one, other = (t.dtype for t in (a, x, w) if t is not None)
-    if one != other:
-        dtype = torch.promote_types(one, other)
-        a, x, w = (t if t is None else t.to(dtype) for t in (a, x, w))
+    """The derivative of the form below by the missing argument, from the other two."""
+    if one.dtype != other.dtype:
+        dtype = torch.promote_types(one.dtype, other.dtype)
+        one, other = one.to(dtype), other.to(dtype)
     form = _EdgeForm if torch.compiler.is_compiling() else _EagerEdgeForm
-    return form.apply(missing, 0, a, x, w, source, target, start, known)
+    return form.apply(missing, nodes, one, other, source, target, start, known)
 
 
 class _EdgeForm(torch.autograd.Function):
@@ -70,13 +70,13 @@ class _EdgeForm(torch.autograd.Function):
     itself differentiates only once: no message is stored.
     """
 
+    # no *args: torch.compile then hands gradients to the wrong arguments
     @staticmethod
     def forward(
         missing: int,
         nodes: int,
-        a: Tensor | None,
-        x: Tensor | None,
-        w: Tensor | None,
+        one: Tensor,
+        other: Tensor,
         source: Tensor,
         target: Tensor,
         start: Tensor,
@@ -84,27 +84,33 @@ class _EdgeForm(torch.autograd.Function):
     ) -> Tensor:
         if known is not None:
             return known.clone()
-        return _derivative(missing, nodes, a, x, w, source, target, start)
+        if missing == _TARGET:  # x and w are given
+            return F.embedding_bag(source, one, start, mode="sum", per_sample_weights=other)
+        if missing == _WEIGHT:  # a and x
+            return torch.ops.aten._embedding_bag_per_sample_weights_backward(
+                one, other, source, start, target, 0
+            )
+        return torch.ops.aten._embedding_bag_dense_backward(  # a and w
+            one, source, target, start, source.new_empty(0), nodes, False, 0, other
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.missing, _, *form, source, target, start, _ = inputs
-        ctx.save_for_backward(*form, source, target, start)
-        ctx.save_for_forward(*form, source, target, start)
+        ctx.missing, ctx.nodes, *tensors, _ = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        *form, source, target, start = ctx.saved_tensors
-        form[ctx.missing] = grad
-        grads: list[Tensor | None] = [None, None, None]
+        one, other, *edges = ctx.saved_tensors
+        form = [one, other]
+        form.insert(ctx.missing, grad)
+        grads: list[Tensor | None] = []
         for i in range(3):
-            if i != ctx.missing and ctx.needs_input_grad[2 + i]:
-                nodes = form[_SOURCE].size(0)
-                others = [None if j == i else t for j, t in enumerate(form)]
-                if torch.is_grad_enabled():
-                    grads[i] = _EagerEdgeForm.apply(i, nodes, *others, source, target, start, None)
-                else:
-                    grads[i] = _derivative(i, nodes, *others, source, target, start)
+            if i != ctx.missing:
+                others = form[:i] + form[i + 1 :]
+                needed = ctx.needs_input_grad[2 + len(grads)]
+                grads.append(_contract(i, ctx.nodes, *others, *edges) if needed else None)
         return None, None, *grads, None, None, None, None
 
 
@@ -113,37 +119,13 @@ class _EagerEdgeForm(_EdgeForm):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
-        *form, source, target, start = ctx.saved_tensors
-        parts = []
-        for i, tangent in enumerate(tangents[2:5]):
-            if tangent is not None:
-                moved = [tangent if j == i else t for j, t in enumerate(form)]
-                nodes = 0 if form[_SOURCE] is None else form[_SOURCE].size(0)
-                parts.append(
-                    _EagerEdgeForm.apply(ctx.missing, nodes, *moved, source, target, start, None)
-                )
+        one, other, *edges = ctx.saved_tensors
+        parts = [
+            _contract(ctx.missing, ctx.nodes, *form, *edges)
+            for form in ((tangents[2], other), (one, tangents[3]))
+            if form[0] is not None and form[1] is not None
+        ]
         return torch.stack(parts).sum(0)
-
-
-def _derivative(
-    missing: int,
-    nodes: int,
-    a: Tensor | None,
-    x: Tensor | None,
-    w: Tensor | None,
-    source: Tensor,
-    target: Tensor,
-    start: Tensor,
-) -> Tensor:
-    if missing == _TARGET:
-        return F.embedding_bag(source, x, start, mode="sum", per_sample_weights=w)
-    if missing == _WEIGHT:
-        return torch.ops.aten._embedding_bag_per_sample_weights_backward(
-            a, x, source, start, target, 0
-        )
-    return torch.ops.aten._embedding_bag_dense_backward(
-        a, source, target, start, source.new_empty(0), nodes, False, 0, w
-    )
 
 
 class EdgeConv(MessagePassing):

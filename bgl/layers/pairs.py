@@ -6,13 +6,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bgl._checks import readable
 from bgl._precision import exact_matmul
 from bgl.layers.edge_sums import neighbor_products, neighbor_sums
 from bgl.layers.groups import group_numbers
-from bgl.layers.sizes import COMPILED_BLOCKS, TOGETHER, block_pairs, kept_pairs
+from bgl.layers.sizes import TOGETHER, block_pairs, kept_pairs
 
 Graph = tuple[Tensor, Tensor]  # edge_index [2, E], edge_weight [E]
 
@@ -48,43 +49,37 @@ class Neighbors(NamedTuple):
         return neighbor_sums(x, self.source, self.weight)
 
 
-class Block(NamedTuple):
-    """Some rows, and the nodes that each is compared with, its *columns*, itself among them."""
+def at(values: Tensor, nodes: Tensor) -> Tensor:
+    """``values[nodes]``, without a copy for all nodes, which always come in order."""
+    return values if nodes.shape == values.shape[:1] else values[nodes]
 
-    rows: slice
-    columns: slice | Tensor  # a range of nodes, or the nodes of each row [R, W]
-    graph: Tensor | None  # [N] graph of each node, where the columns are of several
+
+class Block(NamedTuple):
+    """Some rows i and the nodes j that each is compared with, its columns, itself among them."""
+
+    rows: Tensor  # [R]
+    columns: Tensor  # [W], or [R, W] where every row has its own
+    itself: Tensor  # [R, 1] position of the row among its columns
+    barred: Tensor | None  # [R, W] pairs that may not become edges; None: there are none
 
     def products(self, x: Tensor) -> Tensor:
-        """⟨x_i, x_j⟩ [R, W]."""
-        if isinstance(self.columns, slice):
-            return exact_matmul(x[self.rows], x[self.columns].t())
-        return neighbor_products(x[self.rows], x, self.columns)
-
-    def spread(self, values: Tensor) -> Tensor:
-        """A value per node at the columns: [N] -> [1 or R, W]."""
-        return (
-            values[None, self.columns] if isinstance(self.columns, slice) else values[self.columns]
-        )
+        """⟨x_i, x_j⟩ [R, W], NaN where the pair is barred."""
+        if self.columns.dim() == 2:
+            dots = neighbor_products(at(x, self.rows), x, self.columns)
+        else:
+            dots = exact_matmul(at(x, self.rows), at(x, self.columns).t())
+        return dots if self.barred is None else dots.masked_fill(self.barred, torch.nan)
 
     def nodes(self, position: Tensor) -> Tensor:
         """The nodes behind positions of columns [R, p]."""
-        if isinstance(self.columns, slice):
-            return position + (self.columns.start or 0)
-        return self.columns.gather(1, position)
-
-    def foreign(self) -> Tensor | None:
-        """Which columns [R, W] are of another graph; None: none."""
-        if self.graph is None:
-            return None
-        return self.graph[self.rows, None] != self.spread(self.graph)
+        return self.columns.expand(position.size(0), -1).gather(1, position)
 
 
 class Pairs:
     """The pairs (i, j) that may become edges, a block of rows at a time.
 
     What is made for all columns of a block is forgotten after it: memory does not grow with N².
-    A sorted ``batch`` is a row of ranges, and a block looks at the columns of its own graphs only.
+    The nodes of a graph are looked at among themselves, graph by graph, sorted or not.
 
     Args:
         n: Number of samples N.
@@ -98,38 +93,39 @@ class Pairs:
         self, n: int, device: torch.device, batch: Tensor | None, candidates: Tensor | None
     ) -> None:
         self.whole = batch is None and candidates is None  # may each row use all other samples?
-        self.node = torch.arange(n, device=device)
         self.graph = None if batch is None else group_numbers(batch)
-        self.order: Tensor | None = None  # where the samples have to be sorted by graph
-        self.rows = slice(0, n if candidates is None else candidates.size(0))
+        self.rows = torch.arange(n if candidates is None else candidates.size(0), device=device)
+        self.place: Tensor | None = None  # of each row among the rows of all blocks, if not its own
         if candidates is not None:
-            columns = self._columns(candidates.long())
-            self.width, total = columns.size(1), columns.numel()
-            step = max(1, block_pairs(device, total) // self.width)
-            parts = [slice(i, min(i + step, len(columns))) for i in range(0, len(columns), step)]
-            self.blocks = [Block(rows, columns[rows], None) for rows in parts]
-            self.keeps = True  # as many products as there are candidates
+            self.width = candidates.size(1) + 1
+            self.blocks = self._among(candidates.long())
+            self.keeps, self.one_block = True, False  # as many products as there are candidates
             return
-        sizes = None if self.graph is None else self._sizes(self.graph)
+        sizes = [n] if self.graph is None else self._sizes(self.graph)
         self.width = n if sizes is None else max(sizes, default=0)
-        self.blocks = self._ranges([n] if sizes is None else sizes)
-        if self.graph is not None and sizes is None:
-            self.blocks = [block._replace(graph=self.graph) for block in self.blocks]
         self.keeps = n * self.width <= kept_pairs(device, n * self.width)
+        if self.graph is None or sizes is None:
+            self.blocks = self._within(self.rows, self.graph)
+        else:
+            self.blocks = self._graphs(self.graph, sizes)
+        self.one_block = len(self.blocks) == 1  # of all nodes in their order
 
-    def _columns(self, candidates: Tensor) -> Tensor:
-        """Each row itself and its candidates. Those that are missing, repeated, or of another
-        graph are replaced by the row itself, which is never its own neighbour."""
-        own = self.node[self.rows, None]
+    def _among(self, candidates: Tensor) -> list[Block]:
+        """Each row itself and its candidates, of which each counts once."""
+        own = self.rows[:, None]
         candidates = candidates.sort(dim=1).values
-        useless = candidates < 0
-        useless[:, 1:] |= candidates.diff(dim=1) == 0
+        barred = (candidates < 0) | (candidates == own)
+        barred[:, 1:] |= candidates.diff(dim=1) == 0
+        candidates = candidates.clamp(min=0)
         if self.graph is not None:
-            useless = useless | (self.graph[candidates.clamp(min=0)] != self.graph[own])
-        return torch.cat([own, torch.where(useless, own, candidates)], dim=1)
+            barred |= self.graph[candidates] != self.graph[own]
+        columns, itself = torch.cat([own, candidates], dim=1), torch.zeros_like(own)
+        parts = [self.rows, columns, itself, F.pad(barred, (1, 0))]
+        step = max(1, block_pairs(own.device, columns.numel()) // self.width)
+        return [Block(*part) for part in zip(*(t.split(step) for t in parts), strict=True)]
 
     def _sizes(self, graph: Tensor) -> list[int] | None:
-        """Nodes per graph, in the order of the graphs, sorting them where they are not.
+        """Nodes per graph, in the order of the graphs.
 
         On an accelerator reading the sizes waits for the device, so one block of all pairs is
         looked at as long as it fits; None then, and wherever there are no values.
@@ -138,47 +134,53 @@ class Pairs:
         waits = type(graph) is Tensor and not torch.compiler.is_compiling()
         if not readable(graph) and not (waits and pairs > block_pairs(graph.device, pairs)):
             return None
-        if bool((graph.diff() < 0).any()):
-            self.order = graph.argsort(stable=True)
-            self.graph = graph[self.order]
         return graph.bincount().tolist()
 
-    def _ranges(self, sizes: list[int]) -> list[Block]:
-        """Blocks for graphs of these sizes, one after the other; small ones share a block."""
-        runs: list[tuple[int, int, bool]] = []  # first node, last node + 1, several graphs?
+    def _graphs(self, graph: Tensor, sizes: list[int]) -> list[Block]:
+        """Blocks for every graph; small ones are looked at together."""
+        runs: list[list[int]] = []
         for size in sizes:
-            end = runs[-1][1] if runs else 0
-            if runs and end + size - runs[-1][0] <= TOGETHER:
-                runs[-1] = (runs[-1][0], end + size, True)
+            if runs and sum(runs[-1]) + size <= TOGETHER:
+                runs[-1].append(size)
             else:
-                runs.append((end, end + size, False))
-        blocks = []
-        for begin, end, several in runs:
-            count, step = self._steps(end - begin)
-            if len(runs) == count == 1:  # a compiled graph would take a number for a constant
-                return [Block(slice(None), slice(None), self.graph if several else None)]
-            for first in (begin + i * step for i in range(count)):
-                last = end if count == 1 else min(first + step, end)
-                graph = self.graph if several else None
-                blocks.append(Block(slice(first, last), slice(begin, end), graph))
-        return blocks
+                runs.append([size])
+        if len(runs) <= 1:
+            return self._within(self.rows, graph if len(sizes) > 1 else None)
+        order = graph.argsort(stable=True)
+        self.place = order.argsort()
+        parts = order.split([sum(run) for run in runs])
+        return [
+            block
+            for run, nodes in zip(runs, parts, strict=True)
+            for block in self._within(nodes, graph if len(run) > 1 else None)
+        ]
 
-    def _steps(self, width: int) -> tuple[int, int]:
-        """How many blocks for so many columns, and the rows of each."""
-        pairs = width * width
-        most = block_pairs(self.node.device, pairs)
-        if pairs <= most:
-            return 1, width
-        if torch.compiler.is_compiling():
-            return COMPILED_BLOCKS, -(-width // COMPILED_BLOCKS)
-        step = max(1, most // width)
-        return -(-width // step), step
+    @staticmethod
+    def _within(nodes: Tensor, graph: Tensor | None) -> list[Block]:
+        """Blocks of rows for all pairs of some nodes; ``graph`` where they are of several."""
+        n = nodes.size(0)
+        most = block_pairs(nodes.device, n * n)
+        position = torch.arange(n, device=nodes.device)[:, None]
+        parts = [(nodes, position)]
+        if n * n > most:
+            step = max(1, most // n)
+            parts = list(zip(nodes.split(step), position.split(step), strict=True))
+        return [
+            Block(rows, nodes, itself, None if graph is None else graph[rows, None] != graph[nodes])
+            for rows, itself in parts
+        ]
 
-    def blockwise(self, look: Callable[[int, Block], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """What ``look`` finds for the rows of each block, put together."""
+    def blockwise(
+        self, choose: Callable[..., tuple[Tensor, ...]], *products: Products
+    ) -> tuple[Tensor, ...]:
+        """What ``choose`` finds for the rows of each block and their products, put together."""
         with torch.no_grad():
-            parts = [look(i, block) for i, block in enumerate(self.blocks)]
-        return parts[0] if len(parts) == 1 else tuple(map(torch.cat, zip(*parts, strict=True)))
+            parts = [
+                choose(block, *(p.block(i) for p in products))
+                for i, block in enumerate(self.blocks)
+            ]
+            found = parts[0] if len(parts) == 1 else tuple(map(torch.cat, zip(*parts, strict=True)))
+            return found if self.place is None else tuple(part[self.place] for part in found)
 
 
 class Products:
@@ -198,6 +200,9 @@ class Products:
         """The products of block ``i`` [R, W]."""
         return self.pairs.blocks[i].products(self.x) if self.kept is None else self.kept[i]
 
-    def at(self, nodes: Tensor, values: Tensor) -> Tensor:
-        """The products of all rows with ``nodes`` [R, p], whose ``values`` are known."""
-        return neighbor_products(self.x[self.pairs.rows], self.x, nodes, values)
+    def at(self, nodes: Tensor) -> Tensor:
+        """The products of all rows with ``nodes`` [R, p]."""
+        known = None
+        if self.kept is not None and self.pairs.one_block:
+            known = self.kept[0].gather(1, nodes)
+        return neighbor_products(self.x[: nodes.size(0)], self.x, nodes, known)

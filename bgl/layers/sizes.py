@@ -16,15 +16,18 @@ _CUDA_BYTES = 2 * 32
 # Graphs of a batch are looked at together up to so many nodes: below, the calls cost more than
 # the pairs between different graphs.
 TOGETHER = 128
-# A compiled graph cannot hold more blocks for more samples: beyond a block it has this many.
-COMPILED_BLOCKS = 8
 
 
 def block_pairs(device: torch.device, wanted: int) -> int:
-    """Pairs in a block of rows, of ``wanted`` in all."""
+    """Pairs in a block of rows, of ``wanted`` in all.
+
+    A compiled graph is the same for every number of samples, so it has one block.
+    """
+    if torch.compiler.is_compiling():
+        return wanted
     if device.type == "cpu":
         return _CPU_BLOCK
-    if device.type != "cuda" or torch.compiler.is_compiling() or wanted <= _CUDA_BLOCK:
+    if device.type != "cuda" or wanted <= _CUDA_BLOCK:
         return _CUDA_BLOCK
     free = torch.cuda.mem_get_info(device)[0]
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -33,4 +36,6 @@ def block_pairs(device: torch.device, wanted: int) -> int:
 
 def kept_pairs(device: torch.device, wanted: int) -> int:
     """Pairs, of ``wanted`` in all, whose inner products are kept while a graph is refined."""
-    return _CPU_KEPT if device.type == "cpu" else block_pairs(device, wanted)
+    if device.type == "cpu" and not torch.compiler.is_compiling():
+        return _CPU_KEPT
+    return block_pairs(device, wanted)

@@ -195,6 +195,40 @@ def test_derivatives_along_neighbours_both_modes():
         assert torch.autograd.gradgradcheck(function, inputs)
 
 
+def test_private_kernels_have_the_signatures_that_are_called():
+    """The two halves of ``embedding_bag``'s backward pass, which torch may change unannounced."""
+    aten = torch.ops.aten
+    assert [
+        [f"{a.type} {a.name}" for a in kernel.default._schema.arguments]
+        for kernel in (
+            aten._embedding_bag_per_sample_weights_backward,
+            aten._embedding_bag_dense_backward,
+        )
+    ] == [
+        [
+            "Tensor grad",
+            "Tensor weight",
+            "Tensor indices",
+            "Tensor offsets",
+            "Tensor offset2bag",
+            "int mode",
+            "int padding_idx",
+        ],
+        [
+            "Tensor grad",
+            "Tensor indices",
+            "Tensor offset2bag",
+            "Tensor bag_size",
+            "Tensor maximum_indices",
+            "int num_weights",
+            "bool scale_grad_by_freq",
+            "int mode",
+            "Optional[Tensor] per_sample_weights",
+            "int padding_idx",
+        ],
+    ]
+
+
 @pytest.mark.parametrize(
     ("call", "match"),
     [
