@@ -23,6 +23,7 @@ import bgl.images.loading as loading
 import bgl.training.loop as loop
 from bgl.datasets import ImageDataset, Splits, load_dataset
 from bgl.images import BrokenImageError
+from bgl.samplers import ClassBalancedSampler
 from bgl.training import Progress, train
 from bgl.training.loading import load_training_images, seeded_batches
 
@@ -213,8 +214,8 @@ def test_images_have_seeds_of_their_own():
 
     def seeds(seed: int, epoch: int) -> list[int]:
         config, data = tiny(), make_splits().train
-        sampler = loop.ClassBalancedSampler(data.labels, config.batch_size, config.per_class, seed)
-        return [s for batch in seeded_batches(sampler, 0, epoch) for _, s in batch]
+        sampler = ClassBalancedSampler(data.labels, config.batch_size, config.per_class, seed)
+        return [s for batch in seeded_batches(sampler, seed, epoch) for _, s in batch]
 
     first = seeds(0, 0)
     assert len(set(first)) == len(first) == 32
