@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ def test_the_code_on_a_page_runs(page: str) -> None:
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.S | re.M)
     blocks = [block for block in blocks if "runs/" not in block]
     assert len(blocks) >= 2
+    random.seed()  # PyG names the code of a `Sequential` by it, and takes that of an equal name
     names: dict[str, Any] = {}
     for block in blocks:
         exec(block, names)

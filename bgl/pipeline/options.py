@@ -259,7 +259,7 @@ def option_words(name: str, value: Any) -> list[str]:
 
     Example:
         >>> option_words("iaa", {"strength": 0.5, "schedule": True})
-        ['--iaa.strength=0.5', '--iaa.schedule']
+        ['--iaa.strength', '0.5', '--iaa.schedule']
         >>> option_words("skip_broken", False)
         ['--no-skip_broken']
     """
@@ -267,7 +267,9 @@ def option_words(name: str, value: Any) -> list[str]:
         return [word for key, item in value.items() for word in option_words(f"{name}.{key}", item)]
     if isinstance(value, bool):
         return [f"--{name}" if value else f"--no-{name}"]
-    return [f"--{name}={as_word(value)}"]
+    if isinstance(value, list):  # in one word, or it would become a list in a list
+        return [f"--{name}={as_word(value)}"]
+    return [f"--{name}", as_word(value)]
 
 
 def as_word(value: Any) -> str:
