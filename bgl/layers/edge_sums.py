@@ -58,8 +58,7 @@ def _contract(
     if one.dtype != other.dtype:
         dtype = torch.promote_types(one.dtype, other.dtype)
         one, other = one.to(dtype), other.to(dtype)
-    form = _EdgeForm if torch.compiler.is_compiling() else _EagerEdgeForm
-    return form.apply(missing, nodes, one, other, source, target, start, known)
+    return _EdgeForm.apply(missing, nodes, one, other, source, target, start, known)
 
 
 class _EdgeForm(torch.autograd.Function):
@@ -91,14 +90,13 @@ class _EdgeForm(torch.autograd.Function):
                 one, other, source, start, target, 0
             )
         return torch.ops.aten._embedding_bag_dense_backward(  # a and w
-            one, source, target, start, source.new_empty(0), nodes, False, 0, other
+            one, source, target, start, source[:0], nodes, False, 0, other
         )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.missing, ctx.nodes, *tensors, _ = inputs
         ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -112,20 +110,6 @@ class _EdgeForm(torch.autograd.Function):
                 needed = ctx.needs_input_grad[2 + len(grads)]
                 grads.append(_contract(i, ctx.nodes, *others, *edges) if needed else None)
         return None, None, *grads, None, None, None, None
-
-
-class _EagerEdgeForm(_EdgeForm):
-    """With forward-mode derivatives, which a compiled graph cannot hold."""
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
-        one, other, *edges = ctx.saved_tensors
-        parts = [
-            _contract(ctx.missing, ctx.nodes, *form, *edges)
-            for form in ((tangents[2], other), (one, tangents[3]))
-            if form[0] is not None and form[1] is not None
-        ]
-        return torch.stack(parts).sum(0)
 
 
 class EdgeConv(MessagePassing):
