@@ -263,30 +263,28 @@ class Problem:
         return None if self.y is None else at(self.y, i)[:, None] == at(self.y, j)
 
     def nearest(self, cost: Tensor, block: Block) -> tuple[Tensor, Tensor]:
-        """Positions of the k + 1 smallest costs [R, k + 1], and how many there are [R, 1].
+        """Positions of the k + 1 smallest costs [R, k + 1], and how many were found [R, 1].
 
-        What is missing, or costs no number, is the row itself.
+        What is missing, or costs no number, is the row itself, but the last is the last found.
         """
         cost = cost.scatter(1, block.itself, torch.inf)
         smallest = cost.topk(min(self.k + 1, cost.size(1)), largest=False)
         there = smallest.values < torch.inf
+        found = there.sum(1, keepdim=True)
         position = torch.where(there, smallest.indices, block.itself)
-        short = self.k + 1 - position.size(1)
-        if short > 0:
-            position = torch.cat([position, block.itself.expand(-1, short)], dim=1)
-        return position, there.sum(1, keepdim=True)
+        last = position.gather(1, (found - 1).clamp(min=0))
+        padding = block.itself.expand(-1, max(0, self.k - position.size(1)))
+        return torch.cat([position[:, : self.k], padding, last], dim=1), found
 
     def gaps(self, cost: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
         """c_(k+1) − c_(p) [R, k], 0 where padded, and how many neighbours there are [R, 1].
 
-        The costs are the k + 1 smallest, ``found`` of them real. Their differences come first
-        since the costs of almost equal rows cancel exactly. A single neighbour has no other to be
-        compared with.
+        Differences come first since the costs of almost equal rows cancel exactly. A single
+        neighbour has no other to be compared with.
         """
-        last = (found - 1).clamp(min=0)
-        degree = torch.minimum(last.clamp(min=1), found)
-        gap = cost.gather(1, last) - cost[:, : self.k]
-        return gap * (torch.arange(self.k, device=cost.device) < degree), degree
+        degree = torch.minimum((found - 1).clamp(min=1), found)
+        near, last = cost.split([self.k, 1], dim=1)
+        return (last - near) * (torch.arange(self.k, device=cost.device) < degree), degree
 
 
 class PaperProblem(Problem):
@@ -312,9 +310,10 @@ class PaperProblem(Problem):
 
     def cost(self, i: Tensor, j: Tensor, dots: Tensor, context_dots: Tensor) -> Tensor:
         """c_ij − |ĥ_i|² from ⟨ĥ_i, ĥ_j⟩ and ⟨f̂_i, f̂_j⟩; what is equal in a row does not matter."""
-        cost = at(self.square, j) - 2 * dots - self.lam * context_dots
+        cost = torch.add(at(self.square, j), dots, alpha=-2)
+        cost = torch.add(cost, context_dots, alpha=-self.lam)
         same = self.same(i, j)
-        return cost if same is None else cost - 2 * self.beta * same
+        return cost if same is None else torch.add(cost, same, alpha=-2 * self.beta)
 
 
 class ReleasedProblem(Problem):
@@ -324,51 +323,54 @@ class ReleasedProblem(Problem):
         k, pairs = self.k, self.pairs
 
         def choose(block: Block, dots: Tensor) -> tuple[Tensor, ...]:
-            """Where ⟨h_i, h_j⟩ and D are smallest and largest, and the k + 1 smallest D."""
+            """Where ⟨h_i, h_j⟩ is smallest and largest, the k + 1 smallest D, D's own extremes."""
             ends = _extremes(dots)
-            same = self.same(block.rows, block.columns)
-            if same is None:
-                n_i = self.square.new_ones(block.rows.size(0), 1)
-            else:
-                classmates = same if block.barred is None else same & ~block.barred
-                n_i = classmates.sum(1, keepdim=True).to(dots.dtype)
-            low, high = dots.gather(1, ends).split(1, dim=1)
-            cost = self.cost(block.rows, block.columns, dots, _range(low, high), n_i)
+            span, label = _range(dots.gather(1, ends)), self.label(block)
+            cost = self.cost(block.rows, block.columns, dots, span, label)
             nearest, found = self.nearest(cost, block)
             position = torch.cat([ends, nearest, _extremes(cost)], dim=1)
-            return position, position[:, 2 : k + 2], n_i, found
+            return position, position[:, 2 : k + 2], label, found
 
-        nodes, dots, self.position, n_i, found = pairs.select(choose, self.h)
-        low, high, rest = dots.split([1, 1, k + 3], dim=1)
-        cost = self.cost(pairs.rows, nodes[:, 2:], rest, _range(low, high), n_i)
-        near, lowest, highest = cost.split([k + 1, 1, 1], dim=1)
+        nodes, dots, self.position, label, found = pairs.select(choose, self.h)
+        ends, rest = dots.split([2, k + 3], dim=1)
+        cost = self.cost(pairs.rows, nodes[:, 2:], rest, _range(ends), label)
+        near, ends = cost.split([k + 1, 2], dim=1)
         gap, self.degree = self.gaps(near, found)
-        gap = gap / _range(lowest, highest)  # D_(k+1) − D_(p)
+        gap = gap / _range(ends)  # D_(k+1) − D_(p)
         size = self.degree.clamp(min=1).to(gap.dtype)
         total = gap.sum(1, keepdim=True)  # 2γ_i; γ is a mean over the graph
         self.scale = scale = (_graph_mean(total, pairs) + 1e-8).clamp(min=GAMMA_FLOOR)
         # 1/k + (mean_p D_i(p) − D_ij) / 2γ = η_i − D_ij / 2γ
-        self.without_context = 1 / size + (gap - total / size) / scale
+        self.without_context = torch.addcdiv(1 / size, gap - total / size, scale)
         # λ / 2γ, or 0 so that the only possible neighbour has weight 1
         self.context_share = torch.where(found > 1, self.lam / scale, 0)
         self.chosen, self.own_dots = nodes[:, 2 : k + 2].contiguous(), dots[:, : k + 2]
 
-    def cost(self, i: Tensor, j: Tensor, dots: Tensor, span: Tensor, n_i: Tensor) -> Tensor:
+    def label(self, block: Block) -> Tensor:
+        """2β / (n_i + 1) [R, 1]."""
+        same = self.same(block.rows, block.columns)
+        if same is None:
+            return self.square.new_zeros(block.rows.size(0), 1)
+        classmates = same if block.barred is None else same & ~block.barred
+        return 2 * self.beta / (classmates.sum(1, keepdim=True) + 1).to(self.square.dtype)
+
+    def cost(self, i: Tensor, j: Tensor, dots: Tensor, span: Tensor, label: Tensor) -> Tensor:
         """d − 2βL − 1e-5·N(HHᵀ) from ⟨h_i, h_j⟩ and its range, up to a number for each row i."""
         own = i[:, None] == j
-        d2 = at(self.square, i)[:, None] + at(self.square, j) - 2 * dots
-        cost = d2.masked_fill(own, 0).clamp(min=1e-12).sqrt() - 1e-5 / span * dots
+        d2 = torch.add(at(self.square, i)[:, None] + at(self.square, j), dots, alpha=-2)
+        d = d2.masked_fill(own, 0).clamp(min=1e-12).sqrt()
+        cost = torch.addcdiv(d, dots, span, value=-1e-5)
         same = self.same(i, j)
-        return cost if same is None else cost - 2 * self.beta / (n_i + 1) * (same.to(cost) + own)
+        return cost if same is None else torch.addcmul(cost, label, same.to(cost) + own, value=-1)
 
     def weigh(self, f: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         def choose(block: Block, dots: Tensor) -> tuple[Tensor]:
             return (torch.cat([_extremes(dots), at(self.position, block.rows)], dim=1),)
 
         dots = self.own_dots if f is self.h else self.pairs.select(choose, f)[1]
-        low, high, dots = dots.split([1, 1, self.k], dim=1)
-        share = self.context_share / _range(low, high)
-        weight = torch.addcmul(self.without_context, share, dots - low)
+        ends, dots = dots.split([2, self.k], dim=1)
+        share = self.context_share / _range(ends)
+        weight = torch.addcmul(self.without_context, share, dots - ends[:, :1])
         return self.chosen, weight.relu(), self.degree
 
 
@@ -379,10 +381,11 @@ def _extremes(values: Tensor) -> Tensor:
     return torch.stack([low.argmin(1), high.argmax(1)], dim=1)
 
 
-def _range(low: Tensor, high: Tensor) -> Tensor:
-    """high − low [R, 1], held above `RANGE_FLOOR`."""
-    floor = RANGE_FLOOR * torch.maximum(low.abs(), high.abs()).detach().clamp(min=1)
-    return (high - low).clamp(min=floor)
+def _range(ends: Tensor) -> Tensor:
+    """high − low [R, 1] of a row's smallest and largest value [R, 2], held above `RANGE_FLOOR`."""
+    largest = torch.linalg.vector_norm(ends.detach(), torch.inf, dim=1, keepdim=True)
+    low, high = ends.split(1, dim=1)
+    return (high - low).clamp(min=RANGE_FLOOR * largest.clamp(min=1))
 
 
 def _graph_mean(values: Tensor, pairs: Pairs) -> Tensor:
