@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import InitProcessGroupKwargs, set_seed
 from torch import Tensor, nn
 
 from bgl.augment import AUGMENTATIONS, AugmentationPlan
@@ -28,17 +30,45 @@ from bgl.training.config import TrainConfig
 from bgl.training.distributed import broadcast_module
 
 
-def make_accelerator(device: str) -> Accelerator:
-    """Choose device and precision of training: bf16 autocast on CUDA, float32 on the CPU.
+# How long a process waits for another. The first one works alone at times: it measures, refines
+# and writes.
+PATIENCE = timedelta(hours=2)
+CUBLAS_WORKSPACE = ":4096:8"  # the larger of the two with which cuBLAS repeats its bits
+# What accelerate may be configured for: here the gradients of whole models are averaged.
+SHARDING = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism configuration",
+}
+
+
+def make_accelerator(device: str, deterministic: bool = False) -> Accelerator:
+    """Connect the processes that train together, and choose the device of this one.
+
+    It comes before anything else that could start CUDA.
 
     Raises:
-        ValueError: If CUDA is asked for and there is none.
+        ValueError: If CUDA is asked for and there is none, or accelerate is configured for
+            models in several parts.
     """
     cuda = torch.cuda.is_available()
     if device == "cuda" and not cuda:
         raise ValueError("Expected argument `device` to be available, but CUDA is not, got 'cuda'")
+    for name, kind in SHARDING.items():
+        if os.environ.get(name, "false").lower() == "true":
+            raise ValueError(
+                f"Expected accelerate to be configured for whole models, but it is for {kind} "
+                f"({name}): use torchrun, or run `accelerate config` without it"
+            )
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", CUBLAS_WORKSPACE)
     use_cuda = cuda and device != "cpu"
-    return Accelerator(cpu=not use_cuda, mixed_precision="bf16" if use_cuda else "no")
+    group: dict[str, Any] = {"timeout": PATIENCE}
+    if use_cuda and "LOCAL_RANK" in os.environ:  # what is on the CPU is exchanged there
+        group["backend"] = "cuda:nccl,cpu:gloo"
+    handlers = [InitProcessGroupKwargs(**group)]
+    return Accelerator(cpu=not use_cuda, mixed_precision="no", kwargs_handlers=handlers)
 
 
 @contextmanager
@@ -52,7 +82,6 @@ def deterministic_algorithms(wanted: bool) -> Iterator[None]:
         return
     before = torch.are_deterministic_algorithms_enabled()
     cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     try:
@@ -82,7 +111,7 @@ def build_model(config: TrainConfig) -> tuple[BatchGraphModel, BackboneInfo]:
     freeze_parts(backbone, config.freeze)
     model = assemble_model(backbone, info.num_features, describe_model(config, info))
     if config.checkpoint_activations:
-        model.checkpoint_activations()
+        model.checkpoint_activations(config.checkpoint_activations)
     return model, info
 
 
@@ -151,15 +180,28 @@ def build_sampler(config: TrainConfig, labels: Tensor) -> BatchSampler:
 def make_optimizer(
     config: TrainConfig, model: BatchGraphModel, criterion: nn.Module
 ) -> torch.optim.Optimizer:
-    """Build AdamW or Adam with rates of their own for encoder, head and loss, and blocks."""
+    """Build AdamW or Adam with rates of their own for encoder, head and loss, and blocks.
+
+    On a GPU it is fused: one kernel, which looks itself whether the gradient was finite.
+    """
     head_rate = config.lr * config.lr_head
     groups = [
         {"params": list(model.backbone.parameters()), "lr": config.lr},
         {"params": [*model.head.parameters(), *criterion.parameters()], "lr": head_rate},
         {"params": list(model.blocks.parameters()), "lr": config.lr_blocks},
     ]
+    groups = [group for group in groups if group["params"]]
     make = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return make([g for g in groups if g["params"]], weight_decay=config.weight_decay)
+    fused = groups[0]["params"][0].is_cuda
+    optimizer = make(groups, weight_decay=config.weight_decay, fused=fused or None)
+
+    def keep_kind(_: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        # a checkpoint says what was used on another device
+        here = {"fused": optimizer.defaults["fused"]}
+        return {**state, "param_groups": [{**group, **here} for group in state["param_groups"]]}
+
+    optimizer.register_load_state_dict_pre_hook(keep_kind)
+    return optimizer
 
 
 def make_schedule(
