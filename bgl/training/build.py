@@ -29,7 +29,6 @@ from bgl.samplers import SAMPLERS, BatchSampler
 from bgl.training.config import TrainConfig
 from bgl.training.distributed import broadcast_module
 
-
 # How long a process waits for another. The first one works alone at times: it measures, refines
 # and writes.
 PATIENCE = timedelta(hours=2)

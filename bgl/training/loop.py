@@ -135,6 +135,8 @@ def _train(
 ) -> TrainResult:
     accelerator = make_accelerator(config.device, config.deterministic)
     device = accelerator.device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     check_processes(config, accelerator.num_processes)
     check_classes(config, splits)
     if accelerator.is_main_process:
@@ -151,10 +153,14 @@ def _train(
     sampler = build_sampler(config, data.labels)
     optimizer = make_optimizer(config, model, criterion)
     schedule = make_schedule(config, optimizer, steps=config.epochs * len(sampler))
+    step = Step(config, model, optimizer, device, compute_losses)
 
-    step = Step(config, model, optimizer, device, losses=compute_losses)
-
-    parts = {"model": model, "criterion": criterion, "optimizer": optimizer, "schedule": schedule}
+    parts: dict[str, Any] = {
+        "model": model,
+        "criterion": criterion,
+        "optimizer": optimizer,
+        "schedule": schedule,
+    }
     parts["scaler"] = step.scaler
     positions = None
     if config.class_neighbors > 0 and isinstance(sampler, ClassPositions):

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -85,21 +85,32 @@ class Precision:
 
 @contextmanager
 def _tf32(allowed: bool) -> Iterator[None]:
-    """Compute float32 products and convolutions on CUDA in TF32, or in float32."""
+    """Compute float32 products and convolutions on CUDA in TF32, or in float32.
+
+    By the old switches, which set the new ones (since PyTorch 2.9) too: where the two disagree,
+    PyTorch refuses to tell, even to its own compiler.
+    """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    if hasattr(matmul, "fp32_precision"):
-        places, name = (matmul, cudnn.conv), "fp32_precision"  # type: ignore[attr-defined]
-        value: object = "tf32" if allowed else "ieee"
-    else:  # before PyTorch 2.9
-        places, name, value = (matmul, cudnn), "allow_tf32", allowed
-    before = [getattr(place, name) for place in places]
+    places: list[tuple[Any, Any]] = [(matmul, matmul), (cudnn, getattr(cudnn, "conv", None))]
+    before = [_tf32_of(*place) for place in places]
     try:
-        for place in places:
-            setattr(place, name, value)
+        for old, _ in places:
+            old.allow_tf32 = allowed
         yield
     finally:
-        for place, old in zip(places, before, strict=True):
-            setattr(place, name, old)
+        for (old, new), (switch, precision) in zip(places, before, strict=True):
+            old.allow_tf32 = switch
+            if precision is not None:
+                new.fp32_precision = precision
+
+
+def _tf32_of(old: Any, new: Any) -> tuple[bool, str | None]:
+    """Return what the old and the new switch say."""
+    precision = getattr(new, "fp32_precision", None)
+    try:
+        return old.allow_tf32, precision
+    except RuntimeError:  # they disagree
+        return precision != "tf32", precision
 
 
 @dataclass(frozen=True)
