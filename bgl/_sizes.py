@@ -13,9 +13,9 @@ _CPU_KEPT = 2**22
 # (products, costs, masks, and what is selected) and half of the free memory may be used.
 _CUDA_BLOCK = 2**24
 _CUDA_BYTES = 2 * 32
-# Scores of a search held at once (64 MiB on a CPU). On a GPU one takes up to 16 bytes where its
+# Scores of a search held at once (128 MiB on a CPU). On a GPU one takes up to 16 bytes where its
 # products are computed in float64; up to 2³⁰ are numbered in 32 bits.
-_CPU_SCORES = 2**24
+_CPU_SCORES = 2**25
 _CUDA_SCORES = 2**30
 # Rows against which a gallery is read at once: fewer would wait for its memory.
 _SCORED_ROWS = 256

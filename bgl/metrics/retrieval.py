@@ -51,7 +51,7 @@ def retrieval_metrics(
     distances are computed in float64 throughout.
 
     **Memory.** Queries are ranked a block at a time, against a part of the gallery where it is
-    large: besides a float32 copy of the gallery this takes some 0.3 GB on a CPU, and on a GPU at
+    large: besides a float32 copy of the gallery this takes some 0.5 GB on a CPU, and on a GPU at
     most half of its free memory.
 
     Args:

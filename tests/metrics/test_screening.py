@@ -60,6 +60,31 @@ def test_equals_float64_throughout(monkeypatch, kind, own, distance):
         assert measure(chunk_size=37) == pytest.approx(expected, abs=1e-14)
 
 
+def test_only_ranks_that_matter_must_be_certain(monkeypatch):
+    """Every query has a hit at rank 1 and a cloud of misses at distances that nothing separates."""
+    angle = torch.cat([0.01 * torch.arange(2), 1 + 1e-9 * torch.arange(300)]).double()
+    x = torch.stack([angle.cos(), angle.sin()], dim=1)
+    labels = torch.cat([torch.zeros(2), torch.arange(1, 301)]).long()
+    monkeypatch.setattr(retrieval, "_scorer", lambda *_: pytest.fail("ranked in float64"))
+    result = retrieval_metrics(x, labels, k=(1, 100))
+    assert (result["recall@1"], result["recall@100"], result["map@r"]) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own-gallery", "gallery"])
+def test_blocks_of_any_shape_give_the_same(monkeypatch, own):
+    """Also where the gallery is read in parts, and a share of the queries at a time."""
+    x, labels = points("clusters", 230), torch.arange(230) % 60
+    given = (x, labels) if own else (x[:90], labels[:90], x[60:], labels[60:])
+    expected = retrieval_metrics(*given, k=(1, 100))
+    for rows, scores in ((256, 10), (7, 40), (3, 500), (20, 2000)):
+        monkeypatch.setattr("bgl._sizes._SCORED_ROWS", rows)
+        monkeypatch.setattr("bgl._sizes._CPU_SCORES", scores)
+        assert retrieval_metrics(*given, k=(1, 100)) == expected
+        ranking = retrieval.Ranking(*given, k=(1, 100))
+        shares = [ranking.measure(part) for part in ranking.counted.tensor_split(3)]
+        assert ranking.averages(torch.cat(shares)) == expected
+
+
 @distances
 def test_rankings_called_certain_are_exact(distance):
     generator = torch.Generator().manual_seed(0)
