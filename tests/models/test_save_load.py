@@ -203,7 +203,7 @@ def test_wrong_options_of_embed(saved):
 def test_encoder_around_any_model():
     model = BatchGraphModel(nn.Sequential(nn.Flatten(), nn.Linear(48, 8)), [], make_head(8, 2))
     encoder = Encoder(model, ModelConfig("mine", 4, (0.5,) * 3, (0.5,) * 3, 2))
-    assert repr(encoder) == "Encoder(image_size=4, distance='cosine', device='cpu')"
+    assert repr(encoder) == "Encoder(image_size=4, embedding='head', distance='cosine', device='cpu')"
     assert encoder.embed(pictures(3), output="backbone").shape == (3, 8)
 
 
