@@ -239,6 +239,8 @@ class _Moments:
         inverse_root = (self.vectors * root) @ self.vectors.t()  # symmetric
         axes = torch.linalg.eigh(inverse_root @ self.total @ inverse_root).eigenvectors
         weight = axes.flip(1)[:, :dim].t() @ inverse_root  # eigh sorts from small to large
+        # An eigenvector's sign is arbitrary: the largest entry of a row is made positive.
+        weight *= weight.gather(1, weight.abs().argmax(1, keepdim=True)).sign()
         mean = self.mean[0].to(self.dtype)
         return LinearReadout(mean, weight.to(self.dtype).contiguous())
 

@@ -30,7 +30,8 @@ def refined_rows(
     splits: Splits,
     progress: Progress | None = None,
 ) -> list[Row]:
-    """Measure the model of a run once more, with its backbone embeddings refined without labels.
+    """Measure the model of a run once more, with its embeddings refined without labels: those of
+    its readout or, where it has none, the backbone's.
 
     The embeddings are those that the run measured, computed on its device; all processes that
     trained together must call this together, and the first gets the rows. Answers to the queries
@@ -48,14 +49,12 @@ def refined_rows(
     if finished.exists():
         return read_record(finished, list[Row], "remove it to refine again")
     accelerator = make_accelerator(config.device)
-    evaluator = Evaluator(
-        models.load(folder, accelerator.device),
-        workers=config.workers,
-        progress=progress or Progress(),
-    )
+    encoder = models.load(folder, accelerator.device)
+    evaluator = Evaluator(encoder, workers=config.workers, progress=progress or Progress())
+    embedding = "backbone" if encoder.model.readout is None else "readout"
     test, gallery = splits.test, splits.gallery
-    queries = evaluator.embed(test)["backbone"]
-    others = None if gallery is None else evaluator.embed(gallery)["backbone"]
+    queries = evaluator.embed(test)[embedding]
+    others = None if gallery is None else evaluator.embed(gallery)[embedding]
     if not accelerator.is_main_process:
         return []
     found: Tensor | None = None
@@ -70,7 +69,7 @@ def refined_rows(
     result: list[Row] = [
         {**chosen_epoch_only(row), "metrics": metrics, "transductive": True}
         for row in rows
-        if row["embedding"] == "backbone"
+        if row["embedding"] == embedding
     ]
     write_text(finished, json.dumps(result, indent=1))
     return result

@@ -46,6 +46,7 @@ from bgl.training import (
     train,
 )
 from bgl.training.checkpoint import CHECKPOINT_FILE, check_digest
+from bgl.training.readout import add_readout
 
 
 def baseline_rows(config: TrainConfig, splits: Splits, progress: Progress) -> list[Row]:
@@ -55,7 +56,12 @@ def baseline_rows(config: TrainConfig, splits: Splits, progress: Progress) -> li
     encoder, info = build_encoder(dataclasses.replace(config, method="none"), accelerator.device)
     k = recall_at(config.dataset)
     evaluator = Evaluator(encoder, k, config.workers, progress=progress)
+    readout = None
+    if config.readout != "none":
+        features = evaluator.embed(splits.train)["backbone"]
+        readout = add_readout(config, evaluator, splits, features)
     measured = evaluator.measure(splits.test, gallery)
+    del measured["head"]  # which is random
     if not accelerator.is_main_process:
         return []
     pixels = retrieval_metrics(
@@ -67,13 +73,17 @@ def baseline_rows(config: TrainConfig, splits: Splits, progress: Progress) -> li
     )
     return [
         {"method": "pixels", "seed": None, "embedding": "pixels", "metrics": pixels},
-        {
-            "method": "untrained" if config.weights == "none" else "pretrained",
-            "seed": None,
-            "embedding": "backbone",
-            "metrics": measured["backbone"],
-            "backbone": dataclasses.asdict(info),
-        },
+        *(
+            {
+                "method": "untrained" if config.weights == "none" else "pretrained",
+                "seed": None,
+                "embedding": embedding,
+                "metrics": metrics,
+                "backbone": dataclasses.asdict(info),
+                "readout": readout if embedding == "readout" else None,
+            }
+            for embedding, metrics in measured.items()
+        ),
     ]
 
 
@@ -131,6 +141,7 @@ def _train_alone(
             "graph_at_test_time": False,
             "distance": config.distance if embedding == "head" else "cosine",
             "dimension": trained.dimensions[embedding],
+            "readout": trained.readout if embedding == "readout" else None,
             "backbone": dataclasses.asdict(trained.backbone),
             "parameters": trained.num_parameters,
             "seconds": trained.seconds,
@@ -235,17 +246,21 @@ def commit() -> str | None:
 
 def selection(config: TrainConfig, splits: Splits) -> About:
     """Describe how the epoch is chosen, and how many epochs are measured on the test classes."""
+    readout = ""
+    if config.readout != "none":
+        by = "default" if splits.val is None else "best validation MAP@R"
+        readout = f"; shrinkage of the readout: {by}"
     if config.protocol == "paper":
         tested = -(-config.epochs // config.eval_every)
         how = f"best of {tested} by test Recall@1 of the {config.select_embedding} embedding"
         return {
             "protocol": "paper-style, optimistic: trained on all train classes",
-            "selection": how if tested > 1 else "last epoch",
+            "selection": (how if tested > 1 else "last epoch") + readout,
             "test_evaluations": tested,
         }
     how = f"best validation MAP@R of the {config.select_embedding} embedding"
     return {
         "protocol": "honest",
-        "selection": how if splits.val is not None else "last epoch",
+        "selection": (how if splits.val is not None else "last epoch") + readout,
         "test_evaluations": 1 + (config.epochs if config.test_every_epoch else 0),
     }
