@@ -24,14 +24,16 @@ from bgl.augment import AugmentedLoss, ClassStatistics
 from bgl.datasets import ImageDataset, Splits
 from bgl.images import train_transform
 from bgl.images.loading import num_workers
-from bgl.models import BackboneInfo, BatchGraphOutput
+from bgl.models import BackboneInfo, BatchGraphOutput, Encoder
 from bgl.models.files import WEIGHTS_FILE
 from bgl.samplers import ClassPositions
 from bgl.training.build import (
     build_augmentation,
+    build_average,
     build_criterion,
     build_encoder,
     build_sampler,
+    build_teachers,
     deterministic_algorithms,
     make_accelerator,
     make_optimizer,
@@ -58,6 +60,7 @@ from bgl.training.history import chosen_epoch, graph_statistics, write_history
 from bgl.training.interruption import Interrupted, Interruption
 from bgl.training.loading import load_training_images, seeded_batches
 from bgl.training.progress import Progress, TrainingRun
+from bgl.training.teachers import Lesson
 
 
 @dataclass
@@ -146,11 +149,16 @@ def _train(
     model = encoder.model
     criterion = build_criterion(config, splits.train.num_classes).to(device)
     plan = build_augmentation(config, splits.train.num_classes)
+    teachers = build_teachers(config, splits.train.num_classes, info.num_features).to(device)
+    average = build_average(config, model, teachers)
+    measured = encoder
+    if average is not None and config.ema > 0:
+        measured = Encoder(average.model, encoder.config, device)
     data = splits.train.with_transform(
         train_transform(config.image_size, info.mean, info.std, (config.crop_scale, 1.0))
     )
     sampler = build_sampler(config, data.labels)
-    optimizer = make_optimizer(config, model, criterion)
+    optimizer = make_optimizer(config, model, criterion, teachers)
     schedule = make_schedule(config, optimizer, steps=config.epochs * len(sampler))
 
     parts = {"model": model, "criterion": criterion, "optimizer": optimizer, "schedule": schedule}
@@ -162,6 +170,10 @@ def _train(
     if plan is not None:
         parts["augmentation"] = plan.augmentation.to(device)
         augmented = AugmentedLoss(criterion.loss, plan.augmentation, criterion.miner)
+    if teachers:
+        parts["teachers"] = teachers
+    if average is not None:
+        parts["average"] = average
     position = Position()
     digest = splits.digest
     checkpoint = folder / CHECKPOINT_FILE
@@ -169,6 +181,7 @@ def _train(
     if resumed:
         position = load_checkpoint(checkpoint, config, digest, parts)
     broadcast_module(criterion)
+    broadcast_module(teachers)
     started = time.perf_counter() - position.seconds
     history = position.history
 
@@ -178,8 +191,8 @@ def _train(
             save_checkpoint(checkpoint, config, digest, parts, position)
 
     k = recall_at(config.dataset)
-    evaluator = Evaluator(encoder, k, config.workers, progress=progress, interruption=interruption)
-    progress.begin(TrainingRun(config, encoder, resumed), len(history))
+    evaluator = Evaluator(measured, k, config.workers, progress=progress, interruption=interruption)
+    progress.begin(TrainingRun(config, measured, resumed), len(history))
     try:
         for epoch in range(len(history), config.epochs):
             plain_criterion: nn.Module = criterion
@@ -190,6 +203,8 @@ def _train(
                 plan.set_epoch(epoch + 1, config.epochs)
                 plain_criterion = augmented
 
+            if position.step == 0 and epoch > 0:
+                teachers.begin_epoch(lambda: evaluator.embed(splits.train))
             model.train()
             if not config.train_batch_norm:
                 freeze_batch_norm(model.backbone)
@@ -214,13 +229,21 @@ def _train(
                 batch, seeds = zip(*batches[position.step], strict=True)
                 labels = data.labels[list(batch)].to(device)
                 last = position.step + 1 == len(sampler)
+                images = encoder.to_device(images)
+                sizes = [len(share) for share in own]
                 with accelerator.autocast():
                     with fork_rng(seeds[mine.start], device):
-                        features = model.encode(encoder.to_device(images))
+                        features = model.encode(images)
                     # from here on, every process computes the same for the whole batch
-                    features = gather_rows(features, [len(share) for share in own])
+                    features = gather_rows(features, sizes)
                     output = model.from_features(features, labels, return_graph=last)
+                    older = None
+                    if average is not None and teachers.look_back and epoch > 0:
+                        older = average(images, model, sizes)
                 losses = compute_losses(output, labels, plain_criterion, criterion, config.alpha)
+                losses = teachers(
+                    losses, Lesson(output, labels, batch, epoch / config.epochs, older)
+                )
                 optimizer.zero_grad(set_to_none=True)
                 accelerator.backward(losses["loss"])
                 average_gradients(p for group in optimizer.param_groups for p in group["params"])
@@ -232,6 +255,8 @@ def _train(
                 values = dict(zip(losses, found, strict=True))
                 if math.isfinite(values["loss"]) and math.isfinite(norm):
                     optimizer.step()
+                    if average is not None:
+                        average.after_step(model)
                     if positions is not None:
                         rows = slice(mine.start, mine.stop)
                         unit = normalize(at_least_float32(output.features.detach()[rows]), dim=1)
@@ -254,6 +279,8 @@ def _train(
                 progress.advance(1)
                 interruption.check(device)
 
+            if average is not None:
+                average.after_epoch(model)
             good = len(sampler) - row.get("skipped_steps", 0)
             if good == 0:
                 raise FloatingPointError(f"No loss of epoch {epoch + 1} was finite")
@@ -264,7 +291,7 @@ def _train(
             position = Position(history)
             if accelerator.is_main_process:
                 if chosen_epoch(history, config) == row["epoch"]:
-                    models.save(model, folder, encoder.config)
+                    models.save(measured.model, folder, encoder.config)
                 write_history(folder / "metrics.csv", history)
             save()
             accelerator.wait_for_everyone()  # no process continues before it is written
@@ -280,7 +307,7 @@ def _train(
             raise Interrupted(interruption.received) from error
         raise
 
-    model.load_state_dict(load_file(folder / WEIGHTS_FILE))
+    measured.model.load_state_dict(load_file(folder / WEIGHTS_FILE))
     vectors = evaluator.embed(splits.train)["head"]
     if accelerator.is_main_process:
         write_tensors(
