@@ -28,7 +28,9 @@ from bgl.training.config import CIRCUMSTANCES, WITH_OPTIONS, parts
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 LISTS = ("--method", "--seed", "--seeds", "--log")  # take several words
-OF_A_RUN = ("config", "method", "seed", "output_dir", "log", "plugin", "resume", "refine")
+OF_A_RUN = (
+    *("config", "method", "seed", "output_dir", "log", "plugin", "resume", "refine", "pixels"),
+)
 
 
 def load_yaml(text: str) -> Any:
@@ -78,6 +80,8 @@ def make_parser(description: str | None = None) -> ArgumentParser:
     )
     text = "Add rows with embeddings refined without labels (transductive)."
     add_option(parser, "--refine", bool, False, text)
+    text = "Measure raw pixels too, a row to compare with; default: where few images are tested."
+    add_option(parser, "--pixels", bool, None, text)
     defaults = TrainConfig()
     help_of = argument_help(TrainConfig)
     for name, hint in get_type_hints(TrainConfig).items():
@@ -123,6 +127,7 @@ class Command:
     folder: Path | None  # None: a new one
     trackers: list[str]
     refine: bool = False
+    pixels: bool | None = None  # None: where few images are tested
 
 
 class StoredCommand(TypedDict):
@@ -131,6 +136,7 @@ class StoredCommand(TypedDict):
     configs: list[dict[str, Any]]
     log: list[str]
     refine: bool
+    pixels: bool | None
 
 
 def parse(argv: Sequence[str], description: str | None = None) -> Command:
@@ -166,7 +172,7 @@ def parse(argv: Sequence[str], description: str | None = None) -> Command:
     except ArgumentError as error:
         raise ValueError(f"{error}; bgl train --help lists the options") from error
     folder = None if options.output_dir is None else Path(options.output_dir)
-    return Command(configs, folder, trackers, options.refine)
+    return Command(configs, folder, trackers, options.refine, options.pixels)
 
 
 def layers(
@@ -230,6 +236,7 @@ def write_command(command: Command, folder: Path) -> None:
         "configs": [config.to_dict() for config in command.configs],
         "log": command.trackers,
         "refine": command.refine,
+        "pixels": command.pixels,
     }
     write_text(folder / COMMAND_FILE, yaml.safe_dump(content, sort_keys=False))
 
@@ -249,7 +256,7 @@ def read_command(folder: Path) -> Command:
             f"Expected argument `--resume` to name a run folder, but {path} does not say what was "
             f"run ({' '.join(str(error).split())})"
         ) from error
-    return Command(configs, folder, content["log"], content["refine"])
+    return Command(configs, folder, content["log"], content["refine"], content["pixels"])
 
 
 def option_words(name: str, value: Any) -> list[str]:

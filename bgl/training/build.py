@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import InitProcessGroupKwargs, set_seed
 from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
@@ -32,18 +33,45 @@ from bgl.training.config import TrainConfig
 from bgl.training.distributed import broadcast_module
 from bgl.training.teachers import TEACHERS, Teachers
 
+# How long a process waits for another. The first one works alone at times: it measures, refines
+# and writes.
+PATIENCE = timedelta(hours=2)
+CUBLAS_WORKSPACE = ":4096:8"  # the larger of the two with which cuBLAS repeats its bits
+# What accelerate may be configured for: here the gradients of whole models are averaged.
+SHARDING = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism configuration",
+}
 
-def make_accelerator(device: str) -> Accelerator:
-    """Choose device and precision of training: bf16 autocast on CUDA, float32 on the CPU.
+
+def make_accelerator(device: str, deterministic: bool = False) -> Accelerator:
+    """Connect the processes that train together, and choose the device of this one.
+
+    It comes before anything else that could start CUDA.
 
     Raises:
-        ValueError: If CUDA is asked for and there is none.
+        ValueError: If CUDA is asked for and there is none, or accelerate is configured for
+            models in several parts.
     """
     cuda = torch.cuda.is_available()
     if device == "cuda" and not cuda:
         raise ValueError("Expected argument `device` to be available, but CUDA is not, got 'cuda'")
+    for name, kind in SHARDING.items():
+        if os.environ.get(name, "false").lower() == "true":
+            raise ValueError(
+                f"Expected accelerate to be configured for whole models, but it is for {kind} "
+                f"({name}): use torchrun, or run `accelerate config` without it"
+            )
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", CUBLAS_WORKSPACE)
     use_cuda = cuda and device != "cpu"
-    return Accelerator(cpu=not use_cuda, mixed_precision="bf16" if use_cuda else "no")
+    group: dict[str, Any] = {"timeout": PATIENCE}
+    if use_cuda and "LOCAL_RANK" in os.environ:  # what is on the CPU is exchanged there
+        group["backend"] = "cuda:nccl,cpu:gloo"
+    handlers = [InitProcessGroupKwargs(**group)]
+    return Accelerator(cpu=not use_cuda, mixed_precision="no", kwargs_handlers=handlers)
 
 
 @contextmanager
@@ -57,7 +85,6 @@ def deterministic_algorithms(wanted: bool) -> Iterator[None]:
         return
     before = torch.are_deterministic_algorithms_enabled()
     cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     try:
@@ -87,7 +114,7 @@ def build_model(config: TrainConfig) -> tuple[BatchGraphModel, BackboneInfo]:
     freeze_parts(backbone, config.freeze)
     model = assemble_model(backbone, info.num_features, describe_model(config, info))
     if config.checkpoint_activations:
-        model.checkpoint_activations()
+        model.checkpoint_activations(config.checkpoint_activations)
     return model, info
 
 
@@ -182,6 +209,8 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """Build AdamW or Adam with rates of their own for encoder, heads, proxies and blocks.
 
+    On a GPU it is fused: one kernel, which looks itself whether the gradient was finite.
+
     Args:
         config: What is trained.
         model: The model.
@@ -198,8 +227,18 @@ def make_optimizer(
         {"params": list(proxies), "lr": config.lr_proxies},
         {"params": list(model.blocks.parameters()), "lr": config.lr_blocks},
     ]
+    groups = [group for group in groups if group["params"]]
     make = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return make([g for g in groups if g["params"]], weight_decay=config.weight_decay)
+    fused = groups[0]["params"][0].is_cuda
+    optimizer = make(groups, weight_decay=config.weight_decay, fused=fused or None)
+
+    def keep_kind(_: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        # a checkpoint says what was used on another device
+        here = {"fused": optimizer.defaults["fused"]}
+        return {**state, "param_groups": [{**group, **here} for group in state["param_groups"]]}
+
+    optimizer.register_load_state_dict_pre_hook(keep_kind)
+    return optimizer
 
 
 def encoder_groups(config: TrainConfig, backbone: nn.Module) -> list[dict[str, Any]]:
@@ -234,5 +273,7 @@ def make_schedule(
     def encoder_factor(step: int) -> float:
         return factor(step) if step * config.epochs >= config.head_epochs * steps else 0.0
 
-    factors = [encoder_factor if "encoder" in g else factor for g in optimizer.param_groups]
+    factors: list[Callable[[int], float]] = [
+        encoder_factor if "encoder" in group else factor for group in optimizer.param_groups
+    ]
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factors)

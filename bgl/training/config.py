@@ -20,7 +20,7 @@ from bgl.training.teachers import TEACHERS
 # when it is resumed.
 CIRCUMSTANCES = (
     *("data_root", "table", "download", "skip_broken", "allow_partial"),
-    *("device", "workers", "on_nonfinite"),
+    *("device", "compile", "workers", "on_nonfinite", "checkpoint_minutes"),
 )
 
 # Parts whose options are groups of the command line.
@@ -38,6 +38,7 @@ CHOICES = {
     "distance": ("cosine", "hyperbolic"),
     "select_embedding": ("backbone", "head"),
     "on_nonfinite": ("stop", "skip"),
+    "precision": ("auto", "fp32", "tf32", "bf16", "fp16"),
     "device": ("auto", "cpu", "cuda"),
 }
 # Options of losses and miners that the pipeline fills.
@@ -113,19 +114,26 @@ class TrainConfig:
             measured and stored, and is the older model of teachers. 0: none.
         grad_clip: Largest norm of the gradient.
         train_batch_norm: Let the encoder's batch-norm statistics follow the training data.
-        checkpoint_activations: Encode 64 images at a time, and again in the backward pass: the
-            memory of 64 images for any batch size, the same gradients, one more forward pass.
-            Not together with train_batch_norm.
+        checkpoint_activations: Encode so many images at a time, and again in the backward pass:
+            their memory for any batch size, the same gradients, one more forward pass; 0: the
+            whole batch at once. Not together with train_batch_norm.
         select_embedding: Embedding whose validation MAP@R chooses the epoch (with protocol
             "paper": whose Recall@1 on the test classes does): "backbone" or "head".
         on_nonfinite: What to do with a batch whose loss or gradient is not finite: "stop" the
             run, or "skip" the batch and count it; either way the batch is named.
+        precision: Of a training step: "fp32", "tf32", "bf16" or "fp16" (whose loss is scaled);
+            "auto": bf16 on a GPU that has it, else fp32. Everything measured is embedded in
+            float32.
         deterministic: Use algorithms that give the same bits every time also on a GPU, and refuse
             operations that have none (slower; a CPU does so anyway).
         seed: Seed of everything random.
         device: "auto", "cpu" or "cuda".
+        compile: Compile encoder, blocks and loss with torch.compile: minutes at the start, for
+            faster steps on a GPU.
         workers: Processes that load images; -1: none for data in memory, else one for each core
             that the job may use, at most 16.
+        checkpoint_minutes: Write the checkpoint at the end of an epoch if the last one is older
+            than this; 0: after every epoch. Always at the end and when the run is stopped.
         options: Options of the blocks, the augmentation and the teachers, by name:
             ``{"dybgr": {"k": 20}}``. What is missing has the default of the block's constructor.
     """
@@ -179,13 +187,16 @@ class TrainConfig:
     ema: float = 0.0
     grad_clip: float = 3.0
     train_batch_norm: bool = False
-    checkpoint_activations: bool = False
+    checkpoint_activations: int = 0
     select_embedding: str = "backbone"
     on_nonfinite: str = "stop"
+    precision: str = "auto"
     deterministic: bool = False
     seed: int = 0
     device: str = "auto"
+    compile: bool = False
     workers: int = -1
+    checkpoint_minutes: float = 5.0
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -204,6 +215,7 @@ class TrainConfig:
         check_int(self.head_epochs, "head_epochs", 0)
         check_int(self.seed, "seed", 0)
         check_int(self.workers, "workers", -1)
+        check_int(self.checkpoint_activations, "checkpoint_activations", 0)
         for name, minimum in {"resize": self.image_size, "batches_per_epoch": 1}.items():
             if getattr(self, name) is not None:
                 check_int(getattr(self, name), name, minimum)
@@ -217,6 +229,7 @@ class TrainConfig:
             check_real(getattr(self, name), name, 0.0, 1.0)
         check_real(self.weight_decay, "weight_decay", 0.0)
         check_real(self.ema, "ema", 0.0, 1 - 1e-6)
+        check_real(self.checkpoint_minutes, "checkpoint_minutes", 0.0)
         for name, choices in CHOICES.items():
             check_choice(getattr(self, name), name, choices)
         if (self.schedule == "step") != bool(self.lr_decay_epochs):
@@ -237,7 +250,7 @@ class TrainConfig:
         self.options = self._resolve_options()
         if self.checkpoint_activations and self.train_batch_norm:
             raise ValueError(
-                "Expected argument `checkpoint_activations` to be off with `train_batch_norm`: "
+                "Expected argument `checkpoint_activations` to be 0 with `train_batch_norm`: "
                 "the running statistics would follow every batch twice"
             )
         if self.teacher != "none" and self.distance != "cosine":

@@ -261,12 +261,13 @@ class Teachers(nn.ModuleDict):
     @property
     def look_back(self) -> bool:
         """Whether one of them needs the older model."""
-        return any(getattr(teacher, "looks_back", False) for teacher in self.values())
+        return any(t.looks_back for t in self.values() if isinstance(t, Teacher))
 
     def begin_epoch(self, embed: Callable[[], dict[str, Tensor]]) -> None:
         """Prepare all teachers for an epoch."""
         for teacher in self.values():
-            teacher.begin_epoch(embed)
+            if isinstance(teacher, Teacher):
+                teacher.begin_epoch(embed)
 
     def forward(self, losses: dict[str, Tensor], lesson: Lesson) -> dict[str, Tensor]:
         """Add what each teacher has to say to the losses of a batch, and to their total."""

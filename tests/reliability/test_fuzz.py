@@ -519,7 +519,9 @@ ENTRIES: dict[str, Entry] = {
         short=5,
         long=50,
     ),
-    "training.make_accelerator": entry(training.make_accelerator, device=name("cpu", "auto")),
+    "training.make_accelerator": entry(
+        training.make_accelerator, device=name("cpu", "auto"), deterministic=st.just(False)
+    ),
     "visualization.draw_batch_graph": entry(
         visualization.draw_batch_graph,
         layout=name("spring"),

@@ -37,7 +37,7 @@ CASES: dict[str, dict[str, Any]] = {
         "loss": "multi-similarity",
     },
     "hyperbolic": {"method": "dybgr", "distance": "hyperbolic"},
-    "checkpointed activations": {"method": "dybgr", "checkpoint_activations": True},
+    "checkpointed activations": {"method": "dybgr", "checkpoint_activations": 4},
     "look-alikes": {"method": "dybgr", "class_neighbors": 1},
     "teachers": {
         "teacher": "diffused+wide+refined",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -669,18 +668,9 @@ def test_configuration_that_does_not_fit(splits, tmp_path, options, message):
         train(tiny(**options), splits, tmp_path)
 
 
-def test_reported_figures_are_those_of_the_stored_model(tmp_path, monkeypatch):
-    """Bit for bit, although the model is trained in bf16, as on a GPU."""
-    half = SimpleNamespace(
-        device=torch.device("cpu"),
-        is_main_process=True,
-        num_processes=1,
-        autocast=lambda: torch.autocast("cpu", torch.bfloat16),
-        backward=lambda loss: loss.backward(),
-        clip_grad_norm_=torch.nn.utils.clip_grad_norm_,
-        wait_for_everyone=lambda: None,
-    )
-    monkeypatch.setattr(loop, "make_accelerator", lambda _: half)
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_reported_figures_are_those_of_the_stored_model(tmp_path, precision):
+    """Bit for bit, although the model is trained in half precision, as on a GPU."""
     torch.manual_seed(3)
     parts = [part(name, n, 4, 120, 8) for name, n in (("train", 8), ("val", 4), ("test", 40))]
     splits = Splits("noise", *parts, gallery=part("test", 40, 4, 120, 8))
@@ -691,7 +681,7 @@ def test_reported_figures_are_those_of_the_stored_model(tmp_path, monkeypatch):
             if data is splits.test:
                 found.update(test=vectors, gallery=gallery)
 
-    result = train(tiny(method="dybgr", epochs=1), splits, tmp_path, Keep())
+    result = train(tiny(method="dybgr", epochs=1, precision=precision), splits, tmp_path, Keep())
     encoder = load(tmp_path)
     assert evaluate_encoder(encoder, splits) == result.metrics
     for name, vectors in found.items():
