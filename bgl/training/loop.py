@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -22,13 +23,16 @@ from bgl.augment import AugmentedLoss, ClassStatistics
 from bgl.datasets import ImageDataset, Splits
 from bgl.images import train_transform
 from bgl.images.loading import num_workers
-from bgl.models import BackboneInfo, BatchGraphOutput
+from bgl.models import BackboneInfo, BatchGraphOutput, Encoder
+from bgl.models.files import WEIGHTS_FILE
 from bgl.samplers import ClassPositions
 from bgl.training.build import (
     build_augmentation,
+    build_average,
     build_criterion,
     build_encoder,
     build_sampler,
+    build_teachers,
     deterministic_algorithms,
     make_accelerator,
     make_optimizer,
@@ -147,13 +151,18 @@ def _train(
     model = encoder.model
     criterion = build_criterion(config, splits.train.num_classes).to(device)
     plan = build_augmentation(config, splits.train.num_classes)
+    teachers = build_teachers(config, splits.train.num_classes, info.num_features).to(device)
+    average = build_average(config, model, teachers)
+    measured = encoder
+    if average is not None and config.ema > 0:
+        measured = Encoder(average.model, encoder.config, device)
     data = splits.train.with_transform(
         train_transform(config.image_size, info.mean, info.std, (config.crop_scale, 1.0))
     )
     sampler = build_sampler(config, data.labels)
-    optimizer = make_optimizer(config, model, criterion)
+    optimizer = make_optimizer(config, model, criterion, teachers)
     schedule = make_schedule(config, optimizer, steps=config.epochs * len(sampler))
-    step = Step(config, model, optimizer, device, compute_losses)
+    step = Step(config, model, optimizer, device, compute_losses, teachers, average)
 
     parts: dict[str, Any] = {
         "model": model,
@@ -170,10 +179,15 @@ def _train(
     if plan is not None:
         parts["augmentation"] = plan.augmentation.to(device)
         augmented = AugmentedLoss(criterion.loss, plan.augmentation, criterion.miner)
+    if teachers:
+        parts["teachers"] = teachers
+    if average is not None:
+        parts["average"] = average
     checkpoint = folder / CHECKPOINT_FILE
     resumed = load_checkpoint(checkpoint, config, splits.digest, parts, device)
     position = resumed or Position()
     broadcast_module(criterion)
+    broadcast_module(teachers)
     started = time.perf_counter() - position.seconds
     written = time.monotonic()
     history = position.history
@@ -212,8 +226,8 @@ def _train(
         chosen, written = None, time.monotonic()
 
     k = recall_at(config.dataset)
-    evaluator = Evaluator(encoder, k, config.workers, progress=progress, interruption=interruption)
-    progress.begin(TrainingRun(config, encoder, resumed is not None), len(history))
+    evaluator = Evaluator(measured, k, config.workers, progress=progress, interruption=interruption)
+    progress.begin(TrainingRun(config, measured, resumed is not None), len(history))
     try:
         for epoch in range(len(history), config.epochs):
             plain_criterion: nn.Module = criterion
@@ -224,6 +238,8 @@ def _train(
                 plan.set_epoch(epoch + 1, config.epochs)
                 plain_criterion = augmented
 
+            if position.step == 0 and epoch > 0:
+                teachers.begin_epoch(lambda: evaluator.embed(splits.train))
             model.train()
             if not config.train_batch_norm:
                 freeze_batch_norm(model.backbone)
@@ -256,6 +272,8 @@ def _train(
                     criterion,
                     seed=seeds[mine.start],
                     sizes=[len(share) for share in own],
+                    indices=batch,
+                    progress=epoch / config.epochs,
                     return_graph=last,
                 )
                 settle()  # the step before: this one is at work meanwhile
@@ -274,6 +292,8 @@ def _train(
                 interruption.check()
 
             settle()
+            if average is not None:
+                average.after_epoch(model)
             good = len(sampler) - row.get("skipped_steps", 0)
             if good == 0:
                 raise FloatingPointError(f"No loss of epoch {epoch + 1} was finite")
@@ -284,7 +304,8 @@ def _train(
             position = Position(history)
             if accelerator.is_main_process:
                 if chosen_epoch(history, config) == row["epoch"]:
-                    chosen = {n: t.to("cpu", copy=True) for n, t in model.state_dict().items()}
+                    weights = measured.model.state_dict()
+                    chosen = {name: t.to("cpu", copy=True) for name, t in weights.items()}
                 write_history(folder / "metrics.csv", history)
             age = time.monotonic() - written
             if row["epoch"] == config.epochs or age >= 60 * config.checkpoint_minutes:
@@ -303,8 +324,10 @@ def _train(
 
     if accelerator.is_main_process:
         stored = load_file(folder / WEIGHTS_FILE)  # with a readout, if this was reached before
-        model.load_state_dict({n: t for n, t in stored.items() if not n.startswith("readout.")})
-    broadcast_module(model)
+        measured.model.load_state_dict(
+            {n: t for n, t in stored.items() if not n.startswith("readout.")}
+        )
+    broadcast_module(measured.model)
     vectors = evaluator.embed(splits.train)
     readout = add_readout(config, evaluator, splits, vectors["backbone"])
     encoder = evaluator.encoder

@@ -322,6 +322,8 @@ ENTRIES: dict[str, Entry] = {
         losses.PairwiseCrossEntropyLoss,
         distance=st.sampled_from([CosineSimilarity(), hyperbolic.HyperbolicDistance()]),
     ),
+    "losses.SoftTargetLoss": entry(losses.SoftTargetLoss, targets=matrix(N, N)),
+    "losses.diffuse": entry(losses.diffuse, targets=matrix(N, N), w=real),
     **{
         f"hyperbolic.{function.__name__}": entry(function, y=matrix())
         for function in (
@@ -557,6 +559,7 @@ RECORDS = {
     *("models.BLOCKS", "models.BackboneInfo", "models.BatchGraphOutput"),
     *("training.Interrupted", "training.Interruption", "training.Progress"),
     *("training.ProgressList", "training.TrainResult", "training.TrainingRun"),
+    *("training.TEACHERS", "training.Lesson", "training.Teacher"),
     "search.Hit",
     # command lines and what they are made of
     *("cli.main", "pipeline.CONFIGS", "pipeline.TerminalProgress", "pipeline.as_csv"),

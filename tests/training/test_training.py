@@ -33,7 +33,12 @@ from bgl.training import (
     evaluate_encoder,
     train,
 )
-from bgl.training.build import build_augmentation, make_optimizer, make_schedule
+from bgl.training.build import (
+    build_augmentation,
+    build_teachers,
+    make_optimizer,
+    make_schedule,
+)
 from bgl.training.evaluation import evaluate
 from bgl.training.history import chosen_epoch, graph_statistics
 
@@ -511,19 +516,26 @@ def test_loss_and_miner_go_by_the_distance_of_the_head():
 
 
 def test_optimizer_has_a_rate_for_each_part():
-    config = tiny(method="dybgr", loss="proxy-anchor", lr=1e-3, lr_head=5.0, lr_blocks=0.2)
-    model, _ = build_model(config)
+    rates = {"lr": 1e-3, "lr_head": 5.0, "lr_proxies": 0.3, "lr_blocks": 0.2}
+    config = tiny(method="dybgr", loss="proxy-anchor", teacher="wide", **rates)
+    model, info = build_model(config)
     criterion = loop.build_criterion(config, 8)
-    rates = {
+    teachers = build_teachers(config, 8, info.num_features)
+    found = {
         id(p): group["lr"]
-        for group in make_optimizer(config, model, criterion).param_groups
+        for group in make_optimizer(config, model, criterion, teachers).param_groups
         for p in group["params"]
     }
-    parts = {1e-3: model.backbone, 5e-3: model.head, 0.2: model.blocks}
-    for rate, module in parts.items():
-        of_part = {rates.pop(id(p)) for p in module.parameters()}
+    wide = teachers["wide"]
+    for rate, modules in {
+        1e-3: [model.backbone],
+        5e-3: [model.head, wide.heads],
+        0.3: [criterion, wide.criteria],  # proxies
+        0.2: [model.blocks],
+    }.items():
+        of_part = {found.pop(id(p)) for module in modules for p in module.parameters()}
         assert list(of_part) == [pytest.approx(rate)]
-    assert list(rates.values()) == [pytest.approx(5e-3)]  # the proxies of the loss
+    assert found == {}
 
 
 def test_graph_statistics_of_a_hand_example():
