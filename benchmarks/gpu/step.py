@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
 
 from benchmarks.gpu.case import Part, Scale, Target, milliseconds, peak_gb
 from bgl.training.build import (
@@ -18,55 +18,46 @@ from bgl.training.build import (
 )
 from bgl.training.config import TrainConfig
 from bgl.training.loop import compute_losses, freeze_batch_norm
+from bgl.training.step import Reading, Step
 
 
-class Step:
-    """The step of a configuration, as the training loop takes it.
+class Trial:
+    """The step of a configuration, as the training loop takes it, again and again.
 
     Args:
         config: What to train.
         scale: Where.
-        mode: Of ``torch.compile``; None: nothing is compiled.
     """
 
-    def __init__(self, config: TrainConfig, scale: Scale, mode: str | None = None) -> None:
-        self.config = config
-        self.accelerator = make_accelerator(scale.device.type)
-        device = self.accelerator.device
+    def __init__(self, config: TrainConfig, scale: Scale) -> None:
+        config = replace(config, device=scale.device.type)
+        device = make_accelerator(config.device, config.deterministic).device
         encoder, info = build_encoder(config, device)
-        self.model = encoder.model.train()
-        freeze_batch_norm(self.model.backbone)
+        model = encoder.model.train()
+        freeze_batch_norm(model.backbone)
         classes = config.batch_size // config.per_class
         self.criterion = build_criterion(config, classes).to(device)
-        self.optimizer = make_optimizer(config, self.model, self.criterion)
+        optimizer = make_optimizer(config, model, self.criterion)
+        self.step = Step(config, model, optimizer, device, compute_losses)
         self.labels = torch.arange(classes, device=device).repeat_interleave(config.per_class)
+        self.sizes = [config.batch_size]
         size = (config.batch_size, 3, config.image_size, config.image_size)
-        self.images = torch.randint(256, size, dtype=torch.uint8, device=device)
-        self.images = self.images.contiguous(memory_format=torch.channels_last)
+        images = torch.randint(256, size, dtype=torch.uint8, device=device)
+        self.images = images.contiguous(memory_format=torch.channels_last)
         self.mean, self.std = (
             255 * torch.tensor(values, device=device).view(3, 1, 1)
             for values in (info.mean, info.std)
         )
-        self.encode, self.losses = self.model.encode, self._losses
-        if mode is not None:
-            how = {"mode": mode} if scale.cuda else {"backend": "eager"}  # quick: a trial
-            self.encode, self.losses = (torch.compile(f, **how) for f in (self.encode, self.losses))
+        self.running: Reading | None = None
 
     def __call__(self) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.compiler.cudagraph_mark_step_begin()
-        with self.accelerator.autocast():
-            features = self.encode(self.images.float().sub_(self.mean).div_(self.std))
-        loss = self.losses(features)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
-        self.optimizer.step()
-
-    def _losses(self, features: Tensor) -> Tensor:
-        with self.accelerator.autocast():
-            output = self.model.from_features(features, self.labels)
-        criterion, alpha = self.criterion, self.config.alpha
-        return compute_losses(output, self.labels, criterion, criterion, alpha)["loss"]
+        images = self.images.float().sub_(self.mean).div_(self.std)
+        _, reading = self.step(
+            images, self.labels, self.criterion, self.criterion, seed=0, sizes=self.sizes
+        )
+        if self.running is not None:  # the step before, as in the loop
+            self.running.values()
+        self.running = reading
 
 
 def vit(scale: Scale, images: int = 405, per_class: int = 9) -> TrainConfig:
@@ -98,11 +89,18 @@ def default(scale: Scale) -> TrainConfig:
     )
 
 
-def rates(config: TrainConfig, scale: Scale, mode: str | None = None) -> tuple[float, float]:
+def rates(config: TrainConfig, scale: Scale) -> tuple[float, float]:
     """Milliseconds of a step, and the graph's share of it in percent."""
-    whole = milliseconds(Step(config, scale, mode), scale)
-    plain = milliseconds(Step(replace(config, method="none", options={}), scale, mode), scale)
+    whole = milliseconds(Trial(config, scale), scale)
+    plain = milliseconds(Trial(replace(config, method="none", options={}), scale), scale)
     return whole, 100 * (1 - plain / whole)
+
+
+def memory(config: TrainConfig, scale: Scale) -> float:
+    """GB of the second step, when the optimiser has its state."""
+    trial = Trial(config, scale)
+    trial()
+    return peak_gb(trial, scale)
 
 
 def vit_step(scale: Scale) -> Iterator[float]:
@@ -112,14 +110,7 @@ def vit_step(scale: Scale) -> Iterator[float]:
     yield 1000 * config.batch_size / whole
     yield share
     yield memory(config, scale)
-    yield memory(replace(config, checkpoint_activations=True), scale)
-
-
-def memory(config: TrainConfig, scale: Scale) -> float:
-    """GB of the second step, when the optimiser has its state."""
-    step = Step(config, scale)
-    step()
-    return peak_gb(step, scale)
+    yield memory(replace(config, checkpoint_activations=64), scale)
 
 
 def default_step(scale: Scale) -> Iterator[float]:
@@ -129,22 +120,38 @@ def default_step(scale: Scale) -> Iterator[float]:
 
 def overhead(scale: Scale) -> Iterator[float]:
     """What deterministic algorithms cost, in percent."""
-    usual = milliseconds(Step(default(scale), scale), scale)
-    with deterministic_algorithms(True):
-        yield 100 * (milliseconds(Step(default(scale), scale), scale) / usual - 1)
+    config = replace(default(scale), deterministic=True)
+    with deterministic_algorithms(True):  # first, before cuBLAS has made its plans
+        repeated = milliseconds(Trial(config, scale), scale)
+    yield 100 * (repeated / milliseconds(Trial(default(scale), scale), scale) - 1)
+
+
+def compiled_default(scale: Scale) -> Iterator[float]:
+    """As above, compiled."""
+    with compiling(scale):
+        yield milliseconds(Trial(replace(default(scale), compile=True), scale), scale)
 
 
 def compiled_vit(scale: Scale) -> Iterator[float]:
     """As above, compiled."""
-    config = vit(scale)
-    whole, share = rates(config, scale, "default")
+    config = replace(vit(scale), compile=True)
+    with compiling(scale):
+        whole, share = rates(config, scale)
     yield 1000 * config.batch_size / whole
     yield share
 
 
-def compiled_default(scale: Scale) -> Iterator[float]:
-    """As above, in CUDA graphs."""
-    yield milliseconds(Step(default(scale), scale, "reduce-overhead"), scale)
+@contextmanager
+def compiling(scale: Scale) -> Iterator[None]:
+    """Compile at full size; a trial has no minutes for it."""
+    if not scale.small:
+        yield
+        return
+    torch.compiler.set_stance("force_eager")
+    try:
+        yield
+    finally:
+        torch.compiler.set_stance("default")
 
 
 VIT, LITE = "ViT-S/16, 224 px, 405 images", "EfficientNet-Lite0, 64 px, 128 images"

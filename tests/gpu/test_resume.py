@@ -64,17 +64,3 @@ def test_a_run_resumes_on_another_device(
     first, second = pair if begun_on == "gpu" else reversed(pair)
     folder = stopped(config(first), tmp_path)
     assert len(train(config(second), make_splits(), folder).history) == 2
-
-
-@pytest.mark.parametrize("visible", [0, 3])
-def test_a_run_resumes_with_other_visible_devices(
-    device: torch.device, tmp_path: Path, visible: int
-) -> None:
-    """As many states of generators as that many devices would have left."""
-    folder = stopped(config(device), tmp_path)
-    state = torch.load(folder / "checkpoint.pt", weights_only=True)
-    cuda = state["random"]["cuda"]
-    if isinstance(cuda, list):
-        state["random"]["cuda"] = (cuda * visible)[:visible]
-        torch.save(state, folder / "checkpoint.pt")
-    assert len(train(config(device), make_splits(), folder).history) == 2

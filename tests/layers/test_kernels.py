@@ -10,7 +10,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.gpu.case import Kernels
-from bgl.layers import BatchFormerBlock, BGFormerBlock, DyBGRBlock, sizes
+from bgl import _sizes
+from bgl.layers import BatchFormerBlock, BGFormerBlock, DyBGRBlock
 
 C = 384
 BLOCKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
@@ -25,7 +26,7 @@ BLOCKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 @pytest.mark.parametrize("name", BLOCKS)
 def test_kernels_of_a_block_forward_and_backward(monkeypatch, name, samples):
     for place in ("_CPU_BLOCK", "_CPU_KEPT"):
-        monkeypatch.setattr(sizes, place, sizes._CUDA_BLOCK)
+        monkeypatch.setattr(_sizes, place, _sizes._CUDA_BLOCK)
     make, ceiling = BLOCKS[name]
     with FakeTensorMode():
         block, x = make(), torch.randn(samples, C, requires_grad=True)
