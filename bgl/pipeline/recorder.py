@@ -78,9 +78,10 @@ class Recorder(Progress):
     ) -> None:
         if data is self.splits.test:
             # by the backbone, which means something before training, too
-            self.tested = vectors["backbone"], None if gallery is None else gallery["backbone"]
+            others = None if gallery is None else gallery["backbone"].cpu()
+            self.tested = vectors["backbone"].cpu(), others
         elif data is self.data:
-            self.features = vectors["backbone"][self.batch]
+            self.features = vectors["backbone"][self.batch].cpu()
 
     def finish(self) -> None:
         """Keep the answers to queries and the map of the last measured test classes.
