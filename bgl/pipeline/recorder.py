@@ -77,8 +77,9 @@ class Recorder(Progress):
         gallery: dict[str, Tensor] | None = None,
     ) -> None:
         if data is self.splits.test:
-            # by the backbone, which means something before training, too
-            self.tested = vectors["backbone"], None if gallery is None else gallery["backbone"]
+            # by the encoder's output, which means something before training, too, as it is read
+            name = "readout" if "readout" in vectors else "backbone"
+            self.tested = vectors[name], None if gallery is None else gallery[name]
         elif data is self.data:
             self.features = vectors["backbone"][self.batch]
 

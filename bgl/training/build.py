@@ -111,6 +111,11 @@ def build_encoder(
 def build_model(config: TrainConfig) -> tuple[BatchGraphModel, BackboneInfo]:
     """Build the model a configuration describes, with its pretrained weights."""
     backbone, info = create_backbone(config.backbone, config.weights, config.image_size)
+    if (config.readout_dim or 0) > info.num_features:
+        raise ValueError(
+            f"Expected argument `readout_dim` (--readout-dim) to be at most the {info.num_features}"
+            f" features of {config.backbone}, got {config.readout_dim}"
+        )
     freeze_parts(backbone, config.freeze)
     model = assemble_model(backbone, info.num_features, describe_model(config, info))
     if config.checkpoint_activations:
@@ -146,6 +151,7 @@ def describe_model(config: TrainConfig, info: BackboneInfo) -> ModelConfig:
         blocks=tuple(BlockConfig(name, config.options[name]) for name in config.block_names),
         curvature=config.head_curvature,
         clip_radius=config.clip_radius,
+        embedding=config.select_embedding,
     )
 
 

@@ -13,6 +13,7 @@ from bgl._registry import Registry
 from bgl.augment import AUGMENTATIONS
 from bgl.losses import LOSSES, MINERS
 from bgl.models import BLOCKS
+from bgl.readout import COVARIANCES
 from bgl.samplers import SAMPLERS
 from bgl.training.teachers import TEACHERS
 
@@ -37,6 +38,7 @@ CHOICES = {
     "schedule": ("linear", "constant", "step"),
     "distance": ("cosine", "hyperbolic"),
     "select_embedding": ("backbone", "head"),
+    "readout": ("none", *COVARIANCES),
     "on_nonfinite": ("stop", "skip"),
     "precision": ("auto", "fp32", "tf32", "bf16", "fp16"),
     "device": ("auto", "cpu", "cuda"),
@@ -118,7 +120,13 @@ class TrainConfig:
             their memory for any batch size, the same gradients, one more forward pass; 0: the
             whole batch at once. Not together with train_batch_norm.
         select_embedding: Embedding whose validation MAP@R chooses the epoch (with protocol
-            "paper": whose Recall@1 on the test classes does): "backbone" or "head".
+            "paper": whose Recall@1 on the test classes does): "backbone" or "head". Where there
+            is no readout, it is also the model's embedding.
+        readout: Linear map of the encoder's output that is fitted on the training images after
+            training, and then is the model's embedding: "within" or "total", the covariance that
+            it whitens (see bgl.readout), with the shrinkage of the best validation MAP@R (1.0
+            where there are no validation classes); "none": no readout.
+        readout_dim: Dimension of the readout; by default that of the encoder's output.
         on_nonfinite: What to do with a batch whose loss or gradient is not finite: "stop" the
             run, or "skip" the batch and count it; either way the batch is named.
         precision: Of a training step: "fp32", "tf32", "bf16" or "fp16" (whose loss is scaled);
@@ -189,6 +197,8 @@ class TrainConfig:
     train_batch_norm: bool = False
     checkpoint_activations: int = 0
     select_embedding: str = "backbone"
+    readout: str = "within"
+    readout_dim: int | None = None
     on_nonfinite: str = "stop"
     precision: str = "auto"
     deterministic: bool = False
@@ -216,7 +226,8 @@ class TrainConfig:
         check_int(self.seed, "seed", 0)
         check_int(self.workers, "workers", -1)
         check_int(self.checkpoint_activations, "checkpoint_activations", 0)
-        for name, minimum in {"resize": self.image_size, "batches_per_epoch": 1}.items():
+        minima = {"resize": self.image_size, "batches_per_epoch": 1, "readout_dim": 1}
+        for name, minimum in minima.items():
             if getattr(self, name) is not None:
                 check_int(getattr(self, name), name, minimum)
         for epoch in self.lr_decay_epochs:

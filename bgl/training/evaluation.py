@@ -26,7 +26,7 @@ def evaluate(
     gallery: dict[str, Tensor] | None = None,
     gallery_labels: Tensor | None = None,
 ) -> dict[str, Metrics]:
-    """Measure retrieval by each embedding: the backbone's by cosine, the head's by its distance."""
+    """Measure retrieval by each embedding: the head's by its distance, others by cosine."""
     return {
         name: retrieval_metrics(
             vectors[name],
@@ -65,7 +65,7 @@ class Evaluator:
     interruption: Interruption = field(default_factory=Interruption)
 
     def embed(self, data: ImageDataset) -> dict[str, Tensor]:
-        """Embed every image: ``{"backbone": [N, C], "head": [N, D]}``, float32, on the CPU."""
+        """Embed every image: ``{"backbone": [N, C], "head": [N, D], …}``, float32, on the CPU."""
         processes, device = num_processes(), self.encoder.device
         share = -(-len(data) // processes)
         own = data
@@ -103,7 +103,7 @@ class Evaluator:
             {name: x.to(device) for name, x in vectors.items()},
             queries.labels,
             self.k,
-            self.encoder.distance,
+            self.encoder.config.distance_of("head"),
             others,
             None if gallery is None else gallery.labels,
         )
@@ -121,7 +121,7 @@ def evaluate_encoder(
         workers: Loading processes; -1: one per core, at most 16.
 
     Returns:
-        Retrieval metrics by embedding, "backbone" and "head".
+        Retrieval metrics by embedding: "backbone", "head" and, if the model has one, "readout".
     """
     evaluator = Evaluator(encoder, recall_at(splits.name), workers, batch_size)
     return evaluator.measure(splits.test, splits.gallery)

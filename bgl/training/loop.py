@@ -56,6 +56,7 @@ from bgl.training.history import chosen_epoch, graph_statistics, write_history
 from bgl.training.interruption import Interrupted, Interruption
 from bgl.training.loading import Key, load_training_images, seeded_batches
 from bgl.training.progress import Progress, TrainingRun
+from bgl.training.readout import Readout, add_readout
 from bgl.training.step import Reading, Step, Throughput, Values
 
 
@@ -66,6 +67,7 @@ class TrainResult:
     metrics: dict[str, Metrics]  # test metrics by embedding, of the chosen epoch
     chosen_epoch: int
     history: list[dict[str, Any]]
+    readout: Readout | None
     backbone: BackboneInfo
     dimensions: dict[str, int]  # by embedding
     num_parameters: int
@@ -88,7 +90,7 @@ def train(
     :class:`TrainConfig`. The result is optimistic.
 
     The folder receives ``metrics.csv`` (a line per epoch), the model of the chosen epoch
-    (``model.safetensors`` and ``model.json``, for :func:`bgl.models.load`),
+    (``model.safetensors`` and ``model.json``, for :func:`bgl.models.load`) with its readout,
     ``embeddings.safetensors`` (the training set's, by that model) and, while it runs,
     ``checkpoint.pt``: a run that was interrupted resumes there when called again with the
     same configuration and folder, with the same result as if it had not been interrupted. The
@@ -321,20 +323,31 @@ def _train(
         raise
 
     if accelerator.is_main_process:
-        measured.model.load_state_dict(load_file(folder / WEIGHTS_FILE))
+        stored = load_file(folder / WEIGHTS_FILE)  # with a readout, if this was reached before
+        measured.model.load_state_dict(
+            {n: t for n, t in stored.items() if not n.startswith("readout.")}
+        )
     broadcast_module(measured.model)
-    vectors = evaluator.embed(splits.train)["head"]
+    vectors = evaluator.embed(splits.train)
+    readout = add_readout(config, evaluator, splits, vectors["backbone"])
+    encoder = evaluator.encoder
+    dimensions = {"backbone": info.num_features, "head": config.head_dim}
+    if encoder.model.readout is not None:
+        vectors["readout"] = encoder.model.readout(vectors["backbone"].to(device)).cpu()
+        dimensions["readout"] = vectors["readout"].size(1)
     if accelerator.is_main_process:
+        models.save(encoder.model, folder, encoder.config)
         write_tensors(
             folder / "embeddings.safetensors",
-            {"embeddings": vectors, "labels": splits.train.labels},
+            {"embeddings": vectors[encoder.config.embedding], "labels": splits.train.labels},
         )
     return TrainResult(
         metrics=evaluator.measure(splits.test, splits.gallery),
         chosen_epoch=chosen_epoch(history, config),
         history=history,
+        readout=readout,
         backbone=info,
-        dimensions={"backbone": info.num_features, "head": config.head_dim},
+        dimensions=dimensions,
         num_parameters=sum(p.numel() for p in model.parameters()),
         seconds=time.perf_counter() - started,
         peak_memory_mb=peak_memory_mb(),

@@ -151,7 +151,7 @@ def switches() -> list[Any]:
     for look in (lambda: matmul.allow_tf32, lambda: torch.backends.cudnn.allow_tf32):
         try:
             found.append(look())
-        except RuntimeError:  # where old and new switches disagree
+        except RuntimeError:  # noqa: PERF203 - where old and new switches disagree
             found.append("refused")
     return found
 

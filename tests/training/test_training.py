@@ -103,15 +103,14 @@ def test_every_method_leaves_its_files(splits, tmp_path, method, augmentation):
             assert 0 < float(row["same_class_weight"]) <= 1
     assert len(result.history) == 2
 
-    model, _ = build_model(config)
-    model.load_state_dict(load_file(tmp_path / "model.safetensors"))  # strict
+    model = load(tmp_path).model
     assert result.num_parameters == sum(p.numel() for p in model.parameters())
-    assert result.dimensions == {"backbone": WIDTH, "head": DIM}
+    assert result.dimensions == {"backbone": WIDTH, "head": DIM, "readout": WIDTH}
     stored = load_file(tmp_path / "embeddings.safetensors")
-    assert stored["embeddings"].shape == (32, DIM)
+    assert stored["embeddings"].shape == (32, WIDTH)
     assert torch.equal(stored["labels"], splits.train.labels)
 
-    assert result.metrics.keys() == {"backbone", "head"}
+    assert result.metrics.keys() == {"backbone", "head", "readout"}
     for metrics in result.metrics.values():
         assert metrics["num_queries"] == 16
         assert 0 <= metrics["recall@1"] <= metrics["recall@8"] <= 1
@@ -136,8 +135,8 @@ def test_the_best_validation_epoch_is_the_one_that_is_stored(tmp_path, select):
     assert result.chosen_epoch == best + 1
     assert len(set(values)) > 1
     stored = measure(tmp_path, splits.val)
-    for embedding, metrics in stored.items():
-        for name, value in metrics.items():
+    for embedding in ("backbone", "head"):
+        for name, value in stored[embedding].items():
             assert value == pytest.approx(result.history[best][f"val_{embedding}_{name}"], abs=1e-6)
     # and the test metrics are those of the same weights
     for embedding, metrics in measure(tmp_path, splits.test).items():
@@ -331,6 +330,7 @@ def test_progress_is_told_every_stage(splits, tmp_path):
         "epoch 2/2",
         "embedding 16 images",
         "embedding 32 images",
+        "embedding 16 images",  # validation, for the readout
         "embedding 16 images",
     ]
 
@@ -396,7 +396,7 @@ def test_augmentation_has_the_options_of_its_configuration(distance):
 
 def test_gradients_are_clipped(splits, tmp_path):
     """Adam does not see a gradient's length, unless it is far below its epsilon."""
-    config = tiny(epochs=1, weight_decay=0.0, grad_clip=1e-14)
+    config = tiny(epochs=1, weight_decay=0.0, grad_clip=1e-14, readout="none")
     train(config, splits, tmp_path)
     fresh = build_encoder(config)[0].model.state_dict()
     for name, tensor in state_of(tmp_path).items():
