@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import write_pngs
 from torch import Tensor
 
 from bgl.hyperbolic import HyperbolicDistance
 from bgl.models import Encoder, ModelConfig, assemble_model, create_backbone, export, load, save
 from bgl.readout import LinearReadout, fit_readout
 from bgl.search import SearchIndex
-from helpers import write_pngs
 
 WIDTH, HEAD = 96, 4  # of test_resnet
 LABELS = torch.arange(24) // 3

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_training import WIDTH, make_splits, part, tiny
 
 from bgl.datasets import Splits
 from bgl.metrics import retrieval_metrics
@@ -16,7 +17,6 @@ from bgl.models import load
 from bgl.readout import SHRINKAGE, choose_readout, fit_readout
 from bgl.training import Evaluator, TrainConfig, build_encoder, evaluate_encoder, train
 from bgl.training.readout import add_readout
-from tiny_training import WIDTH, make_splits, part, tiny
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_a_run_without_a_possible_readout_goes_on(splits: Splits) -> None:
 def test_too_many_dimensions_are_refused_before_anything_is_trained(splits: Splits) -> None:
     with pytest.raises(ValueError, match=rf"`readout_dim`.*at most the {WIDTH} features"):
         build_encoder(tiny(readout_dim=WIDTH + 1))
-    with pytest.raises(ValueError, match="`readout`.*'both'"):
+    with pytest.raises(ValueError, match=r"`readout`.*'both'"):
         TrainConfig(readout="both")
     with pytest.raises(ValueError, match="`readout_dim`"):
         dataclasses.replace(tiny(), readout_dim=0)
