@@ -63,6 +63,8 @@ class Row(_Measured, OtherEpochs, total=False):
     seconds: float
     peak_memory_mb: float
     peak_gpu_memory_mb: float | None
+    images_per_second: float | None  # of training, by all processes together
+    waiting_for_data: float | None  # share of that time
     skipped_steps: int
     published: Published | None
     config: dict[str, Any]

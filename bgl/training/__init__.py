@@ -13,13 +13,17 @@ with extra("train"):
     from bgl.training.interruption import Interrupted, Interruption
     from bgl.training.loop import TrainResult, train
     from bgl.training.progress import Progress, ProgressList, TrainingRun
+    from bgl.training.teachers import TEACHERS, Lesson, Teacher
 
 __all__ = [
+    "TEACHERS",
     "Evaluator",
     "Interrupted",
     "Interruption",
+    "Lesson",
     "Progress",
     "ProgressList",
+    "Teacher",
     "TrainConfig",
     "TrainResult",
     "TrainingRun",

@@ -76,7 +76,7 @@ class Evaluator:
 
         def on_batch(images: int) -> None:
             self.progress.advance(images)
-            self.interruption.check(device)
+            self.interruption.check()
 
         self.progress.start(f"embedding {len(data)} images", share)
         workers = num_workers(self.workers, isinstance(data.images, Tensor))

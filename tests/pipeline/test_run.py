@@ -29,6 +29,7 @@ SMALL = [
     *("--dataset", "folder", "--backbone", "test_resnet", "--weights", "none"),
     *("--image-size", "32", "--epochs", "1", "--batch-size", "8", "--per-class", "2"),
     *("--head-dim", "8", "--device", "cpu", "--workers", "0", "--dybgr.k", "3"),
+    *("--checkpoint-minutes", "0"),
 ]
 
 

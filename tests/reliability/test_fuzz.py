@@ -322,6 +322,8 @@ ENTRIES: dict[str, Entry] = {
         losses.PairwiseCrossEntropyLoss,
         distance=st.sampled_from([CosineSimilarity(), hyperbolic.HyperbolicDistance()]),
     ),
+    "losses.SoftTargetLoss": entry(losses.SoftTargetLoss, targets=matrix(N, N)),
+    "losses.diffuse": entry(losses.diffuse, targets=matrix(N, N), w=real),
     **{
         f"hyperbolic.{function.__name__}": entry(function, y=matrix())
         for function in (
@@ -517,7 +519,9 @@ ENTRIES: dict[str, Entry] = {
         short=5,
         long=50,
     ),
-    "training.make_accelerator": entry(training.make_accelerator, device=name("cpu", "auto")),
+    "training.make_accelerator": entry(
+        training.make_accelerator, device=name("cpu", "auto"), deterministic=st.just(False)
+    ),
     "visualization.draw_batch_graph": entry(
         visualization.draw_batch_graph,
         layout=name("spring"),
@@ -555,6 +559,7 @@ RECORDS = {
     *("models.BLOCKS", "models.BackboneInfo", "models.BatchGraphOutput"),
     *("training.Interrupted", "training.Interruption", "training.Progress"),
     *("training.ProgressList", "training.TrainResult", "training.TrainingRun"),
+    *("training.TEACHERS", "training.Lesson", "training.Teacher"),
     "search.Hit",
     # command lines and what they are made of
     *("cli.main", "pipeline.CONFIGS", "pipeline.TerminalProgress", "pipeline.as_csv"),

@@ -324,7 +324,7 @@ def test_torchrun_stops_when_a_process_is_killed_and_resumes(tmp_path):
         *("--dataset", "folder", "--data-root", str(tmp_path / "images"), "--method", "none"),
         *("--backbone", "test_resnet", "--weights", "none", "--image-size", "32"),
         *("--epochs", "20", "--batch-size", "8", "--per-class", "2", "--device", "cpu"),
-        *("--workers", "0"),
+        *("--workers", "0", "--checkpoint-minutes", "0"),
     ]
     script = str(ROOT / "benchmarks" / "run.py")
     command = torchrun(script, *words, "--output-dir", str(folder))
