@@ -48,6 +48,7 @@ class LearnBatchGraph(BaseTransform):
         self.use_labels = use_labels
 
     def forward(self, data: Data) -> Data:
+        """Put the graph on the data."""
         if not isinstance(data, Data) or data.x is None:
             raise ValueError(
                 "Expected argument `data` to be a PyG Data with features `x`, "
