@@ -154,7 +154,6 @@ def _train(
     optimizer = make_optimizer(config, model, criterion)
     schedule = make_schedule(config, optimizer, steps=config.epochs * len(sampler))
     step = Step(config, model, optimizer, device, compute_losses)
-
     parts: dict[str, Any] = {
         "model": model,
         "criterion": criterion,
