@@ -44,7 +44,7 @@ def save(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / CONFIG_FILE, json.dumps(dataclasses.asdict(config), indent=1) + "\n")
+    write_text(folder / CONFIG_FILE, describe_config(config))
     state = model.state_dict() if isinstance(model, BatchGraphModel) else dict(model)
     write_tensors(folder / WEIGHTS_FILE, state)
 
@@ -77,6 +77,11 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Encoder:
         model, read_state_dict(path, "folder"), f"Expected {path} to fit {folder / CONFIG_FILE}"
     )
     return Encoder(model, config, device)
+
+
+def describe_config(config: ModelConfig) -> str:
+    """Write the description of a model as ``model.json`` holds it."""
+    return json.dumps(dataclasses.asdict(config), indent=1) + "\n"
 
 
 def read_config(folder: str | Path) -> ModelConfig:

@@ -22,11 +22,9 @@ from jsonargparse import (
 )
 
 from bgl._io import check_yaml, read_yaml, write_text
-from bgl.augment import AUGMENTATIONS
-from bgl.models import BLOCKS
 from bgl.pipeline.results import COMMAND_FILE, read_record
 from bgl.training import TrainConfig
-from bgl.training.config import CIRCUMSTANCES, parts
+from bgl.training.config import CIRCUMSTANCES, WITH_OPTIONS, parts
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 LISTS = ("--method", "--seed", "--seeds", "--log")  # take several words
@@ -92,7 +90,7 @@ def make_parser(description: str | None = None) -> ArgumentParser:
         add_option(parser, option(name), hint, getattr(defaults, name), help_of[name])
     # One option for each parameter: an option for the whole part would also take the name of a
     # class, and import it.
-    for part, make in {**BLOCKS, **AUGMENTATIONS}.items():
+    for part, make in [item for registry in WITH_OPTIONS for item in registry.items()]:
         known, help_of = signature(make, eval_str=True).parameters, argument_help(make)
         for key, default in parts(part).options(part).items():
             hint = known[key].annotation
@@ -270,7 +268,7 @@ def option_words(name: str, value: Any) -> list[str]:
         >>> option_words("skip_broken", False)
         ['--no-skip_broken']
     """
-    if name in BLOCKS or name in AUGMENTATIONS:
+    if any(name in registry for registry in WITH_OPTIONS):
         return [word for key, item in value.items() for word in option_words(f"{name}.{key}", item)]
     if isinstance(value, bool):
         return [f"--{name}" if value else f"--no-{name}"]

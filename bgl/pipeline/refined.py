@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
+from bgl import models
 from bgl._io import write_text
 from bgl._neighbors import nearest
 from bgl.datasets import ImageDataset, Splits, recall_at
 from bgl.metrics import retrieval_metrics
-from bgl.models.files import WEIGHTS_FILE
+from bgl.models import Encoder
 from bgl.pipeline.arrays import RECORD_FILE, REFINED_FILE, read_or_note, write_arrays
 from bgl.pipeline.comparison import OTHER_EPOCHS
 from bgl.pipeline.results import Row, read_record
 from bgl.refinement import refine
-from bgl.training import Evaluator, Progress, TrainConfig, build_encoder, make_accelerator
-from bgl.training.distributed import broadcast_module, on_first_process, process_index
+from bgl.training import Evaluator, Progress, TrainConfig, make_accelerator
+from bgl.training.distributed import on_first_process
 
 Vectors = tuple[Tensor, Tensor | None]  # of the test classes, and of their gallery
 
@@ -29,7 +28,7 @@ K = 7  # refine's default, lowered for tiny test sets
 
 
 class LastTest(Progress):
-    """Keep the backbone embeddings of the test classes, as a run has measured them last.
+    """Keep the embeddings of the test classes that can be refined, as they were measured last.
 
     Args:
         splits: The data that are trained on.
@@ -46,7 +45,7 @@ class LastTest(Progress):
         gallery: dict[str, Tensor] | None = None,
     ) -> None:
         if data is self.splits.test:
-            self.vectors = vectors["backbone"], None if gallery is None else gallery["backbone"]
+            self.vectors = _kept(vectors), None if gallery is None else _kept(gallery)
 
 
 def refined_rows(
@@ -57,7 +56,8 @@ def refined_rows(
     progress: Progress | None = None,
     vectors: Vectors | None = None,
 ) -> list[Row]:
-    """Measure the model of a run once more, with its backbone embeddings refined without labels.
+    """Measure the model of a run once more, with its embeddings refined without labels: those of
+    its readout or, where it has none, the backbone's.
 
     All processes that trained together must call this together; the first gets the rows. Answers
     to the queries that the folder's ``explorer.npz`` keeps go into ``refined.npz`` there; the rows
@@ -87,6 +87,8 @@ def refined_rows(
         vectors = _embed(config, folder, splits, accelerator.device, progress or Progress())
     if not accelerator.is_main_process:
         return []
+    embeddings = {row["embedding"] for row in rows}
+    embedding = "readout" if "readout" in embeddings else "backbone"
     queries, others = vectors[0].to(accelerator.device), vectors[1]
     found: Tensor | None = None
     if others is None:
@@ -101,7 +103,7 @@ def refined_rows(
     result: list[Row] = [
         {**chosen_epoch_only(row), "metrics": metrics, "transductive": True}
         for row in rows
-        if row["embedding"] == "backbone"
+        if row["embedding"] == embedding
     ]
     write_text(finished, json.dumps(result, indent=1))
     return result
@@ -111,16 +113,19 @@ def _embed(
     config: TrainConfig, folder: Path, splits: Splits, device: torch.device, progress: Progress
 ) -> Vectors:
     """Embed the test classes with the model that a run has stored; each process a share."""
-    encoder, _ = build_encoder(dataclasses.replace(config, weights="none"), device)
-    if process_index() == 0:
-        encoder.model.load_state_dict(load_file(folder / WEIGHTS_FILE))
-    broadcast_module(encoder.model)
+    stored = on_first_process(lambda: models.load(folder))
+    encoder = Encoder(stored.model, stored.config, device)
     evaluator = Evaluator(encoder, workers=config.workers, progress=progress)
     gallery = splits.gallery
     return (
-        evaluator.embed(splits.test)["backbone"],
-        None if gallery is None else evaluator.embed(gallery)["backbone"],
+        _kept(evaluator.embed(splits.test)),
+        None if gallery is None else _kept(evaluator.embed(gallery)),
     )
+
+
+def _kept(vectors: dict[str, Tensor]) -> Tensor:
+    """Return the vectors that are refined."""
+    return vectors.get("readout", vectors["backbone"])
 
 
 def chosen_epoch_only(row: Row) -> Row:

@@ -54,6 +54,7 @@ from bgl.training.distributed import (
     process_index,
     shares,
 )
+from bgl.training.readout import add_readout
 from bgl.training.step import choose_precision
 
 # Images to measure, up to which their raw pixels are a row by default: half a minute's decoding.
@@ -80,7 +81,12 @@ def baseline_rows(
     encoder, info = build_encoder(dataclasses.replace(config, method="none"), accelerator.device)
     k = recall_at(config.dataset)
     evaluator = Evaluator(encoder, k, config.workers, progress=progress)
+    readout = None
+    if config.readout != "none":
+        features = evaluator.embed(splits.train)["backbone"]
+        readout = add_readout(config, evaluator, splits, features)
     measured = evaluator.measure(splits.test, gallery)
+    measured.pop("head")  # which is random
     rows: list[Row] = []
     if pixels is None:
         pixels = len(splits.test) + (0 if gallery is None else len(gallery)) <= FEW_IMAGES
@@ -100,13 +106,17 @@ def baseline_rows(
         rows.append({"method": "pixels", "seed": None, "embedding": "pixels", "metrics": metrics})
     return [
         *rows,
-        {
-            "method": "untrained" if config.weights == "none" else "pretrained",
-            "seed": None,
-            "embedding": "backbone",
-            "metrics": measured["backbone"],
-            "backbone": dataclasses.asdict(info),
-        },
+        *(
+            {
+                "method": "untrained" if config.weights == "none" else "pretrained",
+                "seed": None,
+                "embedding": embedding,
+                "metrics": metrics,
+                "backbone": dataclasses.asdict(info),
+                "readout": readout if embedding == "readout" else None,
+            }
+            for embedding, metrics in measured.items()
+        ),
     ]
 
 
@@ -179,6 +189,7 @@ def _train_alone(
             "graph_at_test_time": False,
             "distance": config.distance if embedding == "head" else "cosine",
             "dimension": trained.dimensions[embedding],
+            "readout": trained.readout if embedding == "readout" else None,
             "backbone": dataclasses.asdict(trained.backbone),
             "parameters": trained.num_parameters,
             "seconds": trained.seconds,
@@ -287,17 +298,21 @@ def commit() -> str | None:
 
 def selection(config: TrainConfig, splits: Splits) -> About:
     """Describe how the epoch is chosen, and how many epochs are measured on the test classes."""
+    readout = ""
+    if config.readout != "none":
+        by = "default" if splits.val is None else "best validation MAP@R"
+        readout = f"; shrinkage of the readout: {by}"
     if config.protocol == "paper":
         tested = -(-config.epochs // config.eval_every)
         how = f"best of {tested} by test Recall@1 of the {config.select_embedding} embedding"
         return {
             "protocol": "paper-style, optimistic: trained on all train classes",
-            "selection": how if tested > 1 else "last epoch",
+            "selection": (how if tested > 1 else "last epoch") + readout,
             "test_evaluations": tested,
         }
     how = f"best validation MAP@R of the {config.select_embedding} embedding"
     return {
         "protocol": "honest",
-        "selection": how if splits.val is not None else "last epoch",
+        "selection": (how if splits.val is not None else "last epoch") + readout,
         "test_evaluations": 1 + (config.epochs if config.test_every_epoch else 0),
     }

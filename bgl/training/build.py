@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, set_seed
+from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
 from bgl.augment import AUGMENTATIONS, AugmentationPlan
@@ -26,8 +28,10 @@ from bgl.models import (
     create_backbone,
 )
 from bgl.samplers import SAMPLERS, BatchSampler
+from bgl.training.average import WeightAverage
 from bgl.training.config import TrainConfig
 from bgl.training.distributed import broadcast_module
+from bgl.training.teachers import TEACHERS, Teachers
 
 # How long a process waits for another. The first one works alone at times: it measures, refines
 # and writes.
@@ -107,6 +111,11 @@ def build_encoder(
 def build_model(config: TrainConfig) -> tuple[BatchGraphModel, BackboneInfo]:
     """Build the model a configuration describes, with its pretrained weights."""
     backbone, info = create_backbone(config.backbone, config.weights, config.image_size)
+    if (config.readout_dim or 0) > info.num_features:
+        raise ValueError(
+            f"Expected argument `readout_dim` (--readout-dim) to be at most the {info.num_features}"
+            f" features of {config.backbone}, got {config.readout_dim}"
+        )
     freeze_parts(backbone, config.freeze)
     model = assemble_model(backbone, info.num_features, describe_model(config, info))
     if config.checkpoint_activations:
@@ -142,14 +151,21 @@ def describe_model(config: TrainConfig, info: BackboneInfo) -> ModelConfig:
         blocks=tuple(BlockConfig(name, config.options[name]) for name in config.block_names),
         curvature=config.head_curvature,
         clip_radius=config.clip_radius,
+        embedding=config.select_embedding,
     )
 
 
-def build_criterion(config: TrainConfig, num_classes: int) -> MinedLoss:
-    """Build the loss a configuration describes, with its miner, both by the head's distance."""
+def build_criterion(
+    config: TrainConfig, num_classes: int, embedding_dim: int | None = None
+) -> MinedLoss:
+    """Build the loss a configuration describes, with its miner, both by the head's distance.
+
+    It is for embeddings of the head, or those of ``embedding_dim``.
+    """
     curvature = config.head_curvature
     distance = "cosine" if curvature is None else HyperbolicDistance(curvature)
-    loss = create_loss(config.loss, num_classes, config.head_dim, distance, **config.loss_options)
+    dim = embedding_dim or config.head_dim
+    loss = create_loss(config.loss, num_classes, dim, distance, **config.loss_options)
     miner = create_miner(config.miner, config.loss, distance, **config.miner_options)
     return MinedLoss(loss, miner)
 
@@ -161,6 +177,24 @@ def build_augmentation(config: TrainConfig, num_classes: int) -> AugmentationPla
     build = AUGMENTATIONS[config.augmentation]
     options = config.options[config.augmentation]
     return build(num_classes, config.head_dim, config.head_curvature, **options)
+
+
+def build_teachers(config: TrainConfig, num_classes: int, channels: int) -> Teachers:
+    """Build the teachers a configuration names."""
+    make_criterion = partial(build_criterion, config, num_classes)
+    return Teachers(
+        {
+            name: TEACHERS[name](channels, make_criterion, **config.options[name])
+            for name in config.teacher_names
+        }
+    )
+
+
+def build_average(
+    config: TrainConfig, model: BatchGraphModel, teachers: Teachers
+) -> WeightAverage | None:
+    """Build the older model, if it is measured or a teacher needs it."""
+    return WeightAverage(model, config.ema) if config.ema > 0 or teachers.look_back else None
 
 
 def build_sampler(config: TrainConfig, labels: Tensor) -> BatchSampler:
@@ -177,16 +211,26 @@ def build_sampler(config: TrainConfig, labels: Tensor) -> BatchSampler:
 
 
 def make_optimizer(
-    config: TrainConfig, model: BatchGraphModel, criterion: nn.Module
+    config: TrainConfig, model: BatchGraphModel, *losses: nn.Module
 ) -> torch.optim.Optimizer:
-    """Build AdamW or Adam with rates of their own for encoder, head and loss, and blocks.
+    """Build AdamW or Adam with rates of their own for encoder, heads, proxies and blocks.
 
     On a GPU it is fused: one kernel, which looks itself whether the gradient was finite.
+
+    Args:
+        config: What is trained.
+        model: The model.
+        losses: The loss and whatever else is trained along: heads, and losses with proxies.
     """
-    head_rate = config.lr * config.lr_head
-    groups = [
-        {"params": list(model.backbone.parameters()), "lr": config.lr},
-        {"params": [*model.head.parameters(), *criterion.parameters()], "lr": head_rate},
+    parts = [part for module in losses for part in module.modules()]
+    mined = [part for part in parts if isinstance(part, MinedLoss)]
+    proxies = dict.fromkeys(p for loss in mined for p in loss.parameters())
+    trained = [model.head, *losses]
+    heads = [p for part in trained for p in part.parameters() if p not in proxies]
+    groups: list[dict[str, Any]] = [
+        *encoder_groups(config, model.backbone),
+        {"params": heads, "lr": config.lr * config.lr_head},
+        {"params": list(proxies), "lr": config.lr_proxies},
         {"params": list(model.blocks.parameters()), "lr": config.lr_blocks},
     ]
     groups = [group for group in groups if group["params"]]
@@ -203,10 +247,24 @@ def make_optimizer(
     return optimizer
 
 
+def encoder_groups(config: TrainConfig, backbone: nn.Module) -> list[dict[str, Any]]:
+    """Give every layer of the encoder its rate; the group's ``encoder`` is True."""
+    if config.layer_decay == 1:
+        return [{"params": list(backbone.parameters()), "lr": config.lr, "encoder": True}]
+    layers = param_groups_layer_decay(backbone, layer_decay=config.layer_decay)
+    return [
+        {"params": layer["params"], "lr": config.lr * layer["lr_scale"], "encoder": True}
+        for layer in layers
+    ]
+
+
 def make_schedule(
     config: TrainConfig, optimizer: torch.optim.Optimizer, steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """Build ``config.schedule`` after a linear warm-up over ``config.warmup`` of the steps."""
+    """Build ``config.schedule`` after a linear warm-up over ``config.warmup`` of the steps.
+
+    The encoder's rate is 0 in the first ``config.head_epochs``.
+    """
     warmup = max(1, round(config.warmup * steps))
 
     def after(step: int) -> float:
@@ -218,4 +276,10 @@ def make_schedule(
     def factor(step: int) -> float:
         return min((step + 1) / warmup, after(step))
 
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    def encoder_factor(step: int) -> float:
+        return factor(step) if step * config.epochs >= config.head_epochs * steps else 0.0
+
+    factors: list[Callable[[int], float]] = [
+        encoder_factor if "encoder" in group else factor for group in optimizer.param_groups
+    ]
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factors)

@@ -23,14 +23,16 @@ from bgl.augment import AugmentedLoss, ClassStatistics
 from bgl.datasets import ImageDataset, Splits
 from bgl.images import train_transform
 from bgl.images.loading import num_workers
-from bgl.models import BackboneInfo, BatchGraphOutput
+from bgl.models import BackboneInfo, BatchGraphOutput, Encoder
 from bgl.models.files import WEIGHTS_FILE
 from bgl.samplers import ClassPositions
 from bgl.training.build import (
     build_augmentation,
+    build_average,
     build_criterion,
     build_encoder,
     build_sampler,
+    build_teachers,
     deterministic_algorithms,
     make_accelerator,
     make_optimizer,
@@ -54,6 +56,7 @@ from bgl.training.history import chosen_epoch, graph_statistics, write_history
 from bgl.training.interruption import Interrupted, Interruption
 from bgl.training.loading import Key, load_training_images, seeded_batches
 from bgl.training.progress import Progress, TrainingRun
+from bgl.training.readout import Readout, add_readout
 from bgl.training.step import Reading, Step, Throughput, Values
 
 
@@ -64,6 +67,7 @@ class TrainResult:
     metrics: dict[str, Metrics]  # test metrics by embedding, of the chosen epoch
     chosen_epoch: int
     history: list[dict[str, Any]]
+    readout: Readout | None
     backbone: BackboneInfo
     dimensions: dict[str, int]  # by embedding
     num_parameters: int
@@ -86,7 +90,7 @@ def train(
     :class:`TrainConfig`. The result is optimistic.
 
     The folder receives ``metrics.csv`` (a line per epoch), the model of the chosen epoch
-    (``model.safetensors`` and ``model.json``, for :func:`bgl.models.load`),
+    (``model.safetensors`` and ``model.json``, for :func:`bgl.models.load`) with its readout,
     ``embeddings.safetensors`` (the training set's, by that model) and, while it runs,
     ``checkpoint.pt``: a run that was interrupted resumes there when called again with the
     same configuration and folder, with the same result as if it had not been interrupted. The
@@ -147,20 +151,26 @@ def _train(
     model = encoder.model
     criterion = build_criterion(config, splits.train.num_classes).to(device)
     plan = build_augmentation(config, splits.train.num_classes)
+    teachers = build_teachers(config, splits.train.num_classes, info.num_features).to(device)
+    average = build_average(config, model, teachers)
+    measured = encoder
+    if average is not None and config.ema > 0:
+        measured = Encoder(average.model, encoder.config, device)
     data = splits.train.with_transform(
         train_transform(config.image_size, info.mean, info.std, (config.crop_scale, 1.0))
     )
     sampler = build_sampler(config, data.labels)
-    optimizer = make_optimizer(config, model, criterion)
+    optimizer = make_optimizer(config, model, criterion, teachers)
     schedule = make_schedule(config, optimizer, steps=config.epochs * len(sampler))
-    step = Step(config, model, optimizer, device, compute_losses)
+    step = Step(config, model, optimizer, device, compute_losses, teachers, average)
+
     parts: dict[str, Any] = {
         "model": model,
         "criterion": criterion,
         "optimizer": optimizer,
         "schedule": schedule,
+        "scaler": step.scaler,
     }
-    parts["scaler"] = step.scaler
     positions = None
     if config.class_neighbors > 0 and isinstance(sampler, ClassPositions):
         positions = sampler
@@ -169,10 +179,15 @@ def _train(
     if plan is not None:
         parts["augmentation"] = plan.augmentation.to(device)
         augmented = AugmentedLoss(criterion.loss, plan.augmentation, criterion.miner)
+    if teachers:
+        parts["teachers"] = teachers
+    if average is not None:
+        parts["average"] = average
     checkpoint = folder / CHECKPOINT_FILE
     resumed = load_checkpoint(checkpoint, config, splits.digest, parts, device)
     position = resumed or Position()
     broadcast_module(criterion)
+    broadcast_module(teachers)
     started = time.perf_counter() - position.seconds
     written = time.monotonic()
     history = position.history
@@ -211,8 +226,8 @@ def _train(
         chosen, written = None, time.monotonic()
 
     k = recall_at(config.dataset)
-    evaluator = Evaluator(encoder, k, config.workers, progress=progress, interruption=interruption)
-    progress.begin(TrainingRun(config, encoder, resumed is not None), len(history))
+    evaluator = Evaluator(measured, k, config.workers, progress=progress, interruption=interruption)
+    progress.begin(TrainingRun(config, measured, resumed is not None), len(history))
     try:
         for epoch in range(len(history), config.epochs):
             plain_criterion: nn.Module = criterion
@@ -223,6 +238,8 @@ def _train(
                 plan.set_epoch(epoch + 1, config.epochs)
                 plain_criterion = augmented
 
+            if position.step == 0 and epoch > 0:
+                teachers.begin_epoch(lambda: evaluator.embed(splits.train))
             model.train()
             if not config.train_batch_norm:
                 freeze_batch_norm(model.backbone)
@@ -255,6 +272,8 @@ def _train(
                     criterion,
                     seed=seeds[mine.start],
                     sizes=[len(share) for share in own],
+                    indices=batch,
+                    progress=epoch / config.epochs,
                     return_graph=last,
                 )
                 settle()  # the step before: this one is at work meanwhile
@@ -273,6 +292,8 @@ def _train(
                 interruption.check()
 
             settle()
+            if average is not None:
+                average.after_epoch(model)
             good = len(sampler) - row.get("skipped_steps", 0)
             if good == 0:
                 raise FloatingPointError(f"No loss of epoch {epoch + 1} was finite")
@@ -283,7 +304,8 @@ def _train(
             position = Position(history)
             if accelerator.is_main_process:
                 if chosen_epoch(history, config) == row["epoch"]:
-                    chosen = {n: t.to("cpu", copy=True) for n, t in model.state_dict().items()}
+                    weights = measured.model.state_dict()
+                    chosen = {name: t.to("cpu", copy=True) for name, t in weights.items()}
                 write_history(folder / "metrics.csv", history)
             age = time.monotonic() - written
             if row["epoch"] == config.epochs or age >= 60 * config.checkpoint_minutes:
@@ -301,20 +323,31 @@ def _train(
         raise
 
     if accelerator.is_main_process:
-        model.load_state_dict(load_file(folder / WEIGHTS_FILE))
-    broadcast_module(model)
-    vectors = evaluator.embed(splits.train)["head"]
+        stored = load_file(folder / WEIGHTS_FILE)  # with a readout, if this was reached before
+        measured.model.load_state_dict(
+            {n: t for n, t in stored.items() if not n.startswith("readout.")}
+        )
+    broadcast_module(measured.model)
+    vectors = evaluator.embed(splits.train)
+    readout = add_readout(config, evaluator, splits, vectors["backbone"])
+    encoder = evaluator.encoder
+    dimensions = {"backbone": info.num_features, "head": config.head_dim}
+    if encoder.model.readout is not None:
+        vectors["readout"] = encoder.model.readout(vectors["backbone"].to(device)).cpu()
+        dimensions["readout"] = vectors["readout"].size(1)
     if accelerator.is_main_process:
+        models.save(encoder.model, folder, encoder.config)
         write_tensors(
             folder / "embeddings.safetensors",
-            {"embeddings": vectors, "labels": splits.train.labels},
+            {"embeddings": vectors[encoder.config.embedding], "labels": splits.train.labels},
         )
     return TrainResult(
         metrics=evaluator.measure(splits.test, splits.gallery),
         chosen_epoch=chosen_epoch(history, config),
         history=history,
+        readout=readout,
         backbone=info,
-        dimensions={"backbone": info.num_features, "head": config.head_dim},
+        dimensions=dimensions,
         num_parameters=sum(p.numel() for p in model.parameters()),
         seconds=time.perf_counter() - started,
         peak_memory_mb=peak_memory_mb(),

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from bgl.models import BatchGraphModel, BatchGraphOutput
+from bgl.training.average import WeightAverage
 from bgl.training.config import TrainConfig
 from bgl.training.distributed import average_gradients, fork_rng, gather_rows
+from bgl.training.teachers import Lesson, Teachers
 
 T = TypeVar("T")
 Losses = Callable[
@@ -168,6 +170,8 @@ class Step:
         device: Where to compute.
         losses: Losses by name of (output, labels, plain criterion, criterion, alpha), of which
             "loss" is minimised.
+        teachers: What adds to these losses.
+        average: The older model; it follows every step.
     """
 
     def __init__(
@@ -177,11 +181,15 @@ class Step:
         optimizer: torch.optim.Optimizer,
         device: torch.device,
         losses: Losses,
+        teachers: Teachers | None = None,
+        average: WeightAverage | None = None,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
         self.device = device
         self.losses = losses
+        self.teachers = Teachers() if teachers is None else teachers
+        self.average = average
         self.alpha = config.alpha
         self.max_norm = config.grad_clip
         self.precision = Precision(config.precision, device, not config.deterministic)
@@ -200,6 +208,8 @@ class Step:
         *,
         seed: int,
         sizes: Sequence[int],
+        indices: Sequence[int] = (),
+        progress: float = 0.0,
         return_graph: bool = False,
     ) -> tuple[BatchGraphOutput, Reading]:
         """Train on a batch; its values can be read when the device has come so far.
@@ -211,6 +221,8 @@ class Step:
             criterion: Loss of the contextual ones.
             seed: Of what the encoder draws for its share.
             sizes: Images of each process.
+            indices: Of the whole batch in the training set, for teachers.
+            progress: Share of the epochs that have ended, for teachers.
             return_graph: Whether the output has the graphs.
         """
         with self.precision.switches():
@@ -221,7 +233,17 @@ class Step:
             graphs = return_graph and len(self.model.blocks) > 0
             compare = self._forward if graphs else self._compare  # another graph to compile
             output, losses = compare(features, labels, plain_criterion, criterion, graphs)
-            return output, self._update(losses)
+            if self.teachers:
+                older = None
+                if self.average is not None and self.teachers.look_back and progress > 0:
+                    with self.precision.autocast():
+                        older = self.average(images, self.model, sizes)
+                lesson = Lesson(output, labels, indices, progress, older)
+                losses = self.teachers(losses, lesson)
+            reading = self._update(losses)
+            if self.average is not None:
+                self.average.after_step(self.model)
+            return output, reading
 
     def _forward(
         self,

@@ -203,7 +203,9 @@ def test_wrong_options_of_embed(saved):
 def test_encoder_around_any_model():
     model = BatchGraphModel(nn.Sequential(nn.Flatten(), nn.Linear(48, 8)), [], make_head(8, 2))
     encoder = Encoder(model, ModelConfig("mine", 4, (0.5,) * 3, (0.5,) * 3, 2))
-    assert repr(encoder) == "Encoder(image_size=4, distance='cosine', device='cpu')"
+    assert (
+        repr(encoder) == "Encoder(image_size=4, embedding='head', distance='cosine', device='cpu')"
+    )
     assert encoder.embed(pictures(3), output="backbone").shape == (3, 8)
 
 
@@ -336,7 +338,8 @@ def test_a_trained_folder_loads(tmp_path, distance):
         return ImageDataset(pictures(8), torch.arange(8) // 2, names)
 
     splits = Splits("noise", part("a"), None, part("b"))
-    config = tiny(method="dybgr+bgformer", distance=distance, curvature=0.3)
+    options = {"readout": "none", "select_embedding": "head"}
+    config = tiny(method="dybgr+bgformer", distance=distance, curvature=0.3, **options)
     train(config, splits, tmp_path)
     encoder = load(tmp_path)
     stored = load_file(tmp_path / "embeddings.safetensors")["embeddings"]
