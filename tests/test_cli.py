@@ -53,7 +53,7 @@ def test_eval_of_a_run_is_on_its_own_data(run: Path, folder: Path, capsys) -> No
     config = TrainConfig(dataset="folder", data_root=str(folder), skip_broken=True)
     (run / "config.yaml").write_text(yaml.safe_dump(config.to_dict()))
     assert main(["eval", str(run)]) == 0
-    assert capsys.readouterr().out.startswith("folder, 3 test classes\n")
+    assert capsys.readouterr().out.startswith("folder, 3 test classes; ")
     assert main(["eval", str(run), "--dataset", "folder", "--data-root", str(folder)]) == 2
 
 
