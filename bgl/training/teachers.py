@@ -91,11 +91,11 @@ class DiffusedTeacher(Teacher):
         temperature: float = 1.0,
     ) -> None:
         super().__init__()
-        self.graph = check_choice(graph, "diffused.graph", ("adaptive", "knn", "random", "none"))
-        self.k = check_int(k, "diffused.k", 1)
-        self.w = check_real(w, "diffused.w", 0.0, LARGEST_W)
-        self.field = EMBEDDINGS[check_choice(embedding, "diffused.embedding", tuple(EMBEDDINGS))]
-        self.weight = check_real(weight, "diffused.weight", 0.0)
+        self.graph = check_choice(graph, "graph", ("adaptive", "knn", "random", "none"))
+        self.k = check_int(k, "k", 1)
+        self.w = check_real(w, "w", 0.0, LARGEST_W)
+        self.field = EMBEDDINGS[check_choice(embedding, "embedding", tuple(EMBEDDINGS))]
+        self.weight = check_real(weight, "weight", 0.0)
         self.loss = SoftTargetLoss(temperature)
 
     def forward(self, lesson: Lesson) -> Tensor:
@@ -160,14 +160,14 @@ class WideTeacher(Teacher):
         temperature: float = 1.0,
     ) -> None:
         super().__init__()
-        check_int(dim, "wide.dim", 1)
-        dims = [dim * (h + 1) for h in range(check_int(heads, "wide.heads", 1))]
+        check_int(dim, "dim", 1)
+        dims = [dim * (h + 1) for h in range(check_int(heads, "heads", 1))]
         self.heads = nn.ModuleList(
             nn.Sequential(nn.Linear(channels, d), nn.ReLU(), nn.Linear(d, d)) for d in dims
         )
         self.criteria = nn.ModuleList(make_criterion(d) for d in dims)
         self.features = features
-        self.weight = check_real(weight, "wide.weight", 0.0)
+        self.weight = check_real(weight, "weight", 0.0)
         self.loss = SoftTargetLoss(temperature)
 
     def forward(self, lesson: Lesson) -> Tensor:
@@ -218,12 +218,12 @@ class RefinedTeacher(Teacher):
     ) -> None:
         super().__init__()
         self.options: dict[str, Any] = {
-            "k": check_int(k, "refined.k", 1),
-            "epsilon": check_real(epsilon, "refined.epsilon", 0.0, 1.0),
+            "k": check_int(k, "k", 1),
+            "epsilon": check_real(epsilon, "epsilon", 0.0, 1.0),
             "shrinkage": shrinkage,
         }
-        self.embedding = check_choice(embedding, "refined.embedding", tuple(EMBEDDINGS))
-        self.weight = check_real(weight, "refined.weight", 0.0)
+        self.embedding = check_choice(embedding, "embedding", tuple(EMBEDDINGS))
+        self.weight = check_real(weight, "weight", 0.0)
         self.loss = SoftTargetLoss(temperature)
         self.refined: Tensor | None = None  # [M, D], from the second epoch on
 

@@ -130,6 +130,11 @@ def small_encoder() -> models.Encoder:
     return training.build_encoder(tiny(method="dybgr"))[0]
 
 
+def lesson() -> training.Lesson:
+    output, older = (models.BatchGraphOutput(torch.randn(N, 4), torch.randn(N, C)) for _ in "ab")
+    return training.Lesson(output, torch.arange(N) // 2, range(N), 0.5, older)
+
+
 @functools.cache
 def graph() -> Data:
     with warnings.catch_warnings():
@@ -321,6 +326,21 @@ ENTRIES: dict[str, Entry] = {
     "losses.PairwiseCrossEntropyLoss": entry(
         losses.PairwiseCrossEntropyLoss,
         distance=st.sampled_from([CosineSimilarity(), hyperbolic.HyperbolicDistance()]),
+    ),
+    "training.DiffusedTeacher": entry(
+        training.DiffusedTeacher,
+        **{"make_criterion": st.none(), "lesson": st.builds(lesson), "w": real, "weight": real},
+        **{"graph": name("adaptive", "knn", "random"), "embedding": name("head", "backbone")},
+    ),
+    "training.WideTeacher": entry(
+        training.WideTeacher,
+        **{"make_criterion": st.just(lambda dim: losses.create_loss("supcon", CLASSES, dim))},
+        **{"lesson": st.builds(lesson), "weight": real, "channels": st.just(C)},
+    ),
+    "training.RefinedTeacher": entry(
+        training.RefinedTeacher,
+        **{"make_criterion": st.none(), "lesson": st.builds(lesson), "weight": real},
+        **{"embedding": name("head", "backbone")},
     ),
     "losses.SoftTargetLoss": entry(losses.SoftTargetLoss, targets=matrix(N, N)),
     "losses.diffuse": entry(losses.diffuse, targets=matrix(N, N), w=real),
