@@ -138,6 +138,7 @@ class Encoder:
         workers: int = ...,
         on_batch: Callable[[int], None] = ...,
         on_broken: Callable[[int, BrokenImageError], None] | None = ...,
+        on_device: bool = ...,
     ) -> Tensor: ...
     @overload
     def embed(
@@ -149,6 +150,7 @@ class Encoder:
         workers: int = ...,
         on_batch: Callable[[int], None] = ...,
         on_broken: Callable[[int, BrokenImageError], None] | None = ...,
+        on_device: bool = ...,
     ) -> dict[str, Tensor]: ...
     @torch.no_grad()
     def embed(
@@ -159,6 +161,7 @@ class Encoder:
         workers: int = 0,
         on_batch: Callable[[int], None] = lambda _: None,
         on_broken: Callable[[int, BrokenImageError], None] | None = None,
+        on_device: bool = False,
     ) -> Tensor | dict[str, Tensor]:
         """Embed images of any size, each by itself. The model's mode is left as it was.
 
@@ -172,9 +175,10 @@ class Encoder:
             on_batch: Called after each batch with its number of images.
             on_broken: Called with the index and the error of an image that cannot be read; the
                 image is then left out. None: the error is raised.
+            on_device: Leave the result on the model's device.
 
         Returns:
-            Embeddings [N, D], in float32 on the CPU.
+            Embeddings [N, D], in float32, on the CPU by default.
 
         Raises:
             ValueError: If there are no images, or one is neither a path nor such a tensor; a
@@ -193,6 +197,7 @@ class Encoder:
         prepared = _Prepared(images, self.transform)
         pin_memory = self.device.type == "cuda"
         parts: dict[str, list[Tensor]] = {name: [] for name in names}
+        place = self.device if on_device else torch.device("cpu")
         first: BrokenImageError | None = None
         was_training = self.model.training
         self.model.eval()
@@ -211,7 +216,7 @@ class Encoder:
                     with torch.autocast(self.device.type, enabled=False):
                         result = self.model(self.to_device(x))
                     for name, part in parts.items():
-                        part.append(getattr(result, _OUTPUTS[name]).float().cpu())
+                        part.append(getattr(result, _OUTPUTS[name]).float().to(place))
                 on_batch(len(batch))
         finally:
             self.model.train(was_training)

@@ -349,4 +349,5 @@ def test_torchrun_stops_when_a_process_is_killed_and_resumes(tmp_path):
     assert not re.search(r"epoch +1 ", done.stdout)  # it was not repeated
     assert re.search(r"epoch +20 ", done.stdout)
     rows = json.loads((folder / "results.json").read_text())["rows"]
-    assert [row["embedding"] for row in rows] == ["pixels", "backbone", "backbone", "head"]
+    found = ["pixels", "backbone", "readout", "backbone", "head", "readout"]
+    assert [row["embedding"] for row in rows] == found
