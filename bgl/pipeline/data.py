@@ -28,6 +28,7 @@ def load_splits(config: TrainConfig) -> Splits:
         val_fraction=0.0 if paper else config.val_fraction,
         skip_broken=config.skip_broken,
         allow_partial=config.allow_partial,
+        resplit=config.resplit,
         table=config.table,
     )
     # packaged data have fixed validation classes, which are not used then
