@@ -101,8 +101,9 @@ def load_dataset(
     Warns:
         UserWarning: With the images that were left out or are missing, if that is allowed; the
             images in no class folder, and the class folders without images; how many classes
-            were drawn for test; the lines that repeat another; the classes with one image only, those with queries but
-            nothing in the gallery, and those whose names differ in case or Unicode form only.
+            were drawn for test; the lines that repeat another; the classes with one image only,
+            those with queries but nothing in the gallery, and those whose names differ in case or
+            Unicode form only.
 
     Raises:
         FileNotFoundError: If ``root``, ``table``, a list or all images are missing. For a public
@@ -124,7 +125,7 @@ def load_dataset(
         if root is not None:
             raise ValueError(
                 f"Expected argument `root` to be None for the packaged dataset {name!r}, "
-                f"got {str(root)!r}"
+                f"got {str(root)!r}; images of your own are the dataset 'folder' (--dataset folder)"
             )
         return load_emoji()
     source = SOURCES.get(name)

@@ -184,7 +184,7 @@ def test_what_is_left_out_is_named(root: Path) -> None:
     (root / "train/empty").mkdir()
     shutil.copy(root / "train/train0/0.PNG", root / "test/loose.jpg")
     shutil.copytree(root / "train/train0", root / "spare/train0")
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="left out") as caught:
         splits = load_folder(root)
     notes = [str(note.message) for note in caught]
     assert len(notes) == 3
@@ -234,9 +234,7 @@ def test_classes_with_one_image_are_listed_once(root: Path) -> None:
 
 
 def test_missing_folders(root: Path) -> None:
-    with pytest.raises(
-        FileNotFoundError, match=r"`root` \(--data-root\) to be a folder, but .*miss"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"`root` \(--data-root\) to be a folder, .*miss"):
         load_folder(root / "missing")
     shutil.rmtree(root / "train")
     with pytest.raises(FileNotFoundError, match=r"train is missing: add it, or pass the folder ab"):
@@ -249,9 +247,7 @@ def test_no_classes_or_no_images(root: Path) -> None:
     with pytest.raises(ValueError, match=r"a folder with images for each class in .*test, but got"):
         load_folder(root)
     shutil.copy(root / "train/train0/0.PNG", root / "test/a.png")
-    with pytest.raises(
-        ValueError, match=r"a\.png, lie in no class folder: put those of each class"
-    ):
+    with pytest.raises(ValueError, match=r"a\.png, lie in no class folder: put those of e"):
         load_folder(root)
 
 
