@@ -156,12 +156,10 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
 
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        found, rest = self.parse_known_args(args, namespace)
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, rest = super().parse_known_args(args, namespace)
         check_options(rest, self._option_string_actions, self.prog)
-        if rest:
-            self.error(f"unexpected {' '.join(rest)}")
-        return found
+        return found, rest
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; {self.prog} --help says what it takes")

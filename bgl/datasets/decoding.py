@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,5 +37,6 @@ def _reason(file: Path) -> str | None:
     try:
         read_image(file)
     except BrokenImageError as error:
-        return printable(error.reason)
+        # without the path, so that files with one reason can be named together
+        return printable(re.sub(r" (\w+\()?'.*'\)?(?=;|$)", "", error.reason))
     return None

@@ -177,7 +177,7 @@ def complain(error: Exception) -> None:
     line = escape(as_on_the_command_line(str(error)))
     if isinstance(error, BrokenImageError):
         line += "; mend it, or train anew without it: `skip_broken` (--skip-broken) leaves it out"
-    Console().print(f"[bold red]error:[/] {line}", highlight=False, soft_wrap=True)
+    Console(stderr=True).print(f"[bold red]error:[/] {line}", highlight=False, soft_wrap=True)
 
 
 def on_main_process(work: Callable[[], T]) -> T:
