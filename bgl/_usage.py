@@ -26,6 +26,8 @@ RUN_OPTIONS = {
     "resume": "Run folder to go on with, as it was begun.",
     "plugin": "Module with blocks, losses, datasets … of your own, imported first.",
     "refine": "Add rows with embeddings refined without labels (transductive).",
+    "pixels": "Measure raw pixels too, a row to compare with; "
+    "default: where few images are tested.",
 }
 
 #: The options that people use most; --help-all has the others.

@@ -97,17 +97,8 @@ def test_no_module_hides_a_public_name() -> None:
 
 # from the bottom up: a part may use those in the lines above its own, and no others
 ORDER = [
-    [
-        "_checks",
-        "_extras",
-        "_io",
-        "_memory",
-        "_neighbors",
-        "_plugins",
-        "_precision",
-        "_registry",
-        "_usage",
-    ],
+    ["_checks", "_extras", "_io", "_memory", "_plugins", "_precision", "_registry", "_sizes"],
+    ["_neighbors", "_usage"],
     ["layers", "metrics", "samplers", "images", "hyperbolic", "visualization"],
     ["augment", "losses", "graph", "readout", "refinement", "datasets", "models", "_gallery"],
     ["transforms", "training", "search", "checking"],

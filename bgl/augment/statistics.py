@@ -129,17 +129,19 @@ class ClassStatistics(nn.Module):
         buffers = (self.mean, self.variance, self.offset, self.count, self.estimated_size)
         return tuple((id(buffer), buffer._version) for buffer in buffers)
 
-    def update(self, z: Tensor, y: Tensor) -> None:
+    def update(self, z: Tensor, y: Tensor, *, shared: bool = True) -> None:
         """Absorb the samples of one training step.
 
         Args:
             z: Embeddings [N, D], before any normalisation.
             y: Labels [N].
+            shared: Whether each of several processes has its own share of the samples; False:
+                all have the same ones, and nothing is exchanged.
 
         Raises:
             ValueError: If shapes or dtypes are wrong, or a label is unknown (see :meth:`rows`).
         """
-        self._absorb(z, y, smallest=1)
+        self._absorb(z, y, smallest=1, shared=shared)
 
     def estimate(self, z: Tensor, y: Tensor) -> None:
         """Absorb a whole training set, embedded anew.
@@ -157,7 +159,7 @@ class ClassStatistics(nn.Module):
         Raises:
             ValueError: If shapes or dtypes are wrong, or a label is unknown (see :meth:`rows`).
         """
-        self.estimated_size.copy_(self._absorb(z, y, smallest=2))
+        self.estimated_size.copy_(self._absorb(z, y, smallest=2, shared=True))
 
     def check(self, z: Tensor, y: Tensor) -> None:
         """Raise a ValueError unless z [N, D] and y [N] have the right shapes and dtypes."""
@@ -186,7 +188,7 @@ class ClassStatistics(nn.Module):
         return rows.where(known, self.num_classes)
 
     @torch.no_grad()
-    def _absorb(self, z: Tensor, y: Tensor, smallest: int) -> Tensor:
+    def _absorb(self, z: Tensor, y: Tensor, smallest: int, shared: bool) -> Tensor:
         """Blend in classes of at least ``smallest`` samples; return the samples per class [K]."""
         self.check(z, y)
         if self.curvature is not None:
@@ -194,11 +196,11 @@ class ClassStatistics(nn.Module):
         rows, z = self.rows(y), z.to(self.mean.dtype)
 
         n = torch.zeros_like(self.count).index_add_(0, rows, torch.ones_like(rows))
-        n = _sum_over_processes(n)
+        n = _sum_over_processes(n, shared)
         size = n.clamp(min=1).to(z.dtype).unsqueeze(1)
         mean = torch.zeros_like(self.mean).index_add_(0, rows, z)
-        mean = _sum_over_processes(mean).div_(size)
-        scatter = _sum_over_processes(self._scatter(z, mean, rows))
+        mean = _sum_over_processes(mean, shared).div_(size)
+        scatter = _sum_over_processes(self._scatter(z, mean, rows), shared)
 
         share = n.to(z.dtype) / (n + self.count).clamp(min=1)
         share = share.clamp(min=1 - self.momentum).masked_fill(n < smallest, 0)
@@ -235,8 +237,8 @@ class ClassStatistics(nn.Module):
         )
 
 
-def _sum_over_processes(x: Tensor) -> Tensor:
-    """Sum a tensor over all processes, in place; nothing to do where there is only one."""
-    if dist.is_available() and dist.is_initialized():
+def _sum_over_processes(x: Tensor, shared: bool) -> Tensor:
+    """Sum shares over all processes, in place; nothing to do where there is only one."""
+    if shared and dist.is_available() and dist.is_initialized():
         dist.all_reduce(x)
     return x

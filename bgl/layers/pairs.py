@@ -11,9 +11,9 @@ from torch import Tensor
 
 from bgl._checks import readable
 from bgl._precision import exact_matmul
+from bgl._sizes import TOGETHER, block_pairs, kept_pairs
 from bgl.layers.edge_sums import neighbor_products, neighbor_sums
 from bgl.layers.groups import group_numbers
-from bgl.layers.sizes import TOGETHER, block_pairs, kept_pairs
 
 Graph = tuple[Tensor, Tensor]  # edge_index [2, E], edge_weight [E]
 

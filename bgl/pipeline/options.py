@@ -23,15 +23,15 @@ from jsonargparse import (
 
 from bgl._io import check_yaml, read_yaml, write_text
 from bgl._usage import RUN_OPTIONS, check_options, check_train_words, dashes, option
-from bgl.augment import AUGMENTATIONS
-from bgl.models import BLOCKS
 from bgl.pipeline.results import COMMAND_FILE, read_record
 from bgl.training import TrainConfig
-from bgl.training.config import CIRCUMSTANCES, parts
+from bgl.training.config import CIRCUMSTANCES, WITH_OPTIONS, parts
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 LISTS = ("--method", "--seed", "--seeds", "--log")  # take several words
-OF_A_RUN = ("config", "method", "seed", "output_dir", "log", "plugin", "resume", "refine")
+OF_A_RUN = (
+    *("config", "method", "seed", "output_dir", "log", "plugin", "resume", "refine", "pixels"),
+)
 
 
 def load_yaml(text: str) -> Any:
@@ -62,6 +62,7 @@ def make_parser(description: str | None = None) -> ArgumentParser:
     add_option(parser, "--resume", str | None, None, text)
     parser.add_argument("--plugin", action="append", help=texts["plugin"])
     add_option(parser, "--refine", bool, False, texts["refine"])
+    add_option(parser, "--pixels", bool, None, texts["pixels"])
     defaults = TrainConfig()
     help_of = argument_help(TrainConfig)
     for name, hint in get_type_hints(TrainConfig).items():
@@ -70,7 +71,7 @@ def make_parser(description: str | None = None) -> ArgumentParser:
         add_option(parser, option(name), hint, getattr(defaults, name), help_of[name])
     # One option for each parameter: an option for the whole part would also take the name of a
     # class, and import it.
-    for part, make in {**BLOCKS, **AUGMENTATIONS}.items():
+    for part, make in [item for registry in WITH_OPTIONS for item in registry.items()]:
         known, help_of = signature(make, eval_str=True).parameters, argument_help(make)
         for key, default in parts(part).options(part).items():
             hint = known[key].annotation
@@ -97,6 +98,7 @@ class Command:
     folder: Path | None  # None: a new one
     trackers: list[str]
     refine: bool = False
+    pixels: bool | None = None  # None: where few images are tested
     free: tuple[frozenset[str], ...] = ()  # of each configuration: what may follow the data
 
 
@@ -106,6 +108,7 @@ class StoredCommand(TypedDict):
     configs: list[dict[str, Any]]
     log: list[str]
     refine: bool
+    pixels: bool | None
 
 
 def parse(argv: Sequence[str], description: str | None = None) -> Command:
@@ -152,7 +155,7 @@ def parse(argv: Sequence[str], description: str | None = None) -> Command:
     except ArgumentError as error:
         raise ValueError(f"{error}; bgl train --help lists the options") from error
     folder = None if options.output_dir is None else Path(options.output_dir)
-    return Command(configs, folder, trackers, options.refine, tuple(free))
+    return Command(configs, folder, trackers, options.refine, options.pixels, tuple(free))
 
 
 def matching_batch(batch_size: int, per_class: int, free: Collection[str]) -> dict[str, int]:
@@ -230,6 +233,7 @@ def write_command(command: Command, folder: Path) -> None:
         "configs": [config.to_dict() for config in command.configs],
         "log": command.trackers,
         "refine": command.refine,
+        "pixels": command.pixels,
     }
     write_text(folder / COMMAND_FILE, yaml.safe_dump(content, sort_keys=False))
 
@@ -249,7 +253,7 @@ def read_command(folder: Path) -> Command:
             f"Expected argument `--resume` to name a run folder, but {path} does not say what was "
             f"run ({' '.join(str(error).split())})"
         ) from error
-    return Command(configs, folder, content["log"], content["refine"])
+    return Command(configs, folder, content["log"], content["refine"], content["pixels"])
 
 
 def option_words(name: str, value: Any) -> list[str]:
@@ -261,7 +265,7 @@ def option_words(name: str, value: Any) -> list[str]:
         >>> option_words("skip_broken", False)
         ['--no-skip_broken']
     """
-    if name in BLOCKS or name in AUGMENTATIONS:
+    if any(name in registry for registry in WITH_OPTIONS):
         return [word for key, item in value.items() for word in option_words(f"{name}.{key}", item)]
     if isinstance(value, bool):
         return [f"--{name}" if value else f"--no-{name}"]

@@ -25,9 +25,9 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     build.add_argument("--index", required=True, type=Path, help="Folder to write.")
     build.add_argument(
         "--output",
-        choices=("head", "backbone"),
-        default="head",
-        help="Embeddings to compare: the small head's (default), or the encoder's features.",
+        choices=("default", "backbone", "head", "readout"),
+        default="default",
+        help="Which embedding to compare (the one that the model was chosen by).",
     )
     build.add_argument("--batch-size", type=int, default=64)
     build.add_argument(

@@ -132,8 +132,8 @@ def test_blocks_compile_once_for_all_batch_sizes(make):
 @pytest.mark.parametrize("formulation", ["released", "paper"])
 def test_more_samples_than_a_block_compile_once(monkeypatch, formulation):
     """Blocks of rows are for eager calls: a compiled graph is the same on both sides."""
-    monkeypatch.setattr("bgl.layers.sizes._CPU_BLOCK", 30**2)
-    monkeypatch.setattr("bgl.layers.sizes._CPU_KEPT", 40**2)
+    monkeypatch.setattr("bgl._sizes._CPU_BLOCK", 30**2)
+    monkeypatch.setattr("bgl._sizes._CPU_KEPT", 40**2)
     block = DyBGRBlock(C, K, num_iterations=2, formulation=formulation).double()
     assert_compiles_once(lambda x, y: block(x, y=y), (20, 84, 97, 201))
 

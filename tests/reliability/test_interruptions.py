@@ -162,7 +162,7 @@ def test_timeout_ends_the_whole_command_in_good_order(tmp_path):
         *("--dataset", "folder", "--data-root", str(tmp_path / "images"), "--method", "none"),
         *("--backbone", "test_resnet", "--weights", "none", "--image-size", "32"),
         *("--epochs", "100000", "--batch-size", "8", "--per-class", "2", "--device", "cpu"),
-        *("--workers", "2", "--output-dir", str(folder)),
+        *("--workers", "2", "--checkpoint-minutes", "0", "--output-dir", str(folder)),
     ]
     command = ["timeout", "--preserve-status", "1000", sys.executable, "-m", "bgl.cli", "train"]
     process = subprocess.Popen([*command, *words], stdout=subprocess.PIPE, text=True)
@@ -194,9 +194,10 @@ def test_second_signal_ends_at_once(splits, whole, tmp_path, monkeypatch):
 
 
 def test_all_random_states_are_kept():
-    before = random_state()
+    device = torch.device("cpu")
+    before = random_state(device)
     drawn = random.random(), np.random.rand(), torch.rand(1).item()  # noqa: NPY002
-    restore_random_state(before)
+    restore_random_state(before, device)
     assert drawn == (random.random(), np.random.rand(), torch.rand(1).item())  # noqa: NPY002
 
 

@@ -324,7 +324,7 @@ def test_torchrun_stops_when_a_process_is_killed_and_resumes(tmp_path):
         *("--dataset", "folder", "--data-root", str(tmp_path / "images"), "--method", "none"),
         *("--backbone", "test_resnet", "--weights", "none", "--image-size", "32"),
         *("--epochs", "20", "--batch-size", "8", "--per-class", "2", "--device", "cpu"),
-        *("--workers", "0"),
+        *("--workers", "0", "--checkpoint-minutes", "0"),
     ]
     script = str(ROOT / "benchmarks" / "run.py")
     command = torchrun(script, *words, "--output-dir", str(folder))
@@ -349,4 +349,5 @@ def test_torchrun_stops_when_a_process_is_killed_and_resumes(tmp_path):
     assert not re.search(r"epoch +1 ", done.stdout)  # it was not repeated
     assert re.search(r"epoch +20 ", done.stdout)
     rows = json.loads((folder / "results.json").read_text())["rows"]
-    assert [row["embedding"] for row in rows] == ["pixels", "backbone", "backbone", "head"]
+    found = ["pixels", "backbone", "readout", "backbone", "head", "readout"]
+    assert [row["embedding"] for row in rows] == found
