@@ -60,6 +60,8 @@ class TrainConfig:
             dataset has no validation part of its own.
         skip_broken: Leave out images that cannot be read, and list them.
         allow_partial: Train on an incomplete dataset, with a warning that says what is missing.
+        resplit: Pool the images of all parts of a folder or table of your own, and split them
+            anew by class.
         protocol: "honest": the epoch is chosen on validation classes and the test classes are
             measured once. "paper": as most papers do it, all train classes are trained on
             (val_fraction does not count) and the epoch with the best Recall@1 on the test
@@ -153,6 +155,7 @@ class TrainConfig:
     val_fraction: float = 0.25
     skip_broken: bool = False
     allow_partial: bool = False
+    resplit: bool = False
     protocol: str = "honest"
     eval_every: int = 1
     test_every_epoch: bool = False
