@@ -114,6 +114,9 @@ class TrainConfig:
         device: "auto", "cpu" or "cuda".
         workers: Processes that load images; -1: none for data in memory, else one for each core
             that the job may use, at most 16.
+        cache: Folder in which each image file is kept decoded, its shorter side at most ``resize``
+            pixels, for all processes and later runs. Measures the same; training crops are cut out
+            of the smaller images.
         options: Options of the blocks and of the augmentation, by name: ``{"dybgr": {"k": 20}}``.
             What is missing has the default of the block's constructor.
     """
@@ -169,6 +172,7 @@ class TrainConfig:
     seed: int = 0
     device: str = "auto"
     workers: int = -1
+    cache: str | None = None
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -267,6 +271,8 @@ class TrainConfig:
             ValueError: If a field that defines the result differs; the message names it.
         """
         now, then = self.to_dict(), TrainConfig.from_dict(stored).to_dict()
+        for values in (now, then):
+            values["cache"] = values["cache"] is not None  # its place is a circumstance
         defining = (now.keys() | then.keys()) - set(CIRCUMSTANCES)
         if changed := sorted(name for name in defining if then.get(name) != now.get(name)):
             raise ValueError(

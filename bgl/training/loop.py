@@ -23,7 +23,9 @@ from bgl._precision import at_least_float32
 from bgl.augment import AugmentedLoss, ClassStatistics
 from bgl.datasets import ImageDataset, Splits
 from bgl.images import train_transform
-from bgl.images.loading import num_workers
+from bgl.images.cache import ImageCache
+from bgl.images.loading import ImageLoader, num_workers
+from bgl.images.transforms import resized_side
 from bgl.models import BackboneInfo, BatchGraphOutput
 from bgl.models.files import WEIGHTS_FILE
 from bgl.samplers import ClassPositions
@@ -56,7 +58,7 @@ from bgl.training.distributed import (
 from bgl.training.evaluation import Evaluator, Metrics, recall_at
 from bgl.training.history import chosen_epoch, graph_statistics, write_history
 from bgl.training.interruption import Interrupted, Interruption
-from bgl.training.loading import load_training_images, seeded_batches
+from bgl.training.loading import SeededCrops, seeded_batches, training_images
 from bgl.training.progress import Progress, TrainingRun
 
 
@@ -146,8 +148,18 @@ def _train(
     model = encoder.model
     criterion = build_criterion(config, splits.train.num_classes).to(device)
     plan = build_augmentation(config, splits.train.num_classes)
-    data = splits.train.with_transform(
-        train_transform(config.image_size, info.mean, info.std, (config.crop_scale, 1.0))
+    if config.cache is not None:
+        side = resized_side(config.image_size, config.resize)
+        splits = splits.with_cache(ImageCache(Path(config.cache), side))
+    data = splits.train
+    own = shares(config.batch_size, num_processes())
+    mine = own[process_index()]
+    transform = train_transform(config.image_size, info.mean, info.std, (config.crop_scale, 1.0))
+    loader = ImageLoader(
+        SeededCrops(data, transform.crop),
+        image_size=config.image_size,
+        batch_size=len(mine),
+        workers=num_workers(config.workers, isinstance(data.images, Tensor)),
     )
     sampler = build_sampler(config, data.labels)
     optimizer = make_optimizer(config, model, criterion)
@@ -196,8 +208,6 @@ def _train(
             if positions is not None and position.step == 0 and epoch > 0:
                 positions.set_positions(classes.mean)
             batches = seeded_batches(sampler, config.seed, epoch)
-            own = shares(config.batch_size, num_processes())
-            mine = own[process_index()]
             if position.step == 0:
                 position.row = {"epoch": epoch + 1, "lr": schedule.get_last_lr()[0]}
                 if config.on_nonfinite == "skip":
@@ -205,18 +215,14 @@ def _train(
             row = position.row
             progress.start(f"epoch {epoch + 1}/{config.epochs}", len(sampler))
             progress.advance(position.step)
-            for images in load_training_images(
-                data,
-                [batch[mine.start : mine.stop] for batch in batches[position.step :]],
-                num_workers(config.workers, isinstance(data.images, Tensor)),
-                pin_memory=device.type == "cuda",
-            ):
+            shared = [batch[mine.start : mine.stop] for batch in batches[position.step :]]
+            for images in training_images(loader, shared, encoder):
                 batch, seeds = zip(*batches[position.step], strict=True)
                 labels = data.labels[list(batch)].to(device)
                 last = position.step + 1 == len(sampler)
                 with accelerator.autocast():
                     with fork_rng(seeds[mine.start], device):
-                        features = model.encode(encoder.to_device(images))
+                        features = model.encode(images)
                     # from here on, every process computes the same for the whole batch
                     features = gather_rows(features, [len(share) for share in own])
                     output = model.from_features(features, labels, return_graph=last)
@@ -279,6 +285,8 @@ def _train(
         if interruption.received:  # whoever stops this run may have ended that process as well
             raise Interrupted(interruption.received) from error
         raise
+    finally:
+        loader.close()
 
     model.load_state_dict(load_file(folder / WEIGHTS_FILE))
     vectors = evaluator.embed(splits.train)["head"]
