@@ -47,10 +47,11 @@ class ImageCache:
         file = self.folder / name[:2] / name[2:32]
         try:
             stored = np.fromfile(file, np.uint8)
-        except FileNotFoundError:
+            height, width = stored[:8].view("<u4").tolist()
+            pixels = stored[8:].reshape(height, width, 3)
+        except (FileNotFoundError, ValueError):  # not there, or cut off when the system went down
             return self._store(path, file)
-        height, width = stored[:8].view("<u4").tolist()
-        return torch.from_numpy(stored[8:].reshape(height, width, 3)).permute(2, 0, 1)
+        return torch.from_numpy(pixels).permute(2, 0, 1)
 
     def _store(self, path: Path, file: Path) -> Tensor:
         image = read_image(path, 2 * self.side)
@@ -58,7 +59,7 @@ class ImageCache:
             image = resize(image, [self.side])
         pixels = image.permute(1, 2, 0).contiguous()
         file.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(file) as temporary:
+        with atomic_path(file, sync=False) as temporary:
             size = np.array(pixels.shape[:2], "<u4")
             temporary.write_bytes(size.tobytes() + pixels.numpy().tobytes())
         return pixels.permute(2, 0, 1)

@@ -151,7 +151,7 @@ class _Pool:
         forked = sys.platform == "linux" and method == "forkserver"  # its children import anew
         context = multiprocessing.get_context("fork" if forked else method)
         reader, self.tasks = context.Pipe(duplex=False)
-        lock = context.Lock()
+        self.lock = context.Lock()  # kept: a process that starts slowly opens it by its name
         self.workers: dict[Connection, BaseProcess] = {}
         self.end = Finalize(self, _kill, [self.workers], exitpriority=10)
         with _signals_blocked():
@@ -159,7 +159,7 @@ class _Pool:
                 receiver, sender = context.Pipe(duplex=False)
                 worker = context.Process(
                     target=_work,
-                    args=(images, self.batches, self.keys, reader, lock, sender),
+                    args=(images, self.batches, self.keys, reader, self.lock, sender),
                     daemon=True,
                 )
                 worker.start()
@@ -202,8 +202,8 @@ class _Pool:
             worker = ends[sentinel]
             worker.join()
             code = worker.exitcode or 0
-            how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
-            raise _lost(f"worker (pid {worker.pid}) was {how}")
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited: {code}"
+            raise _lost(f"worker (pid {worker.pid}) {how}")
         for receiver in self.workers.keys() & set(ready):
             slot, start, outcome = receiver.recv()
             if isinstance(outcome, MemoryError):

@@ -16,10 +16,10 @@ from bgl.models import BLOCKS
 from bgl.samplers import SAMPLERS
 
 # Where and how a run computes. With the same data these do not define its result, and may change
-# when it is resumed.
+# when it is resumed; of the cache only its place.
 CIRCUMSTANCES = (
     *("data_root", "table", "download", "skip_broken", "allow_partial"),
-    *("device", "workers", "on_nonfinite"),
+    *("device", "workers", "cache", "on_nonfinite"),
 )
 
 # What the values of fields have to be.
@@ -112,8 +112,8 @@ class TrainConfig:
             operations that have none (slower; a CPU does so anyway).
         seed: Seed of everything random.
         device: "auto", "cpu" or "cuda".
-        workers: Processes that load images; -1: none for data in memory, else one for each core
-            that the job may use, at most 16.
+        workers: Processes that load images; -1: one for each core that the job may use, at most 16,
+            and none for data in memory that a CPU trains on.
         cache: Folder in which each image file is kept decoded, its shorter side at most ``resize``
             pixels, for all processes and later runs. Measures the same; training crops are cut out
             of the smaller images.
@@ -272,7 +272,7 @@ class TrainConfig:
         """
         now, then = self.to_dict(), TrainConfig.from_dict(stored).to_dict()
         for values in (now, then):
-            values["cache"] = values["cache"] is not None  # its place is a circumstance
+            values["cached"] = values["cache"] is not None
         defining = (now.keys() | then.keys()) - set(CIRCUMSTANCES)
         if changed := sorted(name for name in defining if then.get(name) != now.get(name)):
             raise ValueError(

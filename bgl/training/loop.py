@@ -155,11 +155,12 @@ def _train(
     own = shares(config.batch_size, num_processes())
     mine = own[process_index()]
     transform = train_transform(config.image_size, info.mean, info.std, (config.crop_scale, 1.0))
+    in_memory = isinstance(data.images, Tensor)  # which a GPU outruns all the same
     loader = ImageLoader(
         SeededCrops(data, transform.crop),
         image_size=config.image_size,
         batch_size=len(mine),
-        workers=num_workers(config.workers, isinstance(data.images, Tensor)),
+        workers=num_workers(config.workers, in_memory and device.type == "cpu"),
     )
     sampler = build_sampler(config, data.labels)
     optimizer = make_optimizer(config, model, criterion)
