@@ -36,7 +36,7 @@ def run(output: Path, *words: str) -> dict[str, dict[str, list[object]]]:
 def test_parts_run_and_fill_the_page(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("<!-- machine -->\nkept\n<!-- /machine -->\n<!-- gpu -->\n<!-- /gpu -->\n")
-    names = ["step", "growth", "retrieval"]
+    names = ["step", "retrieval"]
     cases = run(tmp_path / "gpu.json", "--page", str(page), "--only", *names)
     for case in CASES:
         expected = sum(len(part.targets) for part in case.parts) if case.name in names else 0
