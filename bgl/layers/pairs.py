@@ -191,9 +191,9 @@ class Pairs:
             found = parts[0] if len(parts) == 1 else tuple(map(torch.cat, zip(*parts, strict=True)))
             if self.place is not None:
                 found = tuple(part[self.place] for part in found)
-        nodes, known, rest = found[0], found[1 : 1 + len(features)], found[1 + len(features) :]
-        dots = [
-            neighbor_products(at(x, self.rows), x, nodes, each)
-            for x, each in zip(features, known, strict=True)
+        nodes, end = found[0], 1 + len(features)
+        differentiable = [
+            neighbor_products(at(x, self.rows), x, nodes, known)
+            for x, known in zip(features, found[1:end], strict=True)
         ]
-        return nodes, *dots, *rest
+        return nodes, *differentiable, *found[end:]
