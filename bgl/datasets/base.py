@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -224,7 +225,9 @@ class Splits:
 
     def with_cache(self, cache: ImageCache) -> Splits:
         """Make a copy whose parts decode each file once."""
-        cached = {part: data.with_cache(cache) for part, data in self.parts().items()}
+        cached: dict[str, Any] = {
+            part: data.with_cache(cache) for part, data in self.parts().items()
+        }
         return replace(self, **cached)
 
     def parts(self) -> dict[str, ImageDataset]:
