@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
+from bgl._precision import exact_matmul
+from bgl._sizes import score_block
+
 if TYPE_CHECKING:  # numpy is not needed to import the layers
     import numpy as np
     from numpy.typing import NDArray
 
-# Similarities held at a time by the exact search.
-SEARCHED_PAIRS = 2**23
 # An index is asked for so many gallery items whether it knows them.
 INDEX_SAMPLES = 256
+
+Nearest = tuple[Tensor, Tensor]  # scores and columns [R, kept], nearest first
 
 
 class Index(Protocol):
@@ -59,16 +63,81 @@ def to_numpy(x: Tensor) -> NDArray[np.float32]:
 
 
 def exact_search(x: Tensor, gallery: Tensor, count: int) -> Tensor:
-    """The most similar gallery rows [R, count], a block of rows at a time."""
-    count = min(count, len(gallery))
-    found = torch.empty(len(x), count, dtype=torch.long, device=x.device)
-    step = min(max(1, SEARCHED_PAIRS // len(gallery)), len(x))
+    """The most similar gallery rows [R, min(count, G)], nearest first."""
+    return smallest_products(-x, gallery, count)[1]
+
+
+def smallest_products(
+    left: Tensor, right: Tensor, kept: int, without: Tensor | None = None
+) -> Nearest:
+    """The ``kept`` smallest inner products of every row of ``left`` with the rows of ``right``.
+
+    They are computed a block of rows and columns at a time. ``without`` names a column for each
+    row [R] whose product counts as infinite.
+    """
+    rows, columns = len(left), len(right)
+    kept = min(kept, columns)
+    values = left.new_empty(rows, kept)
+    found = torch.empty(rows, kept, dtype=torch.long, device=left.device)
+    height, width = score_block(left.device, rows, columns)
+    width = max(width, kept)
     # one buffer: large blocks that come and go between small ones would tear the heap apart
-    buffer = x.new_empty(step, len(gallery))
-    for rows, result in zip(x.split(step), found.split(step), strict=True):
-        score = torch.mm(rows, gallery.t(), out=buffer[: len(rows)])
-        result.copy_(score.topk(count, dim=1).indices)
-    return found
+    buffer = left.new_empty(height * width)
+    for top in range(0, rows, height):
+        block = slice(top, min(top + height, rows))
+        best: Nearest | None = None
+        for first in range(0, columns, width):
+            part = right[first : first + width]
+            scores = buffer[: (block.stop - top) * len(part)].view(-1, len(part))
+            exact_matmul(left[block], part.t(), out=scores)
+            if without is not None:
+                own = without[block, None] - first
+                outside = (own < 0) | (own >= len(part))
+                own = own.clamp(0, len(part) - 1)
+                kept_score = scores.gather(1, own).where(outside, torch.inf)
+                scores.scatter_(1, own, kept_score)
+            new, places = smallest(scores, kept)
+            other = new, places + first
+            best = other if best is None else merge(best, other, kept)
+        if best is not None:
+            values[block], found[block] = best
+    return values, found
+
+
+def smallest(scores: Tensor, kept: int) -> Nearest:
+    """The smallest scores of each row, in order, and their columns.
+
+    On a CPU the row is not sorted: they lie in the ``kept`` groups of columns with the smallest
+    minima, or among the columns left over at the end; a group holds columns at equal distances.
+    """
+    columns = scores.size(1)
+    kept = min(kept, columns)
+    size = math.isqrt(columns // (4 * kept))  # the two selections then take about as long
+    if size < 2 or scores.is_cuda:
+        values, nearest = scores.topk(kept, dim=1, largest=False)
+        return values, nearest
+    groups = columns // size
+    # Minima are taken over the slower dimension of the memory, also of a transposed matrix.
+    if scores.stride(0) == 1:
+        minima = scores.t()[: size * groups].unflatten(0, (size, groups)).amin(dim=0).t()
+    else:
+        minima = scores[:, : size * groups].unflatten(1, (size, groups)).amin(dim=1)
+    best = minima.topk(kept, dim=1, largest=False, sorted=False).indices
+    offset = torch.arange(size, device=scores.device) * groups
+    left_over = torch.arange(size * groups, columns, device=scores.device)
+    candidates = torch.cat(
+        [(best[:, :, None] + offset).flatten(1), left_over.expand(len(scores), -1)], dim=1
+    )
+    values, position = scores.gather(1, candidates).topk(kept, dim=1, largest=False)
+    return values, candidates.gather(1, position)
+
+
+def merge(one: Nearest, other: Nearest, kept: int) -> Nearest:
+    """The smallest of what was found in two sets of columns."""
+    values = torch.cat([one[0], other[0]], dim=1)
+    columns = torch.cat([one[1], other[1]], dim=1)
+    values, position = values.topk(min(kept, values.size(1)), dim=1, largest=False)
+    return values, columns.gather(1, position)
 
 
 def without_self(found: Tensor, first: int = 0) -> Tensor:
@@ -84,10 +153,6 @@ def nearest(x: Tensor, queries: Tensor, k: int, gallery: Tensor | None = None) -
     without a gallery the nearest other rows of ``x``."""
     unit = torch.nn.functional.normalize(x.float())
     other = unit if gallery is None else torch.nn.functional.normalize(gallery.float())
-    parts = []
-    for chunk in queries.split(512):
-        score = unit[chunk] @ other.T
-        if gallery is None:
-            score[torch.arange(len(chunk)), chunk] = -torch.inf
-        parts.append(score.topk(k, dim=1).indices)
-    return torch.cat(parts) if parts else torch.empty(0, k, dtype=torch.long)
+    queries = queries.to(x.device)
+    own = queries if gallery is None else None
+    return smallest_products(-unit[queries], other, k, own)[1]

@@ -9,15 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bgl._checks import check_finite, check_int, check_matrix, check_real
-from bgl._neighbors import (
-    SEARCHED_PAIRS,
-    Index,
-    check_index,
-    exact_search,
-    to_numpy,
-    without_self,
-)
+from bgl._neighbors import Index, check_index, exact_search, to_numpy, without_self
 from bgl._precision import at_least_float32
+from bgl._sizes import fitting_scores
 from bgl.layers.adaptive_graph import AdaptiveGraph
 from bgl.layers.pairs import Neighbors
 
@@ -290,7 +284,7 @@ class RefinedGallery:
             dots = torch.einsum("rc,rpc->rp", x[rows], x[nodes.clamp(min=0)])
             return dots.masked_fill(nodes < 0, -torch.inf)
 
-        step = max(1, SEARCHED_PAIRS // max(items.shape))
+        step = max(1, fitting_scores(x.device) // max(items.shape))
         for rows in torch.arange(len(x), device=x.device).split(step):
             best = (x[rows] @ items.t()).amax(1)
             rows = rows[best > similarity(rows, near[rows, -1:])[:, 0]]  # the last is the farthest

@@ -85,8 +85,9 @@ def test_candidates_are_the_nearest_by_cosine(monkeypatch: pytest.MonkeyPatch) -
     x = clusters()
     similarity = normalize(x) @ normalize(x).t()
     expected = similarity.fill_diagonal_(-1).topk(8).indices
-    for pairs in (2**23, 7 * len(x), 1):  # blocks of all, of some and of single rows
-        monkeypatch.setattr("bgl._neighbors.SEARCHED_PAIRS", pairs)
+    for rows, scores in ((256, 2**23), (7, 7 * len(x)), (5, 60), (1, 1)):
+        monkeypatch.setattr("bgl._sizes._SCORED_ROWS", rows)
+        monkeypatch.setattr("bgl._sizes._CPU_SCORES", scores)
         assert torch.equal(RefinedGallery(x, 4, candidates=8)._near, expected)
 
 
@@ -330,7 +331,9 @@ def test_bad_queries_and_items(x: Tensor, message: str) -> None:
 MEMORY = """
 import torch
 from pathlib import Path
-from bgl import refine
+from bgl import _sizes, refine
+
+_sizes._CPU_SCORES = 2**23
 
 def kilobytes(name):
     lines = Path("/proc/self/status").read_text().splitlines()

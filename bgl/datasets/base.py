@@ -235,6 +235,14 @@ class Splits:
         parts = {"train": self.train, "val": self.val, "test": self.test, "gallery": self.gallery}
         return {part: dataset for part, dataset in parts.items() if dataset is not None}
 
+    def __str__(self) -> str:
+        titles = {"train": "training", "val": "validation"}
+        lines = [
+            f"{titles.get(part, part)}: {images.num_classes:,} classes with {len(images):,} images"
+            for part, images in self.parts().items()
+        ]
+        return "\n  ".join([self.name, *lines])
+
     @property
     def digest(self) -> str:
         """12 hexadecimal digits that stand for which image is in which part and class."""

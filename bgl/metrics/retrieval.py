@@ -9,8 +9,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from bgl._checks import check_choice, check_finite, check_index_vector, check_int, check_matrix
+from bgl._neighbors import Nearest
 from bgl._precision import at_least_float32, central_point, exact_matmul
-from bgl.metrics.screening import SPARE, SYMMETRIC_KEPT, Nearest, Rankable, Screen
+from bgl._sizes import fitting_scores, score_block
+from bgl.metrics.screening import SPARE, SYMMETRIC_KEPT, Rankable, Screen, converted
 
 Distance = str | Callable[[Tensor, Tensor], Tensor]
 
@@ -23,7 +25,7 @@ def retrieval_metrics(
     gallery_labels: Tensor | None = None,
     k: Sequence[int] = (1, 2, 4, 8),
     distance: Distance = "cosine",
-    chunk_size: int = 2048,
+    chunk_size: int | None = None,
 ) -> dict[str, float]:
     r"""Compute Recall@K, R-precision and MAP@R, averaged over the queries.
 
@@ -48,8 +50,9 @@ def retrieval_metrics(
     could change the order of a hit and a miss are ranked in float64 (:class:`Screen`). Other
     distances are computed in float64 throughout.
 
-    **Memory.** One block of queries against the gallery at a time: about
-    ``8 * chunk_size * len(gallery)`` bytes, besides a few float64 copies of the embeddings.
+    **Memory.** Queries are ranked a block at a time, against a part of the gallery where it is
+    large: besides a float32 copy of the gallery this takes some 0.5 GB on a CPU, and on a GPU at
+    most half of its free memory.
 
     Args:
         query: Embeddings ``[Q, C]``.
@@ -61,7 +64,7 @@ def retrieval_metrics(
         distance: ``"cosine"``, ``"euclidean"``, or a distance object such as
             ``bgl.hyperbolic.HyperbolicDistance`` or any of pytorch-metric-learning
             (``is_inverted`` ones are similarities): a callable from two point sets to ``[Q, G]``.
-        chunk_size: Number of queries ranked at a time (an eighth of it in float64).
+        chunk_size: Most queries ranked at a time; by default as many as fit.
 
     Returns:
         ``recall@k`` for each k, ``map@r``, ``r_precision`` (fractions in [0, 1]), and the counts
@@ -76,87 +79,175 @@ def retrieval_metrics(
         >>> retrieval_metrics(x, torch.tensor([0, 0, 1, 1, 2]), k=(1,))
         {'recall@1': 1.0, 'map@r': 1.0, 'r_precision': 1.0, 'num_queries': 4, 'num_excluded': 1}
     """
-    for cutoff in k:
-        check_int(cutoff, "k", minimum=1)
-    check_int(chunk_size, "chunk_size", minimum=1)
-    if isinstance(distance, str):
-        check_choice(distance, "distance", ("cosine", "euclidean"))
-    elif not callable(distance):
-        raise ValueError(
-            "Expected argument `distance` to be a name or a callable from two point sets to "
-            f"[Q, G], but got {distance!r}"
-        )
-    _check_set(query, query_labels, "query")
-    own_gallery = gallery is None
-    if gallery is None or gallery_labels is None:
-        if gallery is not None or gallery_labels is not None:
-            raise ValueError("Expected arguments `gallery` and `gallery_labels` together, or none")
-        gallery, gallery_labels = query, query_labels
-    else:
-        _check_set(gallery, gallery_labels, "gallery")
-        if gallery.size(1) != query.size(1):
+    ranking = Ranking(query, query_labels, gallery, gallery_labels, k, distance, chunk_size)
+    return ranking.averages(ranking.measure(ranking.counted))
+
+
+class Ranking:
+    """The task of :func:`retrieval_metrics`, to be done for some queries at a time.
+
+    It takes the arguments of that function.
+
+    Attributes:
+        counted: The queries that have a relevant item, those with the fewest first.
+    """
+
+    def __init__(
+        self,
+        query: Tensor,
+        query_labels: Tensor,
+        gallery: Tensor | None = None,
+        gallery_labels: Tensor | None = None,
+        k: Sequence[int] = (1, 2, 4, 8),
+        distance: Distance = "cosine",
+        chunk_size: int | None = None,
+    ) -> None:
+        for cutoff in k:
+            check_int(cutoff, "k", minimum=1)
+        if chunk_size is not None:
+            check_int(chunk_size, "chunk_size", minimum=1)
+        if isinstance(distance, str):
+            check_choice(distance, "distance", ("cosine", "euclidean"))
+        elif not callable(distance):
             raise ValueError(
-                f"Expected argument `gallery` to have as many columns as `query` "
-                f"({query.size(1)}), but got {gallery.size(1)}"
+                "Expected argument `distance` to be a name or a callable from two point sets to "
+                f"[Q, G], but got {distance!r}"
             )
+        _check_set(query, query_labels, "query")
+        own_gallery = gallery is None
+        if gallery is None or gallery_labels is None:
+            if gallery is not None or gallery_labels is not None:
+                raise ValueError(
+                    "Expected arguments `gallery` and `gallery_labels` together, or none"
+                )
+            gallery, gallery_labels = query, query_labels
+        else:
+            _check_set(gallery, gallery_labels, "gallery")
+            if gallery.size(1) != query.size(1):
+                raise ValueError(
+                    f"Expected argument `gallery` to have as many columns as `query` "
+                    f"({query.size(1)}), but got {gallery.size(1)}"
+                )
 
-    device = query.device
-    labels = torch.cat([query_labels.to(device).long(), gallery_labels.to(device).long()])
-    classes, ids = labels.unique(return_inverse=True)
-    query_ids, gallery_ids = ids.split([len(query), len(gallery)])
-    relevant = gallery_ids.bincount(minlength=len(classes))[query_ids] - int(own_gallery)
-    counted = relevant.nonzero().flatten()
-    if len(counted) == 0:
-        raise ValueError(
-            "Expected argument `query_labels` to share a label with another item of the gallery, "
-            f"but none of the {len(query)} queries has a relevant item"
-        )
-    # Each block is ranked as deep as its largest class: keep large classes to their own blocks.
-    counted = counted[relevant[counted].argsort(stable=True)]
+        device = query.device
+        labels = torch.cat([query_labels.to(device).long(), gallery_labels.to(device).long()])
+        classes, ids = labels.unique(return_inverse=True)
+        query_ids, gallery_ids = ids.split([len(query), len(gallery)])
+        relevant = gallery_ids.bincount(minlength=len(classes))[query_ids] - int(own_gallery)
+        counted = relevant.nonzero().flatten()
+        if len(counted) == 0:
+            raise ValueError(
+                "Expected argument `query_labels` to share a label with another item of the "
+                f"gallery, but none of the {len(query)} queries has a relevant item"
+            )
+        # Each block is ranked as deep as its largest class: keep large classes to their own blocks.
+        self.counted = counted[relevant[counted].argsort(stable=True)]
+        self._query, self._query_ids, self._relevant = query, query_ids, relevant
+        self._gallery, self._gallery_ids = gallery.to(device), gallery_ids
+        self._own_gallery, self._available = own_gallery, len(gallery) - int(own_gallery)
+        self._k, self._deepest = k, max(k, default=0)
+        self._distance, self._chunk_size = distance, chunk_size
 
-    gallery = gallery.to(device)
-    available = len(gallery) - int(own_gallery)
+    @torch.no_grad()
+    def measure(self, queries: Tensor) -> Tensor:
+        """Measure some of the queries, in the order of :attr:`counted`.
 
-    def depth_of(rows: Tensor) -> int:
-        return min(max([*k, int(relevant[rows].max())]), available)
+        Returns:
+            recall@k for each k, map@r and r_precision of each, ``[len(queries), len(k) + 2]``.
+        """
+        device, dtype = queries.device, _rank_dtype(queries.device)
+        results = torch.zeros(len(queries), len(self._k) + 2, dtype=dtype, device=device)
+        doubtful = torch.arange(len(queries), device=device)
+        screen = _screen(self._distance, self._gallery)
+        if screen is not None:
+            # most queries have a hit early, and need not be ranked down to the largest k
+            for depth in sorted({min(SYMMETRIC_KEPT - SPARE, self._deepest), self._deepest}):
+                sure = self._screened(screen, queries, doubtful, depth, results)
+                doubtful = doubtful[~sure]
+        if len(doubtful) == 0:
+            return results
+        score = _scorer(self._distance, self._gallery)
+        height = max(1, fitting_scores(device) // (4 * len(self._gallery)))
+        for places, depth in self._blocks(queries, doubtful, height, self._deepest):
+            rows = queries[places]
+            exact = score(self._query[rows].to(dtype))
+            if self._own_gallery:
+                exact.scatter_(1, rows[:, None], torch.inf)
+            results[places] = self._per_query(rows, _nearest(exact, depth))
+        return results
 
-    results = torch.zeros(len(k) + 2, len(query), dtype=_rank_dtype(device), device=device)
-    uncertain = counted
-    screen = _screen(distance, gallery)
-    if screen is not None:
-        uncertain = counted[:0]
+    def averages(self, results: Tensor) -> dict[str, float]:
+        """Average the results of all the queries :attr:`counted`, in this order."""
+        names = [f"recall@{cutoff}" for cutoff in self._k] + ["map@r", "r_precision"]
+        means = results.T.contiguous().mean(dim=1).tolist()
+        return {
+            **dict(zip(names, means, strict=True)),
+            "num_queries": len(results),
+            "num_excluded": len(self._query) - len(results),
+        }
+
+    def _blocks(
+        self, queries: Tensor, places: Tensor, height: int, depth: int
+    ) -> list[tuple[Tensor, int]]:
+        """Divide some places in ``queries`` into blocks, each with ``depth`` or its largest R."""
+        if len(places) == 0:
+            return []
+        parts = places.split(min(height, self._chunk_size or height))
+        relevant = self._relevant[queries[torch.stack([part[-1] for part in parts])]].tolist()
+        depths = (min(max(depth, most), self._available) for most in relevant)
+        return list(zip(parts, depths, strict=True))
+
+    def _screened(
+        self, screen: Screen, queries: Tensor, places: Tensor, depth: int, results: Tensor
+    ) -> Tensor:
+        """Fill in the results of a ranking in float32; return where they are sure to be exact."""
+        n, device = len(self._gallery), queries.device
+        height, width = score_block(device, len(places), n)
+        blocks = self._blocks(queries, places, height, depth)
         found: Nearest | None = None
-        most_kept = min(depth_of(counted) + SPARE, available)
-        if own_gallery and most_kept <= SYMMETRIC_KEPT:
-            found = screen.nearest_of_all(most_kept, chunk_size)
-        for rows in counted.split(chunk_size):
-            depth = depth_of(rows)
+        most_kept = min(max((depth for _, depth in blocks), default=0) + SPARE, self._available)
+        halves = self._own_gallery and 2 * len(places) > n and width == n
+        if halves and most_kept <= SYMMETRIC_KEPT and device.type == "cpu":
+            found = screen.nearest_of_all(most_kept, min(height, self._chunk_size or height))
+        deepest, parts = min(self._deepest, self._available), []
+        for part, depth in blocks:
+            rows = queries[part]
             if found is None:
-                kept = min(depth + SPARE, available)
-                scores, nearest = screen.nearest(query[rows], kept, rows if own_gallery else None)
+                kept = min(depth + SPARE, self._available)
+                exclude = rows if self._own_gallery else None
+                scores, nearest = screen.nearest(self._query[rows], kept, exclude)
             else:
                 scores, nearest = found[0][rows], found[1][rows]
-            hit = gallery_ids[nearest] == query_ids[rows, None]
-            sure = screen.certain(query[rows], scores, hit, depth, nearest.size(1) == available)
-            results[:, rows] = _per_query(hit[:, :depth], relevant[rows], k)
-            uncertain = torch.cat([uncertain, rows[~sure]])
+            hit = self._hits(rows, nearest)
+            # behind the first hit only the ranks up to R matter
+            misses = (hit[:, :depth].cumsum(dim=1) == 0).sum(dim=1)
+            needed = torch.maximum(misses + 1, self._relevant[rows])
+            whole = nearest.size(1) == self._available
+            sure = screen.certain(self._query[rows], scores, hit, needed.clamp(max=depth), whole)
+            # without any hit the largest k must have been reached
+            parts.append(sure & ((needed <= depth) | (depth >= deepest)))
+            results[part] = self._per_query(rows, nearest[:, :depth])
+        return torch.cat([places.new_empty(0, dtype=torch.bool), *parts])
 
-    if len(uncertain) > 0:
-        score = _scorer(distance, gallery)
-        for rows in uncertain.split(max(1, chunk_size // 8)):
-            exact = score(query[rows].to(_rank_dtype(device)))
-            if own_gallery:
-                exact[torch.arange(len(rows), device=device), rows] = torch.inf
-            hit = gallery_ids[_nearest(exact, depth_of(rows))] == query_ids[rows, None]
-            results[:, rows] = _per_query(hit, relevant[rows], k)
+    def _hits(self, rows: Tensor, nearest: Tensor) -> Tensor:
+        return self._gallery_ids[nearest] == self._query_ids[rows, None]
 
-    means = results[:, counted].mean(dim=1).tolist()
-    names = [f"recall@{cutoff}" for cutoff in k] + ["map@r", "r_precision"]
-    return {
-        **dict(zip(names, means, strict=True)),
-        "num_queries": len(counted),
-        "num_excluded": len(query) - len(counted),
-    }
+    def _per_query(self, rows: Tensor, nearest: Tensor) -> Tensor:
+        """Compute recall@k..., map@r, r_precision ``[B, len(k) + 2]`` from what is nearest."""
+        hit, relevant = self._hits(rows, nearest), self._relevant[rows]
+        rank = torch.arange(1, hit.size(1) + 1, device=hit.device)
+        counts = hit.cumsum(dim=1)
+        dtype = _rank_dtype(hit.device)
+        within = hit & (rank <= relevant[:, None])
+        average_precision = (counts.to(dtype) / rank).mul_(within).sum(dim=1) / relevant
+        return torch.stack(
+            [
+                *(hit[:, :cutoff].any(dim=1).to(dtype) for cutoff in self._k),
+                average_precision,
+                within.sum(dim=1).to(dtype) / relevant,
+            ],
+            dim=1,
+        )
 
 
 def _check_set(x: Tensor, labels: Tensor, name: str) -> None:
@@ -185,30 +276,39 @@ def _scorer(distance: Distance, gallery: Tensor) -> Callable[[Tensor], Tensor]:
     A matrix product may round equal columns differently. So equal gallery rows are scored once.
     """
     # unique() has no kernel for half precision on every device.
-    wide = at_least_float32(gallery)
-    distinct, copy_of = wide.unique(dim=0, return_inverse=True)
+    distinct, copy_of = at_least_float32(gallery).unique(dim=0, return_inverse=True)
     if len(distinct) == len(gallery):
-        return _score_against(distance, gallery.to(_rank_dtype(gallery.device)))
-    score = _score_against(distance, distinct.to(_rank_dtype(gallery.device)))
+        return _score_against(distance, gallery)
+    score = _score_against(distance, distinct)
     return lambda query: score(query)[:, copy_of]
 
 
 def _score_against(distance: Distance, gallery: Tensor) -> Callable[[Tensor], Tensor]:
-    if isinstance(distance, str):
-        if distance == "cosine":
-            unit = normalize(gallery)
-            return lambda query: exact_matmul(-normalize(query), unit.T)
-        centre = central_point(gallery)
-        gallery = gallery - centre
-        squares = gallery.square().sum(dim=1)
-        # |q-g|² without |q|², which is the same for the whole row.
-        return lambda query: squares - 2 * exact_matmul(query - centre, gallery.T)
+    """Make the function without regard to equal rows, from a part of the gallery at a time."""
+    score = _score_of_part(distance, gallery)
+    dtype = _rank_dtype(gallery.device)
+    return lambda query: torch.cat(
+        [score(query, part) for part in converted(gallery, dtype)], dim=1
+    )
+
+
+def _score_of_part(distance: Distance, gallery: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    if distance == "cosine":
+        return lambda query, part: exact_matmul(-normalize(query), normalize(part).T)
+    if distance == "euclidean":
+        centre = central_point(gallery).to(_rank_dtype(gallery.device))
+
+        def euclidean(query: Tensor, part: Tensor) -> Tensor:
+            # |q-g|² without |q|², which is the same for the whole row.
+            part = part - centre
+            return part.square().sum(dim=1) - 2 * exact_matmul(query - centre, part.T)
+
+        return euclidean
     if isinstance(distance, Rankable):
-        rank_key = distance.rank_key
-        return lambda query: rank_key(query, gallery)
+        return distance.rank_key
     measure: Callable[[Tensor, Tensor], Tensor] = distance
     sign = -1 if getattr(distance, "is_inverted", False) else 1
-    return lambda query: sign * measure(query, gallery)
+    return lambda query, part: sign * measure(query, part)
 
 
 def _nearest(scores: Tensor, depth: int) -> Tensor:
@@ -225,19 +325,3 @@ def _nearest(scores: Tensor, depth: int) -> Tensor:
     if len(tied) > 0:
         nearest[tied] = scores[tied].argsort(dim=1, stable=True)[:, :depth]
     return nearest
-
-
-def _per_query(hit: Tensor, relevant: Tensor, k: Sequence[int]) -> Tensor:
-    """Rows recall@k..., map@r, r_precision ``[len(k) + 2, B]`` from the hits in ranked order."""
-    rank = torch.arange(1, hit.size(1) + 1, device=hit.device)
-    counts = hit.cumsum(dim=1)
-    dtype = _rank_dtype(hit.device)
-    within = hit & (rank <= relevant[:, None])
-    average_precision = (counts.to(dtype) / rank).mul_(within).sum(dim=1) / relevant
-    return torch.stack(
-        [
-            *(hit[:, :cutoff].any(dim=1).to(dtype) for cutoff in k),
-            average_precision,
-            within.sum(dim=1).to(dtype) / relevant,
-        ]
-    )

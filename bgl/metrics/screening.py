@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from bgl._neighbors import Nearest, merge, smallest, smallest_products
 from bgl._precision import central_point, distance_factors, exact_matmul
+from bgl._sizes import fitting_scores
 
 # Items kept beyond the depth asked for, so that the nearest one left out lies clearly behind.
 SPARE = 4
@@ -18,13 +19,9 @@ SPARE = 4
 # keeping the nearest of a column, block by block, costs less than half the product.
 SYMMETRIC_KEPT = 64
 
-# Rows that are looked at in float64 at a time.
-FLOAT64_ROWS = 4096
-
 # left and right factors of some points [B, W], and what the order of their products leaves open
 # [B, 1] (see `Rankable`)
 Factors = tuple[Tensor, Tensor, Tensor]
-Nearest = tuple[Tensor, Tensor]  # scores and columns [B, kept], nearest first
 
 
 @runtime_checkable
@@ -59,26 +56,26 @@ class Screen:
     """
 
     def __init__(self, distance: str | Rankable, gallery: Tensor) -> None:
+        self.gallery = gallery
         self.factors = _factors(distance, gallery)
-        lefts, rights, blurs, norms = [], [], [], []
-        for points in gallery.split(FLOAT64_ROWS):
-            left, right, blur = self.factors(points.double())
-            lefts.append(left.float())
+        rights, blurs, norms = [], [], []
+        for points in converted(gallery):
+            _, right, blur = self.factors(points)
             rights.append(right.float())
             blurs.append(blur.max())
             norms.append(torch.linalg.vector_norm(right, dim=1).max())
-        self.left, self.right = torch.cat(lefts), torch.cat(rights)
+        self.right = torch.cat(rights)
         self.most_blur = torch.stack(blurs).max()
         rounding = (self.right.size(1) + 4) * torch.finfo(torch.float32).eps / 2
         self.rounding = rounding * torch.stack(norms).max()
 
+    def left(self, query: Tensor) -> Tensor:
+        """Compute the left factors of queries [B, C] in float32."""
+        return self.factors(query.double())[0].float()
+
     def nearest(self, query: Tensor, kept: int, exclude: Tensor | None) -> Nearest:
         """Find the ``kept`` nearest items of queries [B, C], except one each, ``exclude`` [B]."""
-        left = self.factors(query.double())[0].float()
-        scores = exact_matmul(left, self.right.t())
-        if exclude is not None:
-            scores[torch.arange(len(query), device=query.device), exclude] = torch.inf
-        return _smallest(scores, kept)
+        return smallest_products(self.left(query), self.right, kept, exclude)
 
     def nearest_of_all(self, kept: int, chunk_size: int) -> Nearest:
         """Find the ``kept`` nearest other items of every item; compute each pair once."""
@@ -91,14 +88,17 @@ class Screen:
         for first in range(0, n, chunk_size):
             rows = slice(first, min(first + chunk_size, n))
             scores = block[: rows.stop - first, : n - first]
-            exact_matmul(self.left[rows], self.right[first:].t(), out=scores)
+            exact_matmul(self.left(self.gallery[rows]), self.right[first:].t(), out=scores)
             scores.diagonal().fill_(torch.inf)
-            _merge(found, rows, _smallest(scores, kept), first)
-            _merge(found, slice(rows.stop, n), _smallest(scores[:, len(scores) :].t(), kept), first)
+            columns = scores[:, len(scores) :].t()
+            for part, other in ((rows, scores), (slice(rows.stop, n), columns)):
+                values, places = smallest(other, kept)
+                before = found[0][part], found[1][part]
+                found[0][part], found[1][part] = merge(before, (values, places + first), kept)
         return found
 
     def certain(
-        self, query: Tensor, scores: Tensor, hit: Tensor, depth: int, whole: bool
+        self, query: Tensor, scores: Tensor, hit: Tensor, depth: Tensor, whole: bool
     ) -> Tensor:
         """Return where hits and misses among the first ``depth`` are in their exact order [B].
 
@@ -109,7 +109,7 @@ class Screen:
             query: Embeddings ``[B, C]``.
             scores: Scores of the items kept ``[B, kept]``, nearest first.
             hit: Whether they are relevant ``[B, kept]``.
-            depth: Number of items that matter.
+            depth: Number of items that matter ``[B]``.
             whole: Whether there are no other items.
         """
         left, _, blur = self.factors(query.double())
@@ -117,12 +117,18 @@ class Screen:
         share = (1 + blur * self.most_blur).square() - 1
         scores = scores.double()
         clearly_behind = scores + 2 * error + share * (scores + error).abs()
-        edge = clearly_behind[:, depth - 1 : depth]
+        edge = clearly_behind.gather(1, depth[:, None] - 1)
         # NaN compares false: what could not be computed is not certain.
         apart = scores[:, 1:] > clearly_behind[:, :-1]
         apart |= (hit[:, 1:] == hit[:, :-1]) | (scores[:, :-1] > edge)
         certain = apart.all(dim=1)
         return certain if whole else certain & (scores[:, -1:] > edge).flatten()
+
+
+def converted(points: Tensor, dtype: torch.dtype = torch.float64) -> Iterator[Tensor]:
+    """Convert points, so many at a time that they are small beside a block of scores."""
+    rows = max(1, fitting_scores(points.device) // (8 * max(1, points.size(1))))
+    return (block.to(dtype) for block in points.split(rows))
 
 
 def _factors(distance: str | Rankable, gallery: Tensor) -> Callable[[Tensor], Factors]:
@@ -138,8 +144,9 @@ def _factors(distance: str | Rankable, gallery: Tensor) -> Callable[[Tensor], Fa
 
     # |q-g|² is taken from the centre and at a scale around 1, which does not change its order.
     centre = central_point(gallery).double()
-    blocks = gallery.split(FLOAT64_ROWS)
-    radii = [torch.linalg.vector_norm(block.double() - centre, dim=1).max() for block in blocks]
+    radii = [
+        torch.linalg.vector_norm(points - centre, dim=1).max() for points in converted(gallery)
+    ]
     scale = torch.stack(radii).max().clamp(min=torch.finfo(torch.float64).tiny)
 
     def euclidean(points: Tensor) -> Factors:
@@ -147,39 +154,3 @@ def _factors(distance: str | Rankable, gallery: Tensor) -> Callable[[Tensor], Fa
         return left, right, points.new_zeros(len(points), 1)
 
     return euclidean
-
-
-def _smallest(scores: Tensor, kept: int) -> Nearest:
-    """Find the smallest scores of each row, in order, without sorting the row.
-
-    They lie in the ``kept`` groups of columns with the smallest minima, or among the columns left
-    over at the end; a group holds columns at equal distances.
-    """
-    columns = scores.size(1)
-    kept = min(kept, columns)
-    size = math.isqrt(columns // (4 * kept))  # the two selections then take about as long
-    if size < 2:
-        values, nearest = scores.topk(kept, dim=1, largest=False)
-        return values, nearest
-    groups = columns // size
-    # Minima are taken over the slower dimension of the memory, also of a transposed matrix.
-    if scores.stride(0) == 1:
-        minima = scores.t()[: size * groups].unflatten(0, (size, groups)).amin(dim=0).t()
-    else:
-        minima = scores[:, : size * groups].unflatten(1, (size, groups)).amin(dim=1)
-    best = minima.topk(kept, dim=1, largest=False, sorted=False).indices
-    offset = torch.arange(size, device=scores.device) * groups
-    left_over = torch.arange(size * groups, columns, device=scores.device)
-    candidates = torch.cat(
-        [(best[:, :, None] + offset).flatten(1), left_over.expand(len(scores), -1)], dim=1
-    )
-    values, position = scores.gather(1, candidates).topk(kept, dim=1, largest=False)
-    return values, candidates.gather(1, position)
-
-
-def _merge(found: Nearest, rows: slice, other: Nearest, first_column: int) -> None:
-    """Keep the nearest of what was found for some rows and of what comes in addition."""
-    values = torch.cat([found[0][rows], other[0]], dim=1)
-    columns = torch.cat([found[1][rows], other[1] + first_column], dim=1)
-    found[0][rows], position = values.topk(found[0].size(1), dim=1, largest=False)
-    found[1][rows] = columns.gather(1, position)

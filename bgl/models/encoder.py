@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +18,10 @@ from bgl.images.loading import ImageLoader, Key
 from bgl.images.transforms import Crop
 from bgl.models.batch_graph_model import BatchGraphModel
 from bgl.models.config import ModelConfig
+from bgl.readout import SHRINKAGE, LinearReadout, fit_readout
 
-_OUTPUTS = {"backbone": "features", "head": "embeddings"}  # fields of BatchGraphOutput
+# fields of BatchGraphOutput
+_OUTPUTS = {"backbone": "features", "head": "embeddings", "readout": "readout"}
 
 
 @runtime_checkable
@@ -70,8 +74,65 @@ class Encoder:
 
     @property
     def distance(self) -> Any:
-        """How to compare head embeddings; backbone features are compared by cosine."""
+        """How to compare what :meth:`embed` gives by default; see ``config.distance_of``."""
         return self.config.distance
+
+    def with_readout(self, readout: LinearReadout) -> Encoder:
+        """Return an encoder with a readout of the backbone's output, which it uses by default.
+
+        Backbone and head are shared, not copied. To keep it:
+        ``save(encoder.model, folder, encoder.config)``.
+
+        Args:
+            readout: Fitted on backbone features, by :func:`bgl.readout.fit_readout` or otherwise.
+
+        Example:
+            >>> from bgl.models import assemble_model, create_backbone
+            >>> backbone, info = create_backbone("test_resnet", weights="none")
+            >>> config = ModelConfig("test_resnet", 32, info.mean, info.std, head_dim=4)
+            >>> encoder = Encoder(assemble_model(backbone, info.num_features, config), config)
+            >>> images = torch.randint(256, (9, 3, 32, 32), dtype=torch.uint8)
+            >>> readout = fit_readout(encoder.embed(images, output="backbone"), dim=2)
+            >>> encoder.with_readout(readout).embed(images).shape
+            torch.Size([9, 2])
+        """
+        model = BatchGraphModel(
+            self.model.backbone, self.model.blocks, self.model.head, copy.deepcopy(readout).float()
+        )
+        config = dataclasses.replace(
+            self.config, embedding="readout", readout_dim=readout.weight.size(0)
+        )
+        return Encoder(model, config, self.device)
+
+    def fit_readout(
+        self,
+        images: Images,
+        labels: Tensor | None = None,
+        *,
+        covariance: str | None = None,
+        shrinkage: float = SHRINKAGE,
+        dim: int | None = None,
+        batch_size: int = 64,
+        workers: int = 0,
+    ) -> Encoder:
+        """Fit a readout to images and return an encoder that has it, see :meth:`with_readout`.
+
+        Args:
+            images: Images like those to be searched, as :meth:`embed` takes them.
+            labels: Their classes [N], if known.
+            covariance: As :func:`bgl.readout.fit_readout` takes it.
+            shrinkage: Likewise.
+            dim: Dimension of the readout; None: that of the backbone's output.
+            batch_size: Images at a time.
+            workers: Processes that load the images; 0: this process does.
+
+        Raises:
+            ValueError: As :meth:`embed` and :func:`bgl.readout.fit_readout`.
+        """
+        x = self.embed(images, batch_size, "backbone", workers)
+        return self.with_readout(
+            fit_readout(x, labels, covariance=covariance, shrinkage=shrinkage, dim=dim)
+        )
 
     @overload
     def embed(
@@ -82,6 +143,7 @@ class Encoder:
         workers: int = ...,
         on_batch: Callable[[int], None] = ...,
         on_broken: Callable[[int, BrokenImageError], None] | None = ...,
+        on_device: bool = ...,
     ) -> Tensor: ...
     @overload
     def embed(
@@ -93,16 +155,18 @@ class Encoder:
         workers: int = ...,
         on_batch: Callable[[int], None] = ...,
         on_broken: Callable[[int, BrokenImageError], None] | None = ...,
+        on_device: bool = ...,
     ) -> dict[str, Tensor]: ...
     @torch.no_grad()
     def embed(
         self,
         images: Images,
         batch_size: int = 64,
-        output: str | None = "head",
+        output: str | None = "default",
         workers: int = 0,
         on_batch: Callable[[int], None] = lambda _: None,
         on_broken: Callable[[int, BrokenImageError], None] | None = None,
+        on_device: bool = False,
     ) -> Tensor | dict[str, Tensor]:
         """Embed images of any size, each by itself. The model's mode is left as it was.
 
@@ -110,22 +174,26 @@ class Encoder:
             images: A uint8 tensor [N, 3, H, W], a sequence of paths and uint8 tensors [3, H, W],
                 or a dataset.
             batch_size: Images at a time; the result depends on it by rounding only.
-            output: "head", "backbone", or None for both by name.
+            output: "readout", "backbone" or "head"; "default": the one of these that the model was
+                chosen by (``config.embedding``); None: all that it has, by name.
             workers: Processes that load the images; 0: this process does.
             on_batch: Called after each batch with its number of images.
             on_broken: Called with the index and the error of an image that cannot be read; the
                 image is then left out. None: the error is raised.
+            on_device: Leave the result on the model's device.
 
         Returns:
-            Embeddings [N, D] or backbone features [N, C], in float32 on the CPU.
+            Embeddings [N, D], in float32, on the CPU by default.
 
         Raises:
             ValueError: If there are no images, or one is neither a path nor such a tensor; a
                 file that cannot be read is named (:class:`bgl.images.BrokenImageError`).
             ChildProcessError: If a loading process was lost.
         """
+        names = self.config.embeddings
         if output is not None:
-            check_choice(output, "output", tuple(_OUTPUTS))
+            output = self.config.embedding if output == "default" else output
+            names = (check_choice(output, "output", names),)
         check_int(batch_size, "batch_size", 1)
         check_int(workers, "workers", 0)
         _check_images(images)
@@ -137,8 +205,8 @@ class Encoder:
             batch_size=min(batch_size, len(images)),
             workers=workers,
         )
-        names = _OUTPUTS if output is None else (output,)
         parts: dict[str, list[Tensor]] = {name: [] for name in names}
+        place = self.device if on_device else torch.device("cpu")
         first: BrokenImageError | None = None
         was_training = self.model.training
         self.model.eval()
@@ -153,7 +221,7 @@ class Encoder:
                     with torch.autocast(self.device.type, enabled=False):
                         result = self.model(self.to_device(x))
                     for name, part in parts.items():
-                        part.append(getattr(result, _OUTPUTS[name]).float().cpu())
+                        part.append(getattr(result, _OUTPUTS[name]).float().to(place))
                 on_batch(len(batch))
         finally:
             loader.close()
@@ -185,6 +253,7 @@ class Encoder:
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}(image_size={self.config.image_size}, "
+            f"embedding={self.config.embedding!r}, "
             f"distance={self.distance!r}, device={str(self.device)!r})"
         )
 

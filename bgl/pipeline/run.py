@@ -22,27 +22,24 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
 
 from bgl._io import write_text
 from bgl._plugins import import_plugins
+from bgl._usage import as_on_the_command_line, notes
 from bgl.datasets import Splits
 from bgl.images import BrokenImageError
-from bgl.pipeline.data import load_splits
+from bgl.pipeline.data import fit_batches, load_splits
 from bgl.pipeline.explorer import explore_run
 from bgl.pipeline.files import read_results
 from bgl.pipeline.folder import locked, new_folder
 from bgl.pipeline.options import Command, parse, write_command
 from bgl.pipeline.recorder import Recorder
-from bgl.pipeline.refined import refined_rows
+from bgl.pipeline.refined import LastTest, refined_rows
 from bgl.pipeline.results import (
     RESULT_FILE,
     RESULTS_FILE,
@@ -54,48 +51,11 @@ from bgl.pipeline.results import (
 )
 from bgl.pipeline.rows import baseline_rows, check_folder, describe, trained_rows
 from bgl.pipeline.table import print_table
+from bgl.pipeline.terminal import TerminalProgress
 from bgl.pipeline.tracking import check_trackers
 from bgl.training import Interrupted, Progress, ProgressList, TrainConfig, make_accelerator
+from bgl.training.distributed import on_first_process
 from bgl.training.loop import check_classes
-
-T = TypeVar("T")
-
-
-class TerminalProgress(Progress):
-    """Progress bars, and a line per epoch."""
-
-    def __init__(self, console: Console) -> None:
-        self.bars = Bars(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-        )
-        self.console = console
-        self.task: Any = None
-
-    def start(self, what: str, total: int) -> None:
-        if self.task is not None:
-            self.bars.remove_task(self.task)
-        self.task = self.bars.add_task(what, total=total)
-
-    def advance(self, amount: int) -> None:
-        self.bars.advance(self.task, amount)
-
-    def epoch(self, row: dict[str, Any]) -> None:
-        parts = [f"epoch {row['epoch']:>3}", f"loss {row['loss']:.3f}"]
-        if "loss_graph" in row:
-            parts.append(f"(plain {row['loss_plain']:.3f}, graph {row['loss_graph']:.3f})")
-        for part, title in (("val", ""), ("test", "test ")):
-            for embedding in ("backbone", "head"):
-                if (name := f"{part}_{embedding}") + "_map@r" in row:
-                    recall, precision = (row[f"{name}_{m}"] for m in ("recall@1", "map@r"))
-                    parts.append(f"{title}{embedding}: R@1 {recall:.1%}, MAP@R {precision:.1%}")
-        if row.get("skipped_steps"):
-            parts.append(f"{row['skipped_steps']} batches skipped: not finite")
-        self.console.print("  ".join(parts), highlight=False)
 
 
 @dataclass
@@ -127,17 +87,23 @@ class Run:
 
         main_process = PartialState().is_main_process
         pretrained = Recorder(folder, splits)
-        save(baseline_rows(command.configs[0], splits, ProgressList(pretrained, progress)))
+        listeners = ProgressList(pretrained, progress)
+        save(baseline_rows(command.configs[0], splits, listeners, command.pixels))
         if main_process:
             pretrained.finish()
         for config in command.configs:
             place = folder / training_name(config)
-            finished = (place / RESULT_FILE).exists()
-            announce(f"{place.name}{': finished before, taken as it is' if finished else ''}")
-            trained = trained_rows(config, splits, place, progress, command.trackers)
+            finished = on_first_process((place / RESULT_FILE).exists)
+            what = "finished before, taken as it is"
+            if not finished:
+                what = f"method {config.method}, seed {config.seed}"
+            announce(f"{place.name}: {what}")
+            tested = LastTest(splits)
+            listeners = ProgressList(tested, progress)
+            trained = trained_rows(config, splits, place, listeners, command.trackers)
             save(trained)
             if command.refine:
-                save(refined_rows(trained, config, place, splits, progress))
+                save(refined_rows(trained, config, place, splits, progress, tested.vectors))
 
 
 @contextlib.contextmanager
@@ -152,10 +118,12 @@ def claimed(command: Command, splits: Splits) -> Iterator[Run]:
             written by bgl.
     """
     check_trackers(command.trackers)
+    command = fit_batches(command, splits)
     for config in command.configs:
         check_classes(config, splits)
     first = command.configs[0]
-    make_accelerator(first.device)  # before anything asks for the state of the processes
+    # before anything starts CUDA, or asks for the state of the processes
+    make_accelerator(first.device, first.deterministic)
     about: About = {"started": f"{datetime.now():%Y-%m-%d %H:%M:%S}", **describe(first, splits)}
 
     def claim() -> tuple[Path, list[Row]]:
@@ -172,7 +140,7 @@ def claimed(command: Command, splits: Splits) -> Iterator[Run]:
         return folder, rows
 
     with contextlib.ExitStack() as stack:
-        yield Run(command, splits, about, *on_main_process(claim))
+        yield Run(command, splits, about, *on_first_process(claim))
 
 
 def run_command(argv: list[str], console: Console, program: str) -> int:
@@ -190,7 +158,7 @@ def run_command(argv: list[str], console: Console, program: str) -> int:
         progress = TerminalProgress(console)
         try:
             with progress.bars:
-                run.measure(progress, lambda name: console.print(f"[bold]{name}[/]"))
+                run.measure(progress, lambda name: console.print(f"[bold]{escape(name)}[/]"))
         except KeyboardInterrupt:
             given = [word for name in plugins for word in ("--plugin", name)]
             words = [program, shlex.join(["--resume", str(run.folder), *given])]
@@ -207,24 +175,10 @@ def run_command(argv: list[str], console: Console, program: str) -> int:
 
 def complain(error: Exception) -> None:
     """Print an error as one line."""
-    line = escape(" ".join(str(error).split()))
+    line = escape(as_on_the_command_line(str(error)))
     if isinstance(error, BrokenImageError):
         line += "; mend it, or train anew without it: `skip_broken` (--skip-broken) leaves it out"
-    Console().print(f"[bold red]error:[/] {line}", highlight=False, soft_wrap=True)
-
-
-def on_main_process(work: Callable[[], T]) -> T:
-    """Run ``work`` in the first process alone; all processes get its result, or its error."""
-    outcome: list[Any] = [None, None]
-    if PartialState().is_main_process:
-        try:
-            outcome[0] = work()
-        except (ValueError, OSError) as error:
-            outcome[1] = error
-    broadcast_object_list(outcome)
-    if outcome[1] is not None:
-        raise outcome[1]
-    return outcome[0]
+    Console(stderr=True).print(f"[bold red]error:[/] {line}", highlight=False, soft_wrap=True)
 
 
 def training_name(config: TrainConfig) -> str:
@@ -232,25 +186,56 @@ def training_name(config: TrainConfig) -> str:
     return f"{config.method}-seed{config.seed}"
 
 
+LEGEND = """\
+R@1 (R@2, …): share of test images with an image of their class among the nearest 1 (2, …). MAP@R:
+mean average precision among the R nearest, where R is the number of images to find. R-Prec: share
+of those R that is right. Δ: difference to the run without a graph (none), seed by seed; with one
+seed there is no interval (±), and small differences say nothing. backbone: the encoder's features;
+head: the smaller embedding made of them; readout: a linear map of them. epoch: {selection}. min:
+minutes of training.
+"""
+
+
 def show(run: Run, console: Console) -> None:
     """Print the table and write the page."""
     splits, rows, folder = run.splits, run.rows, run.folder
     print_table(
         rows,
-        f"{splits.name}, {splits.test.num_classes} unseen classes, percent, embedded in float32",
+        f"{splits.name}: retrieval among the {splits.test.num_classes} test classes, in percent",
     )
-    peak = max((row.get("peak_memory_mb", 0) for row in rows), default=0)
+    legend = LEGEND.format(selection=run.about["selection"])
+    console.print(legend, highlight=False, markup=False, soft_wrap=True)
+    if all(row["method"] != "pixels" for row in rows):
+        console.print("without the raw pixels of so many images: --pixels measures them")
     console.print(
-        f"{run.about['seconds'] / 60:.1f} min, peak memory {peak / 1024:.1f} GB; "
-        f"results: {folder / RESULTS_FILE}",
-        highlight=False,
-        markup=False,
+        f"{summary(run)}; results: {folder / RESULTS_FILE}", highlight=False, markup=False
     )
     try:
         line = f"look at it: {explore_run(folder, splits=splits)}"
     except (ValueError, OSError) as error:
         line = f"note: there is no page to look at: {error}"
     console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def summary(run: Run) -> str:
+    """Say in one line what the run took, where, and how fast it was."""
+    about, rows = run.about, run.rows
+
+    def most(name: str) -> float:
+        return max((row.get(name) or 0.0 for row in rows), default=0.0)  # type: ignore[misc]
+
+    parts = [
+        f"{about['seconds'] / 60:.1f} min",
+        f"{about['gpu'] or 'CPU'}, {about['precision']['training']}",
+        f"{about['processes']} processes" if about["processes"] > 1 else "1 process",
+        f"peak memory {most('peak_memory_mb') / 1024:.1f} GB",
+    ]
+    if about["gpu"]:
+        parts.insert(2, ", ".join(f"{n} {about['versions'][n]}" for n in ("cuda", "cudnn", "nccl")))
+        parts.append(f"of the GPU {most('peak_gpu_memory_mb') / 1024:.1f} GB")
+    if speed := most("images_per_second"):
+        parts.append(f"{speed:,.0f} images/s, {most('waiting_for_data'):.0%} waiting for data")
+    return ", ".join(parts)
 
 
 def end_now(number: int, frame: FrameType | None) -> None:
@@ -273,7 +258,8 @@ def main(argv: Sequence[str] | None = None, program: str = "bgl train") -> int:
     main_thread = threading.current_thread() is threading.main_thread()  # others get no signals
     before = signal.signal(signal.SIGTERM, end_now) if main_thread else None
     try:
-        return run_command(list(sys.argv[1:] if argv is None else argv), console, program)
+        with notes():
+            return run_command(list(sys.argv[1:] if argv is None else argv), console, program)
     except KeyboardInterrupt as stopped:
         console.print(str(stopped) or "interrupted by SIGINT", markup=False, highlight=False)
         return int(getattr(stopped, "status", 128 + signal.SIGINT))

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from bgl.datasets import RECALL_AT, ImageDataset, Splits, recall_at
 from bgl.images.loading import num_workers
-from bgl.metrics import retrieval_metrics
+from bgl.metrics.retrieval import Ranking
 from bgl.models import Encoder
-from bgl.training.distributed import gather_rows, num_processes, process_index
+from bgl.training.distributed import gather_rows, num_processes, process_index, shares
 from bgl.training.interruption import Interruption
 from bgl.training.progress import Progress
 
@@ -26,18 +26,25 @@ def evaluate(
     gallery: dict[str, Tensor] | None = None,
     gallery_labels: Tensor | None = None,
 ) -> dict[str, Metrics]:
-    """Measure retrieval by each embedding: the backbone's by cosine, the head's by its distance."""
-    return {
-        name: retrieval_metrics(
-            vectors[name],
+    """Measure retrieval by each embedding: the head's by its distance, others by cosine.
+
+    Processes that train together must call it together: each ranks a share of the queries.
+    """
+    metrics = {}
+    for name, x in vectors.items():
+        ranking = Ranking(
+            x,
             labels,
             None if gallery is None else gallery[name],
             gallery_labels,
             k=k,
             distance=head_distance if name == "head" else "cosine",
         )
-        for name in vectors
-    }
+        parts = shares(len(ranking.counted), num_processes())
+        own = parts[process_index()]
+        results = ranking.measure(ranking.counted[own.start : own.stop])
+        metrics[name] = ranking.averages(gather_rows(results, [len(part) for part in parts]))
+    return metrics
 
 
 @dataclass
@@ -65,7 +72,10 @@ class Evaluator:
     interruption: Interruption = field(default_factory=Interruption)
 
     def embed(self, data: ImageDataset) -> dict[str, Tensor]:
-        """Embed every image: ``{"backbone": [N, C], "head": [N, D]}``, float32, on the CPU."""
+        """Embed every image: ``{"backbone": [N, C], "head": [N, D], …}``, float32.
+
+        They stay on a GPU, where they are measured.
+        """
         processes, device = num_processes(), self.encoder.device
         share = -(-len(data) // processes)
         own = data
@@ -76,18 +86,22 @@ class Evaluator:
 
         def on_batch(images: int) -> None:
             self.progress.advance(images)
-            self.interruption.check(device)
+            self.interruption.check()
 
         self.progress.start(f"embedding {len(data)} images", share)
         workers = num_workers(self.workers, isinstance(data.images, Tensor))
         vectors = self.encoder.embed(
-            own, self.batch_size, output=None, workers=workers, on_batch=on_batch
+            own,
+            self.batch_size,
+            output=None,
+            workers=workers,
+            on_batch=on_batch,
+            on_device=device.type == "cuda",
         )
         if processes == 1:
             return vectors
         return {
-            name: gather_rows(x.to(device), [share] * processes)[: len(data)].cpu()
-            for name, x in vectors.items()
+            name: gather_rows(x, [share] * processes)[: len(data)] for name, x in vectors.items()
         }
 
     def measure(
@@ -97,13 +111,11 @@ class Evaluator:
         vectors = self.embed(queries)
         others = None if gallery is None else self.embed(gallery)
         self.progress.measured(queries, vectors, others)
-        # the search among all is a matter of seconds on a GPU, of minutes on a CPU
-        device = self.encoder.device if self.encoder.device.type == "cuda" else "cpu"
         return evaluate(
-            {name: x.to(device) for name, x in vectors.items()},
+            vectors,
             queries.labels,
             self.k,
-            self.encoder.distance,
+            self.encoder.config.distance_of("head"),
             others,
             None if gallery is None else gallery.labels,
         )
@@ -121,7 +133,7 @@ def evaluate_encoder(
         workers: Loading processes; -1: one per core, at most 16.
 
     Returns:
-        Retrieval metrics by embedding, "backbone" and "head".
+        Retrieval metrics by embedding: "backbone", "head" and, if the model has one, "readout".
     """
     evaluator = Evaluator(encoder, recall_at(splits.name), workers, batch_size)
     return evaluator.measure(splits.test, splits.gallery)

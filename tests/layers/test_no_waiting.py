@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from helpers import without_values
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
@@ -44,16 +45,6 @@ blocks = pytest.mark.parametrize("make", BLOCKS.values(), ids=BLOCKS.keys())
 def fake() -> Iterator[FakeTensorMode]:
     with FakeTensorMode() as mode:
         yield mode
-
-
-def without_values(module: nn.Module) -> nn.Module:
-    """The module with fake parameters and buffers."""
-    for part in module.modules():
-        for name, value in part.named_parameters(recurse=False):
-            part.register_parameter(name, nn.Parameter(torch.empty(value.shape)))
-        for name, value in part.named_buffers(recurse=False):
-            setattr(part, name, torch.empty(value.shape, dtype=value.dtype))
-    return module
 
 
 def batch() -> tuple[Tensor, Tensor]:
@@ -132,8 +123,8 @@ def test_blocks_compile_once_for_all_batch_sizes(make):
 @pytest.mark.parametrize("formulation", ["released", "paper"])
 def test_more_samples_than_a_block_compile_once(monkeypatch, formulation):
     """Blocks of rows are for eager calls: a compiled graph is the same on both sides."""
-    monkeypatch.setattr("bgl.layers.sizes._CPU_BLOCK", 30**2)
-    monkeypatch.setattr("bgl.layers.sizes._CPU_KEPT", 40**2)
+    monkeypatch.setattr("bgl._sizes._CPU_BLOCK", 30**2)
+    monkeypatch.setattr("bgl._sizes._CPU_KEPT", 40**2)
     block = DyBGRBlock(C, K, num_iterations=2, formulation=formulation).double()
     assert_compiles_once(lambda x, y: block(x, y=y), (20, 84, 97, 201))
 

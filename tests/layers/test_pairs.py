@@ -9,7 +9,8 @@ import torch
 from helpers import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bgl.layers import AdaptiveGraph, DyBGR, DyBGRBlock, sizes
+from bgl._sizes import _CUDA_BLOCK
+from bgl.layers import AdaptiveGraph, DyBGR, DyBGRBlock
 from bgl.layers.groups import group_numbers
 
 FORMULATIONS = ["released", "paper"]
@@ -26,8 +27,8 @@ def run(formulation, x, y, batch=None, candidates=None):
 @pytest.fixture
 def small_blocks(monkeypatch):
     def shrink(block: int = 100) -> None:
-        monkeypatch.setattr(sizes, "_CPU_BLOCK", block)
-        monkeypatch.setattr(sizes, "_CPU_KEPT", 0)
+        monkeypatch.setattr("bgl._sizes._CPU_BLOCK", block)
+        monkeypatch.setattr("bgl._sizes._CPU_KEPT", 0)
 
     return shrink
 
@@ -141,8 +142,8 @@ def test_no_tensor_grows_with_the_square(small_blocks, formulation):
 @pytest.mark.parametrize(("n", "most"), [(405, 450), (4096, 700)])
 def test_kernels_of_a_block_on_a_gpu(monkeypatch, n, most):
     """As counted there: every call that is no view starts one, forward and backward."""
-    monkeypatch.setattr(sizes, "_CPU_BLOCK", sizes._CUDA_BLOCK)
-    monkeypatch.setattr(sizes, "_CPU_KEPT", sizes._CUDA_BLOCK)
+    monkeypatch.setattr("bgl._sizes._CPU_BLOCK", _CUDA_BLOCK)
+    monkeypatch.setattr("bgl._sizes._CPU_KEPT", _CUDA_BLOCK)
     block = DyBGRBlock(16, k=15)  # the number does not depend on the channels
     x = torch.randn(n, 16, requires_grad=True)
     with Largest() as counter:

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from bgl._neighbors import smallest
 from bgl.hyperbolic import HyperbolicDistance, ToPoincareBall, rank_factors, rank_matrix
-from bgl.metrics import retrieval, retrieval_metrics, screening
-from bgl.metrics.screening import Screen, _smallest
+from bgl.metrics import retrieval, retrieval_metrics
+from bgl.metrics.screening import Screen
 
 F64 = torch.float64
 DISTANCES = ["cosine", "euclidean", HyperbolicDistance(c=0.1)]
@@ -54,10 +55,34 @@ def test_equals_float64_throughout(monkeypatch, kind, own, distance):
         expected = measure()
     assert measure() == pytest.approx(expected, abs=1e-14)
     for most in (0, 1000):  # one way, and each pair once
-        monkeypatch.setattr(screening, "SYMMETRIC_KEPT", most)
         monkeypatch.setattr(retrieval, "SYMMETRIC_KEPT", most)
         assert measure(chunk_size=37, k=(1, 50)) == measure(chunk_size=1000, k=(1, 50))
         assert measure(chunk_size=37) == pytest.approx(expected, abs=1e-14)
+
+
+def test_only_ranks_that_matter_must_be_certain(monkeypatch):
+    """Every query has a hit at rank 1 and a cloud of misses at distances that nothing separates."""
+    angle = torch.cat([0.01 * torch.arange(2), 1 + 1e-9 * torch.arange(300)]).double()
+    x = torch.stack([angle.cos(), angle.sin()], dim=1)
+    labels = torch.cat([torch.zeros(2), torch.arange(1, 301)]).long()
+    monkeypatch.setattr(retrieval, "_scorer", lambda *_: pytest.fail("ranked in float64"))
+    result = retrieval_metrics(x, labels, k=(1, 100))
+    assert (result["recall@1"], result["recall@100"], result["map@r"]) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own-gallery", "gallery"])
+def test_blocks_of_any_shape_give_the_same(monkeypatch, own):
+    """Also where the gallery is read in parts, and a share of the queries at a time."""
+    x, labels = points("clusters", 230), torch.arange(230) % 60
+    given = (x, labels) if own else (x[:90], labels[:90], x[60:], labels[60:])
+    expected = retrieval_metrics(*given, k=(1, 100))
+    for rows, scores in ((256, 10), (7, 40), (3, 500), (20, 2000)):
+        monkeypatch.setattr("bgl._sizes._SCORED_ROWS", rows)
+        monkeypatch.setattr("bgl._sizes._CPU_SCORES", scores)
+        assert retrieval_metrics(*given, k=(1, 100)) == expected
+        ranking = retrieval.Ranking(*given, k=(1, 100))
+        shares = [ranking.measure(part) for part in ranking.counted.tensor_split(3)]
+        assert ranking.averages(torch.cat(shares)) == expected
 
 
 @distances
@@ -70,7 +95,7 @@ def test_rankings_called_certain_are_exact(distance):
     scores, nearest = screen.nearest(x, depth + 4, torch.arange(400))
     labels = torch.arange(400) % 3
     hit = labels[nearest] == labels[:, None]
-    certain = screen.certain(x, scores, hit, depth, whole=False)
+    certain = screen.certain(x, scores, hit, torch.full((400,), depth), whole=False)
     assert certain.double().mean() > 0.5
     wide = x.double()
     if distance == "cosine":
@@ -93,10 +118,10 @@ def test_hits_and_misses_closer_than_rounding_are_not_certain():
     assert set(nearest[0, :2].tolist()) == {1, 2}
     for labels, certain in [([1, 0, 0, 0], False), ([1, 1, 0, 0], True), ([0, 0, 1, 0], True)]:
         hit = torch.tensor([labels], dtype=torch.bool)[:, nearest[0] - 1]
-        assert screen.certain(x[:1], scores, hit, 4, whole=True).item() is certain
+        assert screen.certain(x[:1], scores, hit, torch.tensor([4]), whole=True).item() is certain
     # The same two at the edge of what was kept: the one left out might come first.
     hit = torch.zeros(1, 1, dtype=torch.bool)
-    assert not screen.certain(x[:1], scores[:, :1], hit, 1, whole=False)
+    assert not screen.certain(x[:1], scores[:, :1], hit, torch.tensor([1]), whole=False)
 
 
 @distances
@@ -113,7 +138,7 @@ def test_scores_are_certain_from_the_documented_difference_on(distance):
     for factor, certain in ((0.9, False), (1.1, True)):
         apart = factor * (2 * e + share * (1 + e))
         scores = torch.tensor([[1.0, 1.0 + apart]], dtype=F64)
-        assert screen.certain(x[:1], scores, hit, 2, whole=True).item() is certain
+        assert screen.certain(x[:1], scores, hit, torch.tensor([2]), whole=True).item() is certain
 
 
 def test_labels_decide_in_float64_where_float32_ties():
@@ -129,7 +154,7 @@ def test_labels_decide_in_float64_where_float32_ties():
 def test_smallest_is_a_sort(columns, kept, transposed):
     scores = torch.randn(6, columns)
     given = scores.t().contiguous().t() if transposed else scores
-    values, nearest = _smallest(given, kept)
+    values, nearest = smallest(given, kept)
     expected = scores.sort(dim=1).values[:, :kept]
     assert torch.equal(values, expected)
     assert torch.equal(scores.gather(1, nearest), expected)

@@ -1,4 +1,4 @@
-"""How many pairs of samples are looked at and kept at once, by kind of device."""
+"""How many pairs of samples are looked at and kept at once, by the device and its free memory."""
 
 from __future__ import annotations
 
@@ -13,6 +13,12 @@ _CPU_KEPT = 2**22
 # (products, costs, masks, and what is selected) and half of the free memory may be used.
 _CUDA_BLOCK = 2**24
 _CUDA_BYTES = 2 * 32
+# Scores of a search held at once (128 MiB on a CPU). On a GPU one takes up to 16 bytes where its
+# products are computed in float64; up to 2³⁰ are numbered in 32 bits.
+_CPU_SCORES = 2**25
+_CUDA_SCORES = 2**30
+# Rows against which a gallery is read at once: fewer would wait for its memory.
+_SCORED_ROWS = 256
 # Graphs of a batch are looked at together up to so many nodes: below, the calls cost more than
 # the pairs between different graphs.
 TOGETHER = 128
@@ -29,9 +35,7 @@ def block_pairs(device: torch.device, wanted: int) -> int:
         return _CPU_BLOCK
     if device.type != "cuda" or wanted <= _CUDA_BLOCK:
         return _CUDA_BLOCK
-    free = torch.cuda.mem_get_info(device)[0]
-    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return max(_CUDA_BLOCK, (free + cached) // _CUDA_BYTES)
+    return max(_CUDA_BLOCK, _free_bytes(device) // _CUDA_BYTES)
 
 
 def kept_pairs(device: torch.device, wanted: int) -> int:
@@ -39,3 +43,26 @@ def kept_pairs(device: torch.device, wanted: int) -> int:
     if device.type == "cpu" and not torch.compiler.is_compiling():
         return _CPU_KEPT
     return block_pairs(device, wanted)
+
+
+def fitting_scores(device: torch.device) -> int:
+    """Float32 scores, or as many numbers in float64, that a search may hold at once."""
+    if device.type != "cuda":
+        return _CPU_SCORES
+    return min(_CUDA_SCORES, max(_CPU_SCORES, _free_bytes(device) // 32))
+
+
+def score_block(device: torch.device, rows: int, columns: int) -> tuple[int, int]:
+    """Rows and columns of a block of the scores of ``rows`` queries against a gallery.
+
+    All columns, unless that left too few rows.
+    """
+    scores = fitting_scores(device)
+    height = max(1, min(rows, max(_SCORED_ROWS, scores // columns)))
+    return height, min(columns, scores // height)
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Memory of a GPU that nobody uses, or that PyTorch keeps for itself."""
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + cached
