@@ -212,10 +212,10 @@ class Encoder:
         self.model.eval()
         try:
             for batch, (x, broken) in zip(batches, loader.load(batches), strict=True):
-                for place, error in sorted(broken.items()):
+                for i, error in sorted(broken.items()):
                     if on_broken is None:
                         raise error
-                    on_broken(batch[place][0], error)
+                    on_broken(batch[i][0], error)
                     first = first or error
                 if len(x):
                     with torch.autocast(self.device.type, enabled=False):
