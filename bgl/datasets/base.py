@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from bgl._checks import check_index_vector, describe
-from bgl.images import Transform, read_image
-from bgl.images.cache import ImageCache
+from bgl.images import ImageCache, Transform, read_image
 
 
 class ImageDataset(Dataset[tuple[Tensor, int]]):

@@ -21,8 +21,7 @@ from bgl._memory import out_of_memory, peak_memory_mb
 from bgl._precision import at_least_float32
 from bgl.augment import AugmentedLoss, ClassStatistics
 from bgl.datasets import ImageDataset, Splits
-from bgl.images import train_transform
-from bgl.images.cache import ImageCache
+from bgl.images import ImageCache, train_transform
 from bgl.images.loading import ImageLoader, num_workers
 from bgl.images.transforms import resized_side
 from bgl.models import BackboneInfo, BatchGraphOutput, Encoder

@@ -566,6 +566,7 @@ ENTRIES: dict[str, Entry] = {
 # hold what they are given, and leave it to others to look at it; types, constants
 RECORDS = {
     *("images.IMAGE_SUFFIXES", "images.BrokenImageError", "images.Transform"),
+    *("images.ImageCache", "images.ImageTransform"),
     *("datasets.RECALL_AT", "readout.ReadoutChoice", "readout.ReadoutScore"),
     # what names are registered in, and what stands behind a name
     *("augment.AUGMENTATIONS", "datasets.READERS", "losses.LOSSES", "losses.MINERS"),
