@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,13 @@ from bgl._checks import (
     check_matrix,
     check_real,
 )
-from bgl._precision import at_least_float32
+from bgl._precision import at_least_float32, exact_matmul
 from bgl.metrics import retrieval_metrics
 
 COVARIANCES = ("total", "within")
+SHRINKAGE = 1.0  # where there are no validation classes to choose it on
+SHRINKAGES = (0.1, 0.3, 1.0, 3.0, 10.0)
+_ROWS = 8192  # converted to float64 at a time
 
 
 class LinearReadout(nn.Module):
@@ -64,7 +67,7 @@ class LinearReadout(nn.Module):
                 f"Expected argument `x` to have {self.weight.size(1)} channels, as the embeddings "
                 f"that the readout was fitted on, but got {x.size(1)}"
             )
-        return (x.to(self.weight.dtype) - self.mean) @ self.weight.t()
+        return exact_matmul(x.to(self.weight.dtype) - self.mean, self.weight.t())
 
     def extra_repr(self) -> str:
         """Show the dimensions."""
@@ -75,8 +78,8 @@ def fit_readout(
     x: Tensor,
     y: Tensor | None = None,
     *,
-    covariance: str = "total",
-    shrinkage: float = 0.3,
+    covariance: str | None = None,
+    shrinkage: float = SHRINKAGE,
     dim: int | None = None,
 ) -> LinearReadout:
     r"""Fit a whitening of embeddings to training images.
@@ -97,12 +100,12 @@ def fit_readout(
     ``"within"`` is linear discriminant analysis with shrinkage; ``"total"`` the whitening of
     `"Negative Evidences and Co-occurences in Image Retrieval: The Benefit of PCA and Whitening"
     <https://doi.org/10.1007/978-3-642-33709-3_55>`_ (Jégou and Chum, ECCV 2012), with shrinkage.
-    The fit runs in float64.
+    The fit runs in float64, where ``x`` is.
 
     Args:
         x: Embeddings of training images, of an encoder that is trained already.
         y: Labels, for ``"within"`` only.
-        covariance: ``"total"`` or ``"within"``.
+        covariance: ``"total"`` or ``"within"``; None: the latter where there are labels.
         shrinkage: :math:`\rho > 0`, in mean variances of a channel. The larger, the closer the
             result is to the cosine of the centred embeddings.
         dim: Dimension :math:`D` of the result; None: as many as ``x`` has.
@@ -122,52 +125,21 @@ def fit_readout(
                 [1.0000, 1.0000],
                 [1.0000, 1.0000]])
     """
-    check_matrix(x)
-    check_finite(x, "x")
-    check_choice(covariance, "covariance", COVARIANCES)
     check_real(shrinkage, "shrinkage", 0.0, exclusive=True)
-    channels = x.size(1)
-    dim = channels if dim is None else check_int(dim, "dim", 1)
-    if dim > channels:
-        raise ValueError(
-            f"Expected argument `dim` to be at most the {channels} channels of `x`, but got {dim}"
-        )
-    if len(x) < 2:
-        raise ValueError(f"Expected argument `x` to have at least two rows, but got {len(x)}")
-    wide = x.double()
-    mean = wide.mean(0)
-    total = _covariance(wide - mean)
-    if covariance == "total":
-        spread = total
-    elif y is None:
-        raise ValueError(
-            'Expected argument `y` to hold labels with covariance="within", but got None: '
-            'pass them, or take covariance="total"'
-        )
-    else:
-        spread = _covariance(_within_classes(wide, y))
-    average = spread.trace() / channels
-    if average <= 0:
-        raise ValueError(
-            "Expected argument `x` to vary"
-            + (" within classes" if covariance == "within" else "")
-            + f", but all of its {len(x)} rows are equal"
-            + (" to their class's mean" if covariance == "within" else "")
-        )
-    values, vectors = torch.linalg.eigh(spread)
-    root = (values.clamp(min=0) + shrinkage * average).rsqrt()
-    inverse_root = (vectors * root) @ vectors.t()  # symmetric
-    axes = torch.linalg.eigh(inverse_root @ total @ inverse_root).eigenvectors
-    weight = axes.flip(1)[:, :dim].t() @ inverse_root  # eigh sorts from small to large
-    dtype = at_least_float32(x).dtype
-    return LinearReadout(mean.to(dtype), weight.to(dtype).contiguous())
+    return _Moments(x, y, covariance).readout(shrinkage, _check_dim(dim, x))
+
+
+ReadoutScore = TypedDict(
+    "ReadoutScore", {"covariance": str, "shrinkage": float, "recall@1": float, "map@r": float}
+)
 
 
 class ReadoutChoice(NamedTuple):
     """What :func:`choose_readout` found: the best readout, and every candidate's figures."""
 
     readout: LinearReadout | None  # None: the plain embeddings were best
-    scores: list[dict[str, float | str]]  # covariance, shrinkage, recall@1, map@r
+    best: ReadoutScore
+    scores: list[ReadoutScore]  # on validation
 
 
 def choose_readout(
@@ -176,21 +148,20 @@ def choose_readout(
     val_x: Tensor,
     val_y: Tensor,
     *,
-    covariances: Sequence[str] = COVARIANCES,
-    shrinkages: Sequence[float] = (0.1, 0.3, 1.0, 3.0),
+    covariances: Sequence[str] = ("none", *COVARIANCES),
+    shrinkages: Sequence[float] = SHRINKAGES,
     dim: int | None = None,
 ) -> ReadoutChoice:
     """Fit readouts on training images and choose among them by validation MAP@R.
 
-    The plain embeddings (``covariance`` "none") are among the candidates. Validation classes
-    should be other ones than the training classes, as the test classes are.
+    Validation classes should be other ones than the training classes, as the test classes are.
 
     Args:
         x: Embeddings of training images.
         y: Their labels.
         val_x: Embeddings of validation images.
         val_y: Their labels.
-        covariances: Candidates, see :func:`fit_readout`.
+        covariances: Candidates, see :func:`fit_readout`; "none" stands for the plain embeddings.
         shrinkages: Candidates.
         dim: Dimension of all of them.
 
@@ -206,13 +177,17 @@ def choose_readout(
         >>> [score["covariance"] for score in choice.scores]
         ['none', 'total', 'within']
     """
-    candidates: list[tuple[str, float, LinearReadout | None]] = [("none", 0.0, None)]
-    candidates += [
-        (covariance, rho, fit_readout(x, y, covariance=covariance, shrinkage=rho, dim=dim))
-        for covariance in covariances
-        for rho in shrinkages
-    ]
-    scores: list[dict[str, float | str]] = []
+    dim = _check_dim(dim, x)
+    for shrinkage in shrinkages:
+        check_real(shrinkage, "shrinkages", 0.0, exclusive=True)
+    candidates: list[tuple[str, float, LinearReadout | None]] = []
+    for covariance in covariances:
+        if covariance == "none":
+            candidates.append(("none", 0.0, None))
+        else:
+            moments = _Moments(x, y, covariance)
+            candidates += [(covariance, rho, moments.readout(rho, dim)) for rho in shrinkages]
+    scores: list[ReadoutScore] = []
     for covariance, rho, readout in candidates:
         embeddings = val_x if readout is None else readout(val_x)
         found = retrieval_metrics(embeddings, val_y, k=(1,))
@@ -224,23 +199,84 @@ def choose_readout(
                 "map@r": found["map@r"],
             }
         )
-    best = max(range(len(scores)), key=lambda i: float(scores[i]["map@r"]))
-    return ReadoutChoice(candidates[best][2], scores)
+    best = max(range(len(scores)), key=lambda i: scores[i]["map@r"])
+    return ReadoutChoice(candidates[best][2], scores[best], scores)
 
 
-def _covariance(centred: Tensor) -> Tensor:
-    return centred.t() @ centred / len(centred)
+class _Moments:
+    """Means and covariances of embeddings, from which readouts of any shrinkage follow."""
+
+    def __init__(self, x: Tensor, y: Tensor | None, covariance: str | None) -> None:
+        check_matrix(x)
+        check_finite(x, "x")
+        if covariance is None:
+            covariance = "total" if y is None else "within"
+        check_choice(covariance, "covariance", COVARIANCES)
+        if len(x) < 2:
+            raise ValueError(f"Expected argument `x` to have at least two rows, but got {len(x)}")
+        if covariance == "within" and y is None:
+            raise ValueError(
+                'Expected argument `y` to hold labels with covariance="within", but got None: '
+                'pass them, or take covariance="total"'
+            )
+        self.dtype = at_least_float32(x).dtype
+        everything = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        self.mean, self.total = _moments(x, everything)
+        within = covariance == "within"
+        spread = self.total
+        if y is not None and within:
+            spread = _moments(x, _classes(y, x))[1]
+        self.average = spread.trace() / x.size(1)
+        if self.average <= 0:
+            raise ValueError(
+                f"Expected argument `x` to vary{' within classes' if within else ''}, but all of "
+                f"its {len(x)} rows are equal{' to the mean of their class' if within else ''}"
+            )
+        self.values, self.vectors = torch.linalg.eigh(spread)
+
+    def readout(self, shrinkage: float, dim: int) -> LinearReadout:
+        root = (self.values.clamp(min=0) + shrinkage * self.average).rsqrt()
+        inverse_root = (self.vectors * root) @ self.vectors.t()  # symmetric
+        axes = torch.linalg.eigh(inverse_root @ self.total @ inverse_root).eigenvectors
+        weight = axes.flip(1)[:, :dim].t() @ inverse_root  # eigh sorts from small to large
+        # An eigenvector's sign is arbitrary: the largest entry of a row is made positive.
+        weight *= weight.gather(1, weight.abs().argmax(1, keepdim=True)).sign()
+        mean = self.mean[0].to(self.dtype)
+        return LinearReadout(mean, weight.to(self.dtype).contiguous())
 
 
-def _within_classes(x: Tensor, y: Tensor) -> Tensor:
-    """Subtract the mean of its class from every row."""
+def _check_dim(dim: int | None, x: Tensor) -> int:
+    """Return the dimension of the result."""
+    check_matrix(x)
+    if dim is not None and check_int(dim, "dim", 1) > x.size(1):
+        raise ValueError(
+            f"Expected argument `dim` to be at most the {x.size(1)} channels of `x`, but got {dim}"
+        )
+    return x.size(1) if dim is None else dim
+
+
+def _classes(y: Tensor, x: Tensor) -> Tensor:
+    """Number the classes of the rows of ``x``, on its device."""
     check_index_vector(y, len(x), "y")
-    labels = y.unique(return_inverse=True)[1]
+    labels = y.to(x.device).unique(return_inverse=True)[1]
     if int(labels.bincount().max()) < 2:
         raise ValueError(
             "Expected argument `y` to have a class with at least two samples, but got "
             f'{len(y)} classes of one: covariance="within" measures how a class spreads'
         )
-    classes = int(labels.max()) + 1
-    sums = x.new_zeros(classes, x.size(1)).index_add(0, labels, x)
-    return x - (sums / labels.bincount().unsqueeze(1))[labels]
+    return labels
+
+
+def _moments(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean of every class [K, C], and the mean covariance about them [C, C]."""
+    blocks = list(zip(x.split(_ROWS), labels.split(_ROWS), strict=True))
+    count = labels.bincount()
+    means = x.new_zeros(len(count), x.size(1), dtype=torch.float64)
+    for rows, own in blocks:
+        means.index_add_(0, own, rows.double())
+    means /= count.unsqueeze(1)
+    covariance = means.new_zeros(x.size(1), x.size(1))
+    for rows, own in blocks:
+        centred = rows.double() - means[own]
+        covariance.addmm_(centred.t(), centred)
+    return means, covariance / len(x)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bgl.pipeline.comparison import METRICS
@@ -80,3 +80,13 @@ class LargestResult(TorchDispatchMode):
             if isinstance(tensor, Tensor) and not any(tensor is given for given in args):
                 self.numel = max(self.numel, tensor.numel())
         return out
+
+
+def without_values(module: nn.Module) -> nn.Module:
+    """The module with fake parameters and buffers."""
+    for part in module.modules():
+        for name, value in part.named_parameters(recurse=False):
+            part.register_parameter(name, nn.Parameter(torch.empty(value.shape)))
+        for name, value in part.named_buffers(recurse=False):
+            setattr(part, name, torch.empty(value.shape, dtype=value.dtype))
+    return module

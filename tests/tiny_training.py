@@ -47,6 +47,7 @@ def tiny(**options: Any) -> TrainConfig:
         "lr": 1e-3,
         "device": "cpu",
         "workers": 0,
+        "checkpoint_minutes": 0.0,
     }
     parts = {
         "dybgr": {"k": 4, "num_iterations": 2},

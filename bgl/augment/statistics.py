@@ -130,19 +130,19 @@ class ClassStatistics(nn.Module):
         buffers = (self.mean, self.variance, self.offset, self.count, self.estimated_size)
         return tuple((id(buffer), buffer._version) for buffer in buffers)
 
-    def update(self, z: Tensor, y: Tensor, total: int | None = None) -> None:
+    def update(self, z: Tensor, y: Tensor, *, shared: bool = True) -> None:
         """Absorb the samples of one training step.
 
         Args:
             z: Embeddings [N, D], before any normalisation.
             y: Labels [N].
-            total: Samples of all processes together. Where it is not given, several processes
-                exchange sums of all K classes.
+            shared: Whether each of several processes has its own share of the samples; False:
+                all have the same ones, and nothing is exchanged.
 
         Raises:
             ValueError: If shapes or dtypes are wrong, or a label is unknown (see :meth:`rows`).
         """
-        self._absorb(z, y, smallest=1, total=total)
+        self._absorb(z, y, smallest=1, shared=shared)
 
     def estimate(self, z: Tensor, y: Tensor) -> None:
         """Absorb a whole training set, embedded anew.
@@ -160,7 +160,7 @@ class ClassStatistics(nn.Module):
         Raises:
             ValueError: If shapes or dtypes are wrong, or a label is unknown (see :meth:`rows`).
         """
-        self.estimated_size.copy_(self._absorb(z, y, smallest=2))
+        self.estimated_size.copy_(self._absorb(z, y, smallest=2, shared=True))
 
     def check(self, z: Tensor, y: Tensor) -> None:
         """Raise a ValueError unless z [N, D] and y [N] have the right shapes and dtypes."""
@@ -189,25 +189,24 @@ class ClassStatistics(nn.Module):
         return rows.where(known, self.num_classes)
 
     @torch.no_grad()
-    def _absorb(self, z: Tensor, y: Tensor, smallest: int, total: int | None = None) -> Tensor:
+    def _absorb(self, z: Tensor, y: Tensor, smallest: int, shared: bool = True) -> Tensor:
         """Blend in classes of at least ``smallest`` samples; return the samples per class [K]."""
         self.check(z, y)
         if self.curvature is not None:
             z = from_poincare_ball(z, c=self.curvature)
         rows, z = self.rows(y), z.to(self.mean.dtype)
         counts = torch.zeros_like(self.count).index_add_(0, rows, torch.ones_like(rows))
-        counts = _sum_over_processes(counts)
-        if total is None:
-            total = self.num_classes if _several_processes() else len(z)
+        counts = _sum_over_processes(counts, shared)
+        total = self.num_classes if shared and _several_processes() else len(z)
         touched = self._touched(counts, rows, min(total, self.num_classes))
         classes = touched.classes
 
         n, before = counts[classes], self.mean[classes]
         size = n.clamp(min=1).to(z.dtype).unsqueeze(1)
         mean = torch.zeros_like(before).index_add_(0, touched.place, z)
-        mean = _sum_over_processes(mean).div_(size)
+        mean = _sum_over_processes(mean, shared).div_(size)
         scatter = self._scatter(z, mean, touched.place, torch.zeros_like(self.variance[classes]))
-        scatter = _sum_over_processes(scatter)
+        scatter = _sum_over_processes(scatter, shared)
 
         share = n.to(z.dtype) / (n + self.count[classes]).clamp(min=1)
         share = share.clamp(min=1 - self.momentum).masked_fill(n < smallest, 0)
@@ -273,8 +272,8 @@ def _several_processes() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def _sum_over_processes(x: Tensor) -> Tensor:
-    """Sum a tensor over all processes, in place; nothing to do where there is only one."""
-    if _several_processes():
+def _sum_over_processes(x: Tensor, shared: bool) -> Tensor:
+    """Sum shares over all processes, in place; nothing to do where there is only one."""
+    if shared and _several_processes():
         dist.all_reduce(x)
     return x

@@ -2,12 +2,15 @@
 
 from bgl.losses.factory import LOSSES, MINERS, MinedLoss, create_loss, create_miner
 from bgl.losses.pairwise import PairwiseCrossEntropyLoss
+from bgl.losses.soft_targets import SoftTargetLoss, diffuse
 
 __all__ = [
     "LOSSES",
     "MINERS",
     "MinedLoss",
     "PairwiseCrossEntropyLoss",
+    "SoftTargetLoss",
     "create_loss",
     "create_miner",
+    "diffuse",
 ]

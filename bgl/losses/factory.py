@@ -31,9 +31,12 @@ class _Loss:
         self, num_classes: int, embedding_dim: int, distance: BaseDistance, **options: Any
     ) -> nn.Module:
         sizes = {"num_classes": num_classes, "embedding_size": embedding_dim}
-        return self.make(
-            **(sizes if self.proxies else {}), **{"distance": distance, **self.defaults, **options}
-        )
+        options = {"distance": distance, **self.defaults, **options}
+        if not self.proxies:
+            return self.make(**options)
+        loss = self.make(**sizes, **options)
+        loss.num_classes = num_classes  # type: ignore[assignment]  # NormalizedSoftmaxLoss has 0
+        return loss
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,9 @@ LOSSES: Registry[Callable[..., nn.Module]] = Registry(
             any_distance=True,
         ),
         "proxy-anchor": _Loss(losses.ProxyAnchorLoss, proxies=True),
+        "normalized-softmax": _Loss(
+            losses.NormalizedSoftmaxLoss, {"temperature": 0.05}, proxies=True
+        ),
         "soft-triple": _Loss(losses.SoftTripleLoss, proxies=True),
         "supcon": _Loss(losses.SupConLoss, {"temperature": 0.1}),
     },

@@ -12,17 +12,20 @@ from torch_geometric.data import Data
 
 from bgl._checks import check_index_vector, check_int, check_matrix
 from bgl.hyperbolic import ToPoincareBall
+from bgl.readout import LinearReadout
 
 
 @dataclass
 class BatchGraphOutput:
-    """What :class:`BatchGraphModel` returns; the context is there in training only."""
+    """What :class:`BatchGraphModel` returns; the context is there in training only, the readout
+    in evaluation only."""
 
     embeddings: Tensor  # [N, D] head output of each image by itself
     features: Tensor  # [N, C] backbone output
     context_embeddings: Tensor | None = None  # [N, D] head output of the contextual features
     context_features: Tensor | None = None  # [N, C] features after the blocks
     graphs: list[Data] = field(default_factory=list)  # by block and iteration, on request
+    readout: Tensor | None = None  # [N, R] readout of the features, where the model has one
 
     @property
     def graph(self) -> Data | None:
@@ -45,6 +48,7 @@ class BatchGraphModel(nn.Module):
         blocks: Modules called as ``block(x, y=labels)``, with ``return_graph=True`` where the
             graph is asked for, and applied in turn; may be empty.
         head: Features [N, C] -> embeddings [N, D].
+        readout: A second map of the features, fitted after training; None: there is none.
 
     Shapes:
         - ``images`` whatever ``backbone`` takes, for instance [N, 3, H, W]; ``labels`` [N]
@@ -67,11 +71,18 @@ class BatchGraphModel(nn.Module):
         True
     """
 
-    def __init__(self, backbone: nn.Module, blocks: Iterable[nn.Module], head: nn.Module) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        blocks: Iterable[nn.Module],
+        head: nn.Module,
+        readout: LinearReadout | None = None,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.blocks = nn.ModuleList(blocks)
         self.head = head
+        self.readout = readout
         self._chunk: int | None = None
 
     def checkpoint_activations(self, images: int = 64) -> None:
@@ -113,7 +124,10 @@ class BatchGraphModel(nn.Module):
         """
         if labels is not None:
             check_index_vector(labels, features.size(0), "labels")
-        if not self.training or not self.blocks:
+        if not self.training:
+            readout = None if self.readout is None else self.readout(features)
+            return BatchGraphOutput(self.head(features), features, readout=readout)
+        if not self.blocks:
             return BatchGraphOutput(self.head(features), features)
         context, graphs = self.contextualize(features, labels, return_graph)
         plain, contextual = self.head(torch.cat([features, context])).chunk(2)

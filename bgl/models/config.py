@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from bgl._checks import check_int, check_real
+from bgl._checks import check_choice, check_int, check_real
 from bgl._registry import Registry
 from bgl.hyperbolic import HyperbolicDistance
 from bgl.layers import BatchFormerBlock, BGFormerBlock, DyBGRBlock, RandomGraphBlock
 from bgl.models.batch_graph_model import BatchGraphModel, make_head
+from bgl.readout import LinearReadout
 
 # Constructors called with the number of channels and the block's own options.
 BLOCKS: Registry[Callable[..., nn.Module]] = Registry(
@@ -28,8 +29,11 @@ BLOCKS: Registry[Callable[..., nn.Module]] = Registry(
     grouped=True,
 )
 
+# What a model can give for an image: its encoder's output, the head's, the readout of the former.
+EMBEDDINGS = ("backbone", "head", "readout")
+
 # Far above any use; a file with more is damaged, and would ask for all memory there is.
-LIMITS = {"image_size": 4096, "resize": 8192, "head_dim": 65_536}  # pixels, pixels, columns
+LIMITS = {"image_size": 4096, "resize": 8192, "head_dim": 65_536, "readout_dim": 65_536}
 
 
 def check_at_most(value: int, name: str) -> None:
@@ -68,6 +72,9 @@ class ModelConfig:
         clip_radius: Features are clipped to this norm before the ball, or None.
         resize: Shorter side of an image before the centre crop; see
             :func:`bgl.images.eval_transform`.
+        embedding: Which embedding of an image to use unless another is asked for: "backbone",
+            "head" or "readout".
+        readout_dim: Dimension of the readout of the backbone's output; None: there is no readout.
 
     Raises:
         ValueError: If a value is out of its range, or a block is not known.
@@ -87,12 +94,17 @@ class ModelConfig:
     curvature: float | None = None
     clip_radius: float | None = 2.3
     resize: int | None = None
+    embedding: str = "head"  # of models that were saved without it
+    readout_dim: int | None = None
 
     def __post_init__(self) -> None:
         check_int(self.image_size, "image_size", 1)
         check_int(self.head_dim, "head_dim", 1)
         if self.resize is not None:
             check_int(self.resize, "resize", self.image_size)
+        if self.readout_dim is not None:
+            check_int(self.readout_dim, "readout_dim", 1)
+        check_choice(self.embedding, "embedding", self.embeddings)
         for name in LIMITS:
             check_at_most(getattr(self, name) or 0, name)
         for name in ("curvature", "clip_radius"):
@@ -100,18 +112,34 @@ class ModelConfig:
                 check_real(getattr(self, name), name, 0.0, exclusive=True)
 
     @property
+    def embeddings(self) -> tuple[str, ...]:
+        """The embeddings that the model has."""
+        return EMBEDDINGS[: 2 if self.readout_dim is None else 3]
+
+    @property
     def distance(self) -> Any:
-        """The distance of the embeddings, as :func:`bgl.metrics.retrieval_metrics` takes it."""
-        return "cosine" if self.curvature is None else HyperbolicDistance(self.curvature)
+        """The distance of the embedding that is used by default."""
+        return self.distance_of(self.embedding)
+
+    def distance_of(self, embedding: str) -> Any:
+        """Return the distance of an embedding, as :func:`bgl.metrics.retrieval_metrics` takes it.
+
+        All are compared by cosine but a head's that maps onto the Poincaré ball.
+        """
+        hyperbolic = embedding == "head" and self.curvature is not None
+        return HyperbolicDistance(self.curvature) if hyperbolic else "cosine"
 
 
 def assemble_model(backbone: nn.Module, channels: int, config: ModelConfig) -> BatchGraphModel:
     """Build the model that ``config`` describes around a backbone with ``channels`` features.
 
-    Blocks and head have fresh weights. The memory layout is the one that convolutions are fastest
-    in.
+    Blocks and head have fresh weights, and a readout is zero. The memory layout is the one that
+    convolutions are fastest in.
     """
     blocks = [BLOCKS[block.name](channels, **block.options) for block in config.blocks]
     head = make_head(channels, config.head_dim, config.curvature, config.clip_radius)
-    model = BatchGraphModel(backbone, blocks, head)
+    readout = None
+    if config.readout_dim is not None:
+        readout = LinearReadout(torch.zeros(channels), torch.zeros(config.readout_dim, channels))
+    model = BatchGraphModel(backbone, blocks, head, readout)
     return model.to(memory_format=torch.channels_last)

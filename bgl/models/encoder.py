@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +17,10 @@ from bgl.images import BrokenImageError, Transform, eval_transform, read_image
 from bgl.images.loading import load_batches
 from bgl.models.batch_graph_model import BatchGraphModel
 from bgl.models.config import ModelConfig
+from bgl.readout import SHRINKAGE, LinearReadout, fit_readout
 
-_OUTPUTS = {"backbone": "features", "head": "embeddings"}  # fields of BatchGraphOutput
+# fields of BatchGraphOutput
+_OUTPUTS = {"backbone": "features", "head": "embeddings", "readout": "readout"}
 
 
 @runtime_checkable
@@ -65,8 +69,65 @@ class Encoder:
 
     @property
     def distance(self) -> Any:
-        """How to compare head embeddings; backbone features are compared by cosine."""
+        """How to compare what :meth:`embed` gives by default; see ``config.distance_of``."""
         return self.config.distance
+
+    def with_readout(self, readout: LinearReadout) -> Encoder:
+        """Return an encoder with a readout of the backbone's output, which it uses by default.
+
+        Backbone and head are shared, not copied. To keep it:
+        ``save(encoder.model, folder, encoder.config)``.
+
+        Args:
+            readout: Fitted on backbone features, by :func:`bgl.readout.fit_readout` or otherwise.
+
+        Example:
+            >>> from bgl.models import assemble_model, create_backbone
+            >>> backbone, info = create_backbone("test_resnet", weights="none")
+            >>> config = ModelConfig("test_resnet", 32, info.mean, info.std, head_dim=4)
+            >>> encoder = Encoder(assemble_model(backbone, info.num_features, config), config)
+            >>> images = torch.randint(256, (9, 3, 32, 32), dtype=torch.uint8)
+            >>> readout = fit_readout(encoder.embed(images, output="backbone"), dim=2)
+            >>> encoder.with_readout(readout).embed(images).shape
+            torch.Size([9, 2])
+        """
+        model = BatchGraphModel(
+            self.model.backbone, self.model.blocks, self.model.head, copy.deepcopy(readout).float()
+        )
+        config = dataclasses.replace(
+            self.config, embedding="readout", readout_dim=readout.weight.size(0)
+        )
+        return Encoder(model, config, self.device)
+
+    def fit_readout(
+        self,
+        images: Images,
+        labels: Tensor | None = None,
+        *,
+        covariance: str | None = None,
+        shrinkage: float = SHRINKAGE,
+        dim: int | None = None,
+        batch_size: int = 64,
+        workers: int = 0,
+    ) -> Encoder:
+        """Fit a readout to images and return an encoder that has it, see :meth:`with_readout`.
+
+        Args:
+            images: Images like those to be searched, as :meth:`embed` takes them.
+            labels: Their classes [N], if known.
+            covariance: As :func:`bgl.readout.fit_readout` takes it.
+            shrinkage: Likewise.
+            dim: Dimension of the readout; None: that of the backbone's output.
+            batch_size: Images at a time.
+            workers: Processes that load the images; 0: this process does.
+
+        Raises:
+            ValueError: As :meth:`embed` and :func:`bgl.readout.fit_readout`.
+        """
+        x = self.embed(images, batch_size, "backbone", workers)
+        return self.with_readout(
+            fit_readout(x, labels, covariance=covariance, shrinkage=shrinkage, dim=dim)
+        )
 
     @overload
     def embed(
@@ -96,7 +157,7 @@ class Encoder:
         self,
         images: Images,
         batch_size: int = 64,
-        output: str | None = "head",
+        output: str | None = "default",
         workers: int = 0,
         on_batch: Callable[[int], None] = lambda _: None,
         on_broken: Callable[[int, BrokenImageError], None] | None = None,
@@ -108,7 +169,8 @@ class Encoder:
             images: A uint8 tensor [N, 3, H, W], a sequence of paths and uint8 tensors [3, H, W],
                 or a dataset.
             batch_size: Images at a time; the result depends on it by rounding only.
-            output: "head", "backbone", or None for both by name.
+            output: "readout", "backbone" or "head"; "default": the one of these that the model was
+                chosen by (``config.embedding``); None: all that it has, by name.
             workers: Processes that load the images; 0: this process does.
             on_batch: Called after each batch with its number of images.
             on_broken: Called with the index and the error of an image that cannot be read; the
@@ -116,15 +178,17 @@ class Encoder:
             on_device: Leave the result on the model's device.
 
         Returns:
-            Embeddings [N, D] or backbone features [N, C], in float32, on the CPU by default.
+            Embeddings [N, D], in float32, on the CPU by default.
 
         Raises:
             ValueError: If there are no images, or one is neither a path nor such a tensor; a
                 file that cannot be read is named (:class:`bgl.images.BrokenImageError`).
             ChildProcessError: If a loading process was lost.
         """
+        names = self.config.embeddings
         if output is not None:
-            check_choice(output, "output", tuple(_OUTPUTS))
+            output = self.config.embedding if output == "default" else output
+            names = (check_choice(output, "output", names),)
         check_int(batch_size, "batch_size", 1)
         check_int(workers, "workers", 0)
         _check_images(images)
@@ -132,7 +196,6 @@ class Encoder:
         batches = [rows[start : start + batch_size] for start in rows[::batch_size]]
         prepared = _Prepared(images, self.transform)
         pin_memory = self.device.type == "cuda"
-        names = _OUTPUTS if output is None else (output,)
         parts: dict[str, list[Tensor]] = {name: [] for name in names}
         place = self.device if on_device else torch.device("cpu")
         first: BrokenImageError | None = None
@@ -172,6 +235,7 @@ class Encoder:
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}(image_size={self.config.image_size}, "
+            f"embedding={self.config.embedding!r}, "
             f"distance={self.distance!r}, device={str(self.device)!r})"
         )
 

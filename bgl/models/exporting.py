@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from io import BytesIO
 from pathlib import Path
 
@@ -13,18 +14,20 @@ from bgl._extras import extra
 from bgl._io import atomic_path
 from bgl.models.batch_graph_model import BatchGraphModel
 from bgl.models.files import CONFIG_FILE, locate
-from bgl.models.storage import load
+from bgl.models.storage import describe_config, load
 
 _SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 
 
-def export(folder: str | Path, path: str | Path, format: str = "onnx") -> Path:
+def export(
+    folder: str | Path, path: str | Path, format: str = "onnx", output: str = "default"
+) -> Path:
     """Write the encoder of a saved model as one file that runs without this library.
 
     The file takes ``images`` [N, 3, S, S] (float32, any N ≥ 1) as ``Encoder.transform`` gives
     them: the shorter side resized (bicubic, antialiased; see :func:`bgl.images.eval_transform`),
     the centre S × S, in [0, 1], minus ``mean``, divided by ``std``. It does none of that itself.
-    It gives ``embeddings`` [N, D] (the head's) and ``features`` [N, C] (the backbone's), equal to
+    It gives ``embeddings`` [N, D] (``output``) and ``features`` [N, C] (the backbone's), equal to
     those of :meth:`bgl.models.Encoder.embed`. The model's description, with S, ``resize``,
     ``mean`` and ``std``, is inside under ``model.json``: in an ONNX file's metadata, or in the
     extra files of ``torch.export.load``.
@@ -33,6 +36,8 @@ def export(folder: str | Path, path: str | Path, format: str = "onnx") -> Path:
         folder: The model, as :func:`bgl.models.load` takes it.
         path: File to write, atomically; ends in ``.onnx`` or, for "torch", in ``.pt2``.
         format: "onnx", or "torch" for ``torch.export``.
+        output: As :meth:`bgl.models.Encoder.embed` takes it; the description inside has it as its
+            ``embedding``.
 
     Returns:
         The file's path.
@@ -40,7 +45,8 @@ def export(folder: str | Path, path: str | Path, format: str = "onnx") -> Path:
     Raises:
         ImportError: For ONNX, without ``pip install bgl[export]``.
         FileNotFoundError: If there is no such model.
-        ValueError: If the format is not known, or the path does not end as it should.
+        ValueError: If the format is not known, the path does not end as it should, or the model
+            has no such output.
 
     Example:
         >>> import tempfile
@@ -60,11 +66,13 @@ def export(folder: str | Path, path: str | Path, format: str = "onnx") -> Path:
         raise ValueError(f"Expected argument `path` to end in {_SUFFIXES[format]}, got {path}")
     folder = locate(folder)
     encoder = load(folder)
-    description = (folder / CONFIG_FILE).read_text(encoding="utf-8")
+    if output != "default":
+        encoder.config = dataclasses.replace(encoder.config, embedding=output)
+    description = describe_config(encoder.config)
     size = encoder.config.image_size
     images = torch.zeros(2, 3, size, size)  # 1 would be kept fixed
     program = torch.export.export(
-        _Embed(encoder.model).eval(),
+        _Embed(encoder.model, encoder.config.embedding).eval(),
         (images,),
         dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
     )
@@ -78,13 +86,22 @@ def export(folder: str | Path, path: str | Path, format: str = "onnx") -> Path:
 class _Embed(nn.Module):
     """What is left of a model without its blocks, with plain tensors as output."""
 
-    def __init__(self, model: BatchGraphModel) -> None:
+    def __init__(self, model: BatchGraphModel, embedding: str) -> None:
         super().__init__()
-        self.backbone, self.head = model.backbone, model.head
+        self.backbone = model.backbone
+        maps = {"head": model.head, "readout": model.readout, "backbone": _Copy()}
+        self.last = maps[embedding]
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         features: Tensor = self.backbone(images)
-        return self.head(features), features
+        return self.last(features), features
+
+
+class _Copy(nn.Module):
+    """The same as an output of its own: two names of one tensor are not exported."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clone()
 
 
 def _torch(program: torch.export.ExportedProgram, description: str) -> bytes:

@@ -15,8 +15,8 @@ tags: [bgl, timm, image-retrieval, metric-learning]
 ---
 # {name}
 
-Embeds images so that those of the same thing lie close together: {backbone} at {size} px, {dim}
-dimensions, compared by {distance}; trained with {blocks}.
+Embeds images so that those of the same thing lie close together: {backbone} at {size} px, its
+{embedding}, compared by {distance}; trained with {blocks}.
 
 ```python
 import bgl.models
@@ -83,11 +83,16 @@ def push_to_hub(
 
 def _card(repo_id: str, config: ModelConfig) -> str:
     """Describe a model in the README.md of its repository."""
+    embedding = {
+        "backbone": "output",
+        "head": f"head's output ({config.head_dim} dimensions)",
+        "readout": f"readout ({config.readout_dim} dimensions)",
+    }[config.embedding]
     return _CARD.format(
         name=repo_id.partition("/")[2] or repo_id,
         backbone=config.backbone,
         size=config.image_size,
-        dim=config.head_dim,
+        embedding=embedding,
         distance=config.distance,
         blocks=" + ".join(block.name for block in config.blocks) or "no block",
         hub=HUB,

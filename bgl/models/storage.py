@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from bgl._checks import check_device
 from bgl._io import write_tensors, write_text
@@ -19,11 +21,13 @@ from bgl.models.files import CONFIG_FILE, WEIGHTS_FILE, check_files, locate
 from bgl.models.weights import load_strictly, read_state_dict
 
 
-def save(model: BatchGraphModel, folder: str | Path, config: ModelConfig) -> None:
+def save(
+    model: BatchGraphModel | Mapping[str, Tensor], folder: str | Path, config: ModelConfig
+) -> None:
     """Write a model so that :func:`load` can build it again; each file is written atomically.
 
     Args:
-        model: The model; weights of any device.
+        model: The model, or its ``state_dict()``; weights of any device.
         folder: Where to; made if needed.
         config: What the model was built from.
 
@@ -40,8 +44,9 @@ def save(model: BatchGraphModel, folder: str | Path, config: ModelConfig) -> Non
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / CONFIG_FILE, json.dumps(dataclasses.asdict(config), indent=1) + "\n")
-    write_tensors(folder / WEIGHTS_FILE, model.state_dict())
+    write_text(folder / CONFIG_FILE, describe_config(config))
+    state = model.state_dict() if isinstance(model, BatchGraphModel) else dict(model)
+    write_tensors(folder / WEIGHTS_FILE, state)
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> Encoder:
@@ -72,6 +77,11 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Encoder:
         model, read_state_dict(path, "folder"), f"Expected {path} to fit {folder / CONFIG_FILE}"
     )
     return Encoder(model, config, device)
+
+
+def describe_config(config: ModelConfig) -> str:
+    """Write the description of a model as ``model.json`` holds it."""
+    return json.dumps(dataclasses.asdict(config), indent=1) + "\n"
 
 
 def read_config(folder: str | Path) -> ModelConfig:

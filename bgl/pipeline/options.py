@@ -22,15 +22,15 @@ from jsonargparse import (
 )
 
 from bgl._io import check_yaml, read_yaml, write_text
-from bgl.augment import AUGMENTATIONS
-from bgl.models import BLOCKS
 from bgl.pipeline.results import COMMAND_FILE, read_record
 from bgl.training import TrainConfig
-from bgl.training.config import CIRCUMSTANCES, parts
+from bgl.training.config import CIRCUMSTANCES, WITH_OPTIONS, parts
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 LISTS = ("--method", "--seed", "--seeds", "--log")  # take several words
-OF_A_RUN = ("config", "method", "seed", "output_dir", "log", "plugin", "resume", "refine")
+OF_A_RUN = (
+    *("config", "method", "seed", "output_dir", "log", "plugin", "resume", "refine", "pixels"),
+)
 
 
 def load_yaml(text: str) -> Any:
@@ -80,6 +80,8 @@ def make_parser(description: str | None = None) -> ArgumentParser:
     )
     text = "Add rows with embeddings refined without labels (transductive)."
     add_option(parser, "--refine", bool, False, text)
+    text = "Measure raw pixels too, a row to compare with; default: where few images are tested."
+    add_option(parser, "--pixels", bool, None, text)
     defaults = TrainConfig()
     help_of = argument_help(TrainConfig)
     for name, hint in get_type_hints(TrainConfig).items():
@@ -88,7 +90,7 @@ def make_parser(description: str | None = None) -> ArgumentParser:
         add_option(parser, option(name), hint, getattr(defaults, name), help_of[name])
     # One option for each parameter: an option for the whole part would also take the name of a
     # class, and import it.
-    for part, make in {**BLOCKS, **AUGMENTATIONS}.items():
+    for part, make in [item for registry in WITH_OPTIONS for item in registry.items()]:
         known, help_of = signature(make, eval_str=True).parameters, argument_help(make)
         for key, default in parts(part).options(part).items():
             hint = known[key].annotation
@@ -125,6 +127,7 @@ class Command:
     folder: Path | None  # None: a new one
     trackers: list[str]
     refine: bool = False
+    pixels: bool | None = None  # None: where few images are tested
 
 
 class StoredCommand(TypedDict):
@@ -133,6 +136,7 @@ class StoredCommand(TypedDict):
     configs: list[dict[str, Any]]
     log: list[str]
     refine: bool
+    pixels: bool | None
 
 
 def parse(argv: Sequence[str], description: str | None = None) -> Command:
@@ -168,7 +172,7 @@ def parse(argv: Sequence[str], description: str | None = None) -> Command:
     except ArgumentError as error:
         raise ValueError(f"{error}; bgl train --help lists the options") from error
     folder = None if options.output_dir is None else Path(options.output_dir)
-    return Command(configs, folder, trackers, options.refine)
+    return Command(configs, folder, trackers, options.refine, options.pixels)
 
 
 def layers(
@@ -232,6 +236,7 @@ def write_command(command: Command, folder: Path) -> None:
         "configs": [config.to_dict() for config in command.configs],
         "log": command.trackers,
         "refine": command.refine,
+        "pixels": command.pixels,
     }
     write_text(folder / COMMAND_FILE, yaml.safe_dump(content, sort_keys=False))
 
@@ -251,7 +256,7 @@ def read_command(folder: Path) -> Command:
             f"Expected argument `--resume` to name a run folder, but {path} does not say what was "
             f"run ({' '.join(str(error).split())})"
         ) from error
-    return Command(configs, folder, content["log"], content["refine"])
+    return Command(configs, folder, content["log"], content["refine"], content["pixels"])
 
 
 def option_words(name: str, value: Any) -> list[str]:
@@ -263,7 +268,7 @@ def option_words(name: str, value: Any) -> list[str]:
         >>> option_words("skip_broken", False)
         ['--no-skip_broken']
     """
-    if name in BLOCKS or name in AUGMENTATIONS:
+    if any(name in registry for registry in WITH_OPTIONS):
         return [word for key, item in value.items() for word in option_words(f"{name}.{key}", item)]
     if isinstance(value, bool):
         return [f"--{name}" if value else f"--no-{name}"]

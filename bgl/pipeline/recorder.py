@@ -77,9 +77,10 @@ class Recorder(Progress):
         gallery: dict[str, Tensor] | None = None,
     ) -> None:
         if data is self.splits.test:
-            # by the backbone, which means something before training, too
-            others = None if gallery is None else gallery["backbone"].cpu()
-            self.tested = vectors["backbone"].cpu(), others
+            # by the encoder's output, which means something before training, too, as it is read
+            name = "readout" if "readout" in vectors else "backbone"
+            others = None if gallery is None else gallery[name].cpu()
+            self.tested = vectors[name].cpu(), others
         elif data is self.data:
             self.features = vectors["backbone"][self.batch].cpu()
 

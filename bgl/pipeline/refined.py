@@ -12,15 +12,40 @@ from torch import Tensor
 from bgl import models
 from bgl._io import write_text
 from bgl._neighbors import nearest
-from bgl.datasets import Splits, recall_at
+from bgl.datasets import ImageDataset, Splits, recall_at
 from bgl.metrics import retrieval_metrics
+from bgl.models import Encoder
 from bgl.pipeline.arrays import RECORD_FILE, REFINED_FILE, read_or_note, write_arrays
 from bgl.pipeline.comparison import OTHER_EPOCHS
 from bgl.pipeline.results import Row, read_record
 from bgl.refinement import refine
 from bgl.training import Evaluator, Progress, TrainConfig, make_accelerator
+from bgl.training.distributed import on_first_process
+
+Vectors = tuple[Tensor, Tensor | None]  # of the test classes, and of their gallery
 
 K = 7  # refine's default, lowered for tiny test sets
+
+
+class LastTest(Progress):
+    """Keep the embeddings of the test classes that can be refined, as they were measured last.
+
+    Args:
+        splits: The data that are trained on.
+    """
+
+    def __init__(self, splits: Splits) -> None:
+        self.splits = splits
+        self.vectors: Vectors | None = None
+
+    def measured(
+        self,
+        data: ImageDataset,
+        vectors: dict[str, Tensor],
+        gallery: dict[str, Tensor] | None = None,
+    ) -> None:
+        if data is self.splits.test:
+            self.vectors = _kept(vectors), None if gallery is None else _kept(gallery)
 
 
 def refined_rows(
@@ -29,13 +54,14 @@ def refined_rows(
     folder: Path,
     splits: Splits,
     progress: Progress | None = None,
+    vectors: Vectors | None = None,
 ) -> list[Row]:
-    """Measure the model of a run once more, with its backbone embeddings refined without labels.
+    """Measure the model of a run once more, with its embeddings refined without labels: those of
+    its readout or, where it has none, the backbone's.
 
-    The embeddings are those that the run measured, computed on its device; all processes that
-    trained together must call this together, and the first gets the rows. Answers to the queries
-    that the folder's ``explorer.npz`` keeps go into ``refined.npz`` there; the rows into
-    ``refined.json``, from where they are taken the next time.
+    All processes that trained together must call this together; the first gets the rows. Answers
+    to the queries that the folder's ``explorer.npz`` keeps go into ``refined.npz`` there; the rows
+    into ``refined.json``, from where they are taken the next time.
 
     Args:
         rows: The run's rows.
@@ -43,37 +69,63 @@ def refined_rows(
         folder: Where its model is.
         splits: The data; the test classes are refined, or their gallery, and they against it.
         progress: Told about the images embedded.
+        vectors: What the run has measured; None if it was finished before: the stored model embeds
+            the images again. Either on all processes.
     """
     finished = folder / "refined.json"
-    if finished.exists():
+
+    def read() -> list[Row] | None:
+        if not finished.exists():
+            return None
         return read_record(finished, list[Row], "remove it to refine again")
-    accelerator = make_accelerator(config.device)
-    evaluator = Evaluator(
-        models.load(folder, accelerator.device),
-        workers=config.workers,
-        progress=progress or Progress(),
-    )
-    test, gallery = splits.test, splits.gallery
-    queries = evaluator.embed(test)["backbone"]
-    others = None if gallery is None else evaluator.embed(gallery)["backbone"]
+
+    earlier = on_first_process(read)
+    if earlier is not None:
+        return earlier
+    accelerator = make_accelerator(config.device, config.deterministic)
+    if vectors is None:
+        vectors = _embed(config, folder, splits, accelerator.device, progress or Progress())
     if not accelerator.is_main_process:
         return []
+    embeddings = {row["embedding"] for row in rows}
+    embedding = "readout" if "readout" in embeddings else "backbone"
+    queries, others = vectors[0].to(accelerator.device), vectors[1]
     found: Tensor | None = None
     if others is None:
         queries = refine(queries, k=min(K, len(queries) - 1))
     else:
-        found, queries = refine(others, queries, k=min(K, len(others) - 1))
-    labels = None if gallery is None else gallery.labels
+        k = min(K, len(others) - 1)
+        found, queries = refine(others.to(accelerator.device), queries, k=k)
+    labels = None if splits.gallery is None else splits.gallery.labels
     cutoffs = recall_at(splits.name)
-    metrics = retrieval_metrics(queries, test.labels, found, labels, k=cutoffs)
-    _write_answers(folder, queries, found)
+    metrics = retrieval_metrics(queries, splits.test.labels, found, labels, k=cutoffs)
+    _write_answers(folder, queries.cpu(), None if found is None else found.cpu())
     result: list[Row] = [
         {**chosen_epoch_only(row), "metrics": metrics, "transductive": True}
         for row in rows
-        if row["embedding"] == "backbone"
+        if row["embedding"] == embedding
     ]
     write_text(finished, json.dumps(result, indent=1))
     return result
+
+
+def _embed(
+    config: TrainConfig, folder: Path, splits: Splits, device: torch.device, progress: Progress
+) -> Vectors:
+    """Embed the test classes with the model that a run has stored; each process a share."""
+    stored = on_first_process(lambda: models.load(folder))
+    encoder = Encoder(stored.model, stored.config, device)
+    evaluator = Evaluator(encoder, workers=config.workers, progress=progress)
+    gallery = splits.gallery
+    return (
+        _kept(evaluator.embed(splits.test)),
+        None if gallery is None else _kept(evaluator.embed(gallery)),
+    )
+
+
+def _kept(vectors: dict[str, Tensor]) -> Tensor:
+    """Return the vectors that are refined."""
+    return vectors.get("readout", vectors["backbone"])
 
 
 def chosen_epoch_only(row: Row) -> Row:

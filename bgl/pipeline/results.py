@@ -9,6 +9,7 @@ from typing import Any, Literal, TypedDict, TypeVar, Union, get_args, get_origin
 from typing import is_typeddict as is_record
 
 from bgl._io import read_json, read_yaml
+from bgl.training.readout import Readout
 
 RESULTS_FILE = "results.json"  # of a run
 RESULT_FILE = "result.json"  # of one trained model
@@ -56,11 +57,14 @@ class Row(_Measured, OtherEpochs, total=False):
     graph_at_test_time: bool
     distance: str
     dimension: int
+    readout: Readout | None
     backbone: dict[str, Any]
     parameters: int
     seconds: float
     peak_memory_mb: float
     peak_gpu_memory_mb: float | None
+    images_per_second: float | None  # of training, by all processes together
+    waiting_for_data: float | None  # share of that time
     skipped_steps: int
     published: Published | None
     config: dict[str, Any]

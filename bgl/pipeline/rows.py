@@ -15,10 +15,11 @@ import timm
 import torch
 import torch_geometric
 import yaml
+from torch import Tensor
 
 import bgl
 from bgl._io import write_text
-from bgl.datasets import Splits, raw_pixels, recall_at
+from bgl.datasets import ImageDataset, Splits, raw_pixels, recall_at
 from bgl.metrics import retrieval_metrics
 from bgl.pipeline.files import read_config
 from bgl.pipeline.folder import locked
@@ -46,35 +47,84 @@ from bgl.training import (
     train,
 )
 from bgl.training.checkpoint import CHECKPOINT_FILE, check_digest
+from bgl.training.distributed import (
+    gather_rows,
+    num_processes,
+    on_first_process,
+    process_index,
+    shares,
+)
+from bgl.training.readout import add_readout
+from bgl.training.step import choose_precision
+
+# Images to measure, up to which their raw pixels are a row by default: half a minute's decoding.
+FEW_IMAGES = 5000
 
 
-def baseline_rows(config: TrainConfig, splits: Splits, progress: Progress) -> list[Row]:
-    """Measure what needs no training: raw pixels, and the encoder before the first step."""
+def baseline_rows(
+    config: TrainConfig, splits: Splits, progress: Progress, pixels: bool | None = None
+) -> list[Row]:
+    """Measure what needs no training: raw pixels, and the encoder before the first step.
+
+    Args:
+        config: The encoder, and where to compute.
+        splits: The data.
+        progress: Told about the images embedded.
+        pixels: Whether to measure raw pixels, whose images are all decoded once more; None:
+            where there are few.
+
+    Returns:
+        The rows in the first of several processes, nothing in the others.
+    """
     gallery = splits.gallery
-    accelerator = make_accelerator(config.device)
+    accelerator = make_accelerator(config.device, config.deterministic)
     encoder, info = build_encoder(dataclasses.replace(config, method="none"), accelerator.device)
     k = recall_at(config.dataset)
     evaluator = Evaluator(encoder, k, config.workers, progress=progress)
+    readout = None
+    if config.readout != "none":
+        features = evaluator.embed(splits.train)["backbone"]
+        readout = add_readout(config, evaluator, splits, features)
     measured = evaluator.measure(splits.test, gallery)
+    measured.pop("head")  # which is random
+    rows: list[Row] = []
+    if pixels is None:
+        pixels = len(splits.test) + (0 if gallery is None else len(gallery)) <= FEW_IMAGES
+    if pixels:
+        queries = shared_pixels(splits.test)
+        others = None if gallery is None else shared_pixels(gallery)
     if not accelerator.is_main_process:
         return []
-    pixels = retrieval_metrics(
-        raw_pixels(splits.test),
-        splits.test.labels,
-        None if gallery is None else raw_pixels(gallery),
-        None if gallery is None else gallery.labels,
-        k=k,
-    )
+    if pixels:
+        metrics = retrieval_metrics(
+            queries,
+            splits.test.labels,
+            others,
+            None if gallery is None else gallery.labels,
+            k=k,
+        )
+        rows.append({"method": "pixels", "seed": None, "embedding": "pixels", "metrics": metrics})
     return [
-        {"method": "pixels", "seed": None, "embedding": "pixels", "metrics": pixels},
-        {
-            "method": "untrained" if config.weights == "none" else "pretrained",
-            "seed": None,
-            "embedding": "backbone",
-            "metrics": measured["backbone"],
-            "backbone": dataclasses.asdict(info),
-        },
+        *rows,
+        *(
+            {
+                "method": "untrained" if config.weights == "none" else "pretrained",
+                "seed": None,
+                "embedding": embedding,
+                "metrics": metrics,
+                "backbone": dataclasses.asdict(info),
+                "readout": readout if embedding == "readout" else None,
+            }
+            for embedding, metrics in measured.items()
+        ),
     ]
+
+
+def shared_pixels(data: ImageDataset) -> Tensor:
+    """Compute the raw pixels of every image, each process those of a share."""
+    own = shares(len(data), num_processes())
+    mine = raw_pixels(data.subset(own[process_index()]))
+    return gather_rows(mine, [len(share) for share in own])
 
 
 def trained_rows(
@@ -86,15 +136,23 @@ def trained_rows(
 ) -> list[Row]:
     """Train one configuration (or take its finished result) and describe each embedding.
 
+    The first of several processes alone looks into the folder, and gets the rows of a training.
+
     Raises:
         ValueError: If the folder belongs to another configuration or to other data, or another
             process uses it.
     """
-    check_folder(config, folder, splits)
-    if (folder / RESULT_FILE).exists():
-        return read_result(folder)["rows"]
-    if not make_accelerator(config.device).is_main_process:
-        train(config, splits, folder)
+    accelerator = make_accelerator(config.device, config.deterministic)
+
+    def finished() -> list[Row] | None:
+        check_folder(config, folder, splits)
+        return read_result(folder)["rows"] if (folder / RESULT_FILE).exists() else None
+
+    rows = on_first_process(finished)
+    if rows is not None:
+        return rows
+    if not accelerator.is_main_process:
+        train(config, splits, folder, progress)
         return []
     with locked(folder):
         return _train_alone(config, splits, folder, progress, trackers)
@@ -131,11 +189,14 @@ def _train_alone(
             "graph_at_test_time": False,
             "distance": config.distance if embedding == "head" else "cosine",
             "dimension": trained.dimensions[embedding],
+            "readout": trained.readout if embedding == "readout" else None,
             "backbone": dataclasses.asdict(trained.backbone),
             "parameters": trained.num_parameters,
             "seconds": trained.seconds,
             "peak_memory_mb": trained.peak_memory_mb,
             "peak_gpu_memory_mb": trained.peak_gpu_memory_mb,
+            "images_per_second": trained.images_per_second,
+            "waiting_for_data": trained.waiting_for_data,
             "skipped_steps": sum(row.get("skipped_steps", 0) for row in trained.history),
             **other_epochs(trained.history, embedding),
             "published": matching_published(config, embedding, metrics),
@@ -197,9 +258,9 @@ def describe(config: TrainConfig, splits: Splits) -> About:
     }
     skipped = list(splits.skipped)
     about = {"name": splits.name, "digest": splits.digest, **sizes, "skipped": skipped}
-    accelerator = make_accelerator(config.device)
+    accelerator = make_accelerator(config.device, config.deterministic)
     cuda = accelerator.device.type == "cuda"
-    precision = "float32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
+    precision = choose_precision(config.precision, accelerator.device)
     return {
         "dataset": cast(Dataset, about),
         **selection(config, splits),
@@ -209,7 +270,7 @@ def describe(config: TrainConfig, splits: Splits) -> About:
         "device": str(accelerator.device),
         "gpu": torch.cuda.get_device_name(accelerator.device) if cuda else None,
         "processes": accelerator.num_processes,
-        "precision": {"training": precision, "evaluation": "float32"},
+        "precision": {"training": precision, "evaluation": "fp32"},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, "
         f"{torch.get_num_threads()} threads",
         "versions": {
@@ -217,6 +278,8 @@ def describe(config: TrainConfig, splits: Splits) -> About:
             "python": platform.python_version(),
             "torch": torch.__version__,
             "cuda": torch.version.cuda,
+            "cudnn": str(torch.backends.cudnn.version()) if cuda else None,
+            "nccl": ".".join(map(str, torch.cuda.nccl.version())) if cuda else None,
             "torch_geometric": torch_geometric.__version__,
             "timm": timm.__version__,
         },
@@ -235,17 +298,21 @@ def commit() -> str | None:
 
 def selection(config: TrainConfig, splits: Splits) -> About:
     """Describe how the epoch is chosen, and how many epochs are measured on the test classes."""
+    readout = ""
+    if config.readout != "none":
+        by = "default" if splits.val is None else "best validation MAP@R"
+        readout = f"; shrinkage of the readout: {by}"
     if config.protocol == "paper":
         tested = -(-config.epochs // config.eval_every)
         how = f"best of {tested} by test Recall@1 of the {config.select_embedding} embedding"
         return {
             "protocol": "paper-style, optimistic: trained on all train classes",
-            "selection": how if tested > 1 else "last epoch",
+            "selection": (how if tested > 1 else "last epoch") + readout,
             "test_evaluations": tested,
         }
     how = f"best validation MAP@R of the {config.select_embedding} embedding"
     return {
         "protocol": "honest",
-        "selection": how if splits.val is not None else "last epoch",
+        "selection": (how if splits.val is not None else "last epoch") + readout,
         "test_evaluations": 1 + (config.epochs if config.test_every_epoch else 0),
     }

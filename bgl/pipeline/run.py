@@ -22,11 +22,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -42,7 +41,7 @@ from bgl.pipeline.files import read_results
 from bgl.pipeline.folder import locked, new_folder
 from bgl.pipeline.options import Command, parse, write_command
 from bgl.pipeline.recorder import Recorder
-from bgl.pipeline.refined import refined_rows
+from bgl.pipeline.refined import LastTest, refined_rows
 from bgl.pipeline.results import (
     RESULT_FILE,
     RESULTS_FILE,
@@ -56,9 +55,8 @@ from bgl.pipeline.rows import baseline_rows, check_folder, describe, trained_row
 from bgl.pipeline.table import print_table
 from bgl.pipeline.tracking import check_trackers
 from bgl.training import Interrupted, Progress, ProgressList, TrainConfig, make_accelerator
+from bgl.training.distributed import on_first_process
 from bgl.training.loop import check_classes
-
-T = TypeVar("T")
 
 
 class TerminalProgress(Progress):
@@ -127,17 +125,20 @@ class Run:
 
         main_process = PartialState().is_main_process
         pretrained = Recorder(folder, splits)
-        save(baseline_rows(command.configs[0], splits, ProgressList(pretrained, progress)))
+        listeners = ProgressList(pretrained, progress)
+        save(baseline_rows(command.configs[0], splits, listeners, command.pixels))
         if main_process:
             pretrained.finish()
         for config in command.configs:
             place = folder / training_name(config)
-            finished = (place / RESULT_FILE).exists()
+            finished = on_first_process((place / RESULT_FILE).exists)
             announce(f"{place.name}{': finished before, taken as it is' if finished else ''}")
-            trained = trained_rows(config, splits, place, progress, command.trackers)
+            tested = LastTest(splits)
+            listeners = ProgressList(tested, progress)
+            trained = trained_rows(config, splits, place, listeners, command.trackers)
             save(trained)
             if command.refine:
-                save(refined_rows(trained, config, place, splits, progress))
+                save(refined_rows(trained, config, place, splits, progress, tested.vectors))
 
 
 @contextlib.contextmanager
@@ -155,7 +156,8 @@ def claimed(command: Command, splits: Splits) -> Iterator[Run]:
     for config in command.configs:
         check_classes(config, splits)
     first = command.configs[0]
-    make_accelerator(first.device)  # before anything asks for the state of the processes
+    # before anything starts CUDA, or asks for the state of the processes
+    make_accelerator(first.device, first.deterministic)
     about: About = {"started": f"{datetime.now():%Y-%m-%d %H:%M:%S}", **describe(first, splits)}
 
     def claim() -> tuple[Path, list[Row]]:
@@ -172,7 +174,7 @@ def claimed(command: Command, splits: Splits) -> Iterator[Run]:
         return folder, rows
 
     with contextlib.ExitStack() as stack:
-        yield Run(command, splits, about, *on_main_process(claim))
+        yield Run(command, splits, about, *on_first_process(claim))
 
 
 def run_command(argv: list[str], console: Console, program: str) -> int:
@@ -213,20 +215,6 @@ def complain(error: Exception) -> None:
     Console().print(f"[bold red]error:[/] {line}", highlight=False, soft_wrap=True)
 
 
-def on_main_process(work: Callable[[], T]) -> T:
-    """Run ``work`` in the first process alone; all processes get its result, or its error."""
-    outcome: list[Any] = [None, None]
-    if PartialState().is_main_process:
-        try:
-            outcome[0] = work()
-        except (ValueError, OSError) as error:
-            outcome[1] = error
-    broadcast_object_list(outcome)
-    if outcome[1] is not None:
-        raise outcome[1]
-    return outcome[0]
-
-
 def training_name(config: TrainConfig) -> str:
     """Return the name of a model's folder inside the run folder."""
     return f"{config.method}-seed{config.seed}"
@@ -239,18 +227,37 @@ def show(run: Run, console: Console) -> None:
         rows,
         f"{splits.name}, {splits.test.num_classes} unseen classes, percent, embedded in float32",
     )
-    peak = max((row.get("peak_memory_mb", 0) for row in rows), default=0)
+    if all(row["method"] != "pixels" for row in rows):
+        console.print("without the raw pixels of so many images: --pixels measures them")
     console.print(
-        f"{run.about['seconds'] / 60:.1f} min, peak memory {peak / 1024:.1f} GB; "
-        f"results: {folder / RESULTS_FILE}",
-        highlight=False,
-        markup=False,
+        f"{summary(run)}; results: {folder / RESULTS_FILE}", highlight=False, markup=False
     )
     try:
         line = f"look at it: {explore_run(folder, splits=splits)}"
     except (ValueError, OSError) as error:
         line = f"note: there is no page to look at: {error}"
     console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def summary(run: Run) -> str:
+    """Say in one line what the run took, where, and how fast it was."""
+    about, rows = run.about, run.rows
+
+    def most(name: str) -> float:
+        return max((row.get(name) or 0.0 for row in rows), default=0.0)  # type: ignore[misc]
+
+    parts = [
+        f"{about['seconds'] / 60:.1f} min",
+        f"{about['gpu'] or 'CPU'}, {about['precision']['training']}",
+        f"{about['processes']} processes" if about["processes"] > 1 else "1 process",
+        f"peak memory {most('peak_memory_mb') / 1024:.1f} GB",
+    ]
+    if about["gpu"]:
+        parts.insert(2, ", ".join(f"{n} {about['versions'][n]}" for n in ("cuda", "cudnn", "nccl")))
+        parts.append(f"of the GPU {most('peak_gpu_memory_mb') / 1024:.1f} GB")
+    if speed := most("images_per_second"):
+        parts.append(f"{speed:,.0f} images/s, {most('waiting_for_data'):.0%} waiting for data")
+    return ", ".join(parts)
 
 
 def end_now(number: int, frame: FrameType | None) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bgl.images.loading import num_workers
 from bgl.images.reading import printable
+from bgl.models.config import EMBEDDINGS
 from bgl.search import SearchIndex, write_results
 
 
@@ -21,7 +22,12 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     build.add_argument("run", help="Folder with model.json, or hf-hub:USER/NAME.")
     build.add_argument("images", nargs="+", help="Image files, and folders to search for them.")
     build.add_argument("--index", required=True, type=Path, help="Folder to write.")
-    build.add_argument("--output", choices=("head", "backbone"), default="head")
+    build.add_argument(
+        "--output",
+        choices=("default", *EMBEDDINGS),
+        default="default",
+        help="Which embedding to compare (the one that the model was chosen by).",
+    )
     build.add_argument("--batch-size", type=int, default=64)
     build.add_argument(
         "--workers", type=int, default=-1, help="Processes that load images (one per core)."

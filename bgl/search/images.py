@@ -61,7 +61,7 @@ def embed_files(
     Args:
         encoder: The model.
         paths: The files.
-        output: "head" or "backbone".
+        output: As :meth:`bgl.models.Encoder.embed` takes it.
         batch_size: Images at a time.
         workers: Processes that load the images; 0: this process does.
         progress: Called after each batch with the number of files done and of all files.

@@ -22,11 +22,11 @@ from bgl._io import atomic_path
 from bgl.hyperbolic import HyperbolicDistance, paired_distance, rank_factors
 from bgl.images import BrokenImageError
 from bgl.models import Encoder, load, model_digest
+from bgl.models.config import EMBEDDINGS
 from bgl.models.files import HUB
 from bgl.search.images import embed_files, find_images
 
 INDEX_FILE = "index.safetensors"
-OUTPUTS = ("head", "backbone")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class SearchIndex:
         run: Where the model is, as :func:`bgl.models.load` takes it.
         model: The model's digest, :func:`bgl.models.model_digest`.
         encoder: That model.
-        output: Which of its outputs is compared: "head" or "backbone".
+        output: Which of its embeddings is compared: "readout", "backbone" or "head".
         paths: The images, in the order of the embeddings.
         embeddings: That output [N, D] for each image, in float32.
         broken: The files that could not be read when the index was built.
@@ -80,8 +80,9 @@ class SearchIndex:
         self.paths = list(paths)
         self.embeddings = embeddings
         self.broken = list(broken)
-        hyperbolic = isinstance(encoder.distance, HyperbolicDistance) and output == "head"
-        self._curvature: float | None = encoder.distance.c if hyperbolic else None
+        distance = encoder.config.distance_of(output)
+        hyperbolic = isinstance(distance, HyperbolicDistance)
+        self._curvature: float | None = distance.c if hyperbolic else None
         entries = normalize(embeddings)
         if self._curvature is not None:
             entries = rank_factors(embeddings, c=self._curvature)[1]
@@ -92,7 +93,7 @@ class SearchIndex:
         cls,
         run: str | Path,
         images: Sequence[str | Path],
-        output: str = "head",
+        output: str = "default",
         batch_size: int = 64,
         device: str | torch.device = "cpu",
         progress: Callable[[int, int], None] = lambda done, total: None,
@@ -104,7 +105,8 @@ class SearchIndex:
             run: The folder of a model, or its name on the Hugging Face hub
                 (:func:`bgl.models.load`).
             images: Files, and folders to search for images.
-            output: Which of the model's outputs to compare: "head" or "backbone".
+            output: Which of the model's embeddings to compare, as
+                :meth:`bgl.models.Encoder.embed` takes it.
             batch_size: Images at a time.
             device: Where to compute.
             progress: Called after each batch with the number of files done and of all files.
@@ -114,8 +116,9 @@ class SearchIndex:
             FileNotFoundError: If the model or an image is missing.
             ValueError: If no image can be read, or the model cannot be loaded.
         """
-        check_choice(output, "output", OUTPUTS)
         model, encoder = model_digest(run), load(run, device)
+        output = encoder.config.embedding if output == "default" else output
+        check_choice(output, "output", encoder.config.embeddings)
         files = find_images(images)
         x, paths, broken = embed_files(encoder, files, output, batch_size, workers, progress)
         run = run if str(run).startswith(HUB) else Path(run).absolute()
@@ -264,7 +267,7 @@ def _read(path: Path) -> tuple[_Entries, Tensor]:
         for name in ("run", "model", "output", "digest"):
             if not isinstance(entries[name], str):
                 raise TypeError(f"`{name}` is no text")
-        check_choice(entries["output"], "output", OUTPUTS)
+        check_choice(entries["output"], "output", EMBEDDINGS)
         images = entries["images"]
         if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
             raise TypeError("`images` is no list of paths")

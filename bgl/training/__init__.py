@@ -13,16 +13,30 @@ with extra("train"):
     from bgl.training.interruption import Interrupted, Interruption
     from bgl.training.loop import TrainResult, train
     from bgl.training.progress import Progress, ProgressList, TrainingRun
+    from bgl.training.teachers import (
+        TEACHERS,
+        DiffusedTeacher,
+        Lesson,
+        RefinedTeacher,
+        Teacher,
+        WideTeacher,
+    )
 
 __all__ = [
+    "TEACHERS",
+    "DiffusedTeacher",
     "Evaluator",
     "Interrupted",
     "Interruption",
+    "Lesson",
     "Progress",
     "ProgressList",
+    "RefinedTeacher",
+    "Teacher",
     "TrainConfig",
     "TrainResult",
     "TrainingRun",
+    "WideTeacher",
     "build_encoder",
     "build_model",
     "evaluate",

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import InitProcessGroupKwargs, set_seed
+from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
 from bgl.augment import AUGMENTATIONS, AugmentationPlan
@@ -24,21 +28,50 @@ from bgl.models import (
     create_backbone,
 )
 from bgl.samplers import SAMPLERS, BatchSampler
+from bgl.training.average import WeightAverage
 from bgl.training.config import TrainConfig
 from bgl.training.distributed import broadcast_module
+from bgl.training.teachers import TEACHERS, Teachers
+
+# How long a process waits for another. The first one works alone at times: it measures, refines
+# and writes.
+PATIENCE = timedelta(hours=2)
+CUBLAS_WORKSPACE = ":4096:8"  # the larger of the two with which cuBLAS repeats its bits
+# What accelerate may be configured for: here the gradients of whole models are averaged.
+SHARDING = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism configuration",
+}
 
 
-def make_accelerator(device: str) -> Accelerator:
-    """Choose device and precision of training: bf16 autocast on CUDA, float32 on the CPU.
+def make_accelerator(device: str, deterministic: bool = False) -> Accelerator:
+    """Connect the processes that train together, and choose the device of this one.
+
+    It comes before anything else that could start CUDA.
 
     Raises:
-        ValueError: If CUDA is asked for and there is none.
+        ValueError: If CUDA is asked for and there is none, or accelerate is configured for
+            models in several parts.
     """
     cuda = torch.cuda.is_available()
     if device == "cuda" and not cuda:
         raise ValueError("Expected argument `device` to be available, but CUDA is not, got 'cuda'")
+    for name, kind in SHARDING.items():
+        if os.environ.get(name, "false").lower() == "true":
+            raise ValueError(
+                f"Expected accelerate to be configured for whole models, but it is for {kind} "
+                f"({name}): use torchrun, or run `accelerate config` without it"
+            )
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", CUBLAS_WORKSPACE)
     use_cuda = cuda and device != "cpu"
-    return Accelerator(cpu=not use_cuda, mixed_precision="bf16" if use_cuda else "no")
+    group: dict[str, Any] = {"timeout": PATIENCE}
+    if use_cuda and "LOCAL_RANK" in os.environ:  # what is on the CPU is exchanged there
+        group["backend"] = "cuda:nccl,cpu:gloo"
+    handlers = [InitProcessGroupKwargs(**group)]
+    return Accelerator(cpu=not use_cuda, mixed_precision="no", kwargs_handlers=handlers)
 
 
 @contextmanager
@@ -52,7 +85,6 @@ def deterministic_algorithms(wanted: bool) -> Iterator[None]:
         return
     before = torch.are_deterministic_algorithms_enabled()
     cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     try:
@@ -79,10 +111,15 @@ def build_encoder(
 def build_model(config: TrainConfig) -> tuple[BatchGraphModel, BackboneInfo]:
     """Build the model a configuration describes, with its pretrained weights."""
     backbone, info = create_backbone(config.backbone, config.weights, config.image_size)
+    if (config.readout_dim or 0) > info.num_features:
+        raise ValueError(
+            f"Expected argument `readout_dim` (--readout-dim) to be at most the {info.num_features}"
+            f" features of {config.backbone}, got {config.readout_dim}"
+        )
     freeze_parts(backbone, config.freeze)
     model = assemble_model(backbone, info.num_features, describe_model(config, info))
     if config.checkpoint_activations:
-        model.checkpoint_activations()
+        model.checkpoint_activations(config.checkpoint_activations)
     return model, info
 
 
@@ -114,14 +151,21 @@ def describe_model(config: TrainConfig, info: BackboneInfo) -> ModelConfig:
         blocks=tuple(BlockConfig(name, config.options[name]) for name in config.block_names),
         curvature=config.head_curvature,
         clip_radius=config.clip_radius,
+        embedding=config.select_embedding,
     )
 
 
-def build_criterion(config: TrainConfig, num_classes: int) -> MinedLoss:
-    """Build the loss a configuration describes, with its miner, both by the head's distance."""
+def build_criterion(
+    config: TrainConfig, num_classes: int, embedding_dim: int | None = None
+) -> MinedLoss:
+    """Build the loss a configuration describes, with its miner, both by the head's distance.
+
+    It is for embeddings of the head, or those of ``embedding_dim``.
+    """
     curvature = config.head_curvature
     distance = "cosine" if curvature is None else HyperbolicDistance(curvature)
-    loss = create_loss(config.loss, num_classes, config.head_dim, distance, **config.loss_options)
+    dim = embedding_dim or config.head_dim
+    loss = create_loss(config.loss, num_classes, dim, distance, **config.loss_options)
     miner = create_miner(config.miner, config.loss, distance, **config.miner_options)
     return MinedLoss(loss, miner)
 
@@ -133,6 +177,24 @@ def build_augmentation(config: TrainConfig, num_classes: int) -> AugmentationPla
     build = AUGMENTATIONS[config.augmentation]
     options = config.options[config.augmentation]
     return build(num_classes, config.head_dim, config.head_curvature, **options)
+
+
+def build_teachers(config: TrainConfig, num_classes: int, channels: int) -> Teachers:
+    """Build the teachers a configuration names."""
+    make_criterion = partial(build_criterion, config, num_classes)
+    return Teachers(
+        {
+            name: TEACHERS[name](channels, make_criterion, **config.options[name])
+            for name in config.teacher_names
+        }
+    )
+
+
+def build_average(
+    config: TrainConfig, model: BatchGraphModel, teachers: Teachers
+) -> WeightAverage | None:
+    """Build the older model, if it is measured or a teacher needs it."""
+    return WeightAverage(model, config.ema) if config.ema > 0 or teachers.look_back else None
 
 
 def build_sampler(config: TrainConfig, labels: Tensor) -> BatchSampler:
@@ -149,23 +211,60 @@ def build_sampler(config: TrainConfig, labels: Tensor) -> BatchSampler:
 
 
 def make_optimizer(
-    config: TrainConfig, model: BatchGraphModel, criterion: nn.Module
+    config: TrainConfig, model: BatchGraphModel, *losses: nn.Module
 ) -> torch.optim.Optimizer:
-    """Build AdamW or Adam with rates of their own for encoder, head and loss, and blocks."""
-    head_rate = config.lr * config.lr_head
-    groups = [
-        {"params": list(model.backbone.parameters()), "lr": config.lr},
-        {"params": [*model.head.parameters(), *criterion.parameters()], "lr": head_rate},
+    """Build AdamW or Adam with rates of their own for encoder, heads, proxies and blocks.
+
+    On a GPU it is fused: one kernel, which looks itself whether the gradient was finite.
+
+    Args:
+        config: What is trained.
+        model: The model.
+        losses: The loss and whatever else is trained along: heads, and losses with proxies.
+    """
+    parts = [part for module in losses for part in module.modules()]
+    mined = [part for part in parts if isinstance(part, MinedLoss)]
+    proxies = dict.fromkeys(p for loss in mined for p in loss.parameters())
+    trained = [model.head, *losses]
+    heads = [p for part in trained for p in part.parameters() if p not in proxies]
+    groups: list[dict[str, Any]] = [
+        *encoder_groups(config, model.backbone),
+        {"params": heads, "lr": config.lr * config.lr_head},
+        {"params": list(proxies), "lr": config.lr_proxies},
         {"params": list(model.blocks.parameters()), "lr": config.lr_blocks},
     ]
+    groups = [group for group in groups if group["params"]]
     make = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return make([g for g in groups if g["params"]], weight_decay=config.weight_decay)
+    fused = groups[0]["params"][0].is_cuda
+    optimizer = make(groups, weight_decay=config.weight_decay, fused=fused or None)
+
+    def keep_kind(_: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        # a checkpoint says what was used on another device
+        here = {"fused": optimizer.defaults["fused"]}
+        return {**state, "param_groups": [{**group, **here} for group in state["param_groups"]]}
+
+    optimizer.register_load_state_dict_pre_hook(keep_kind)
+    return optimizer
+
+
+def encoder_groups(config: TrainConfig, backbone: nn.Module) -> list[dict[str, Any]]:
+    """Give every layer of the encoder its rate; the group's ``encoder`` is True."""
+    if config.layer_decay == 1:
+        return [{"params": list(backbone.parameters()), "lr": config.lr, "encoder": True}]
+    layers = param_groups_layer_decay(backbone, layer_decay=config.layer_decay)
+    return [
+        {"params": layer["params"], "lr": config.lr * layer["lr_scale"], "encoder": True}
+        for layer in layers
+    ]
 
 
 def make_schedule(
     config: TrainConfig, optimizer: torch.optim.Optimizer, steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """Build ``config.schedule`` after a linear warm-up over ``config.warmup`` of the steps."""
+    """Build ``config.schedule`` after a linear warm-up over ``config.warmup`` of the steps.
+
+    The encoder's rate is 0 in the first ``config.head_epochs``.
+    """
     warmup = max(1, round(config.warmup * steps))
 
     def after(step: int) -> float:
@@ -177,4 +276,10 @@ def make_schedule(
     def factor(step: int) -> float:
         return min((step + 1) / warmup, after(step))
 
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    def encoder_factor(step: int) -> float:
+        return factor(step) if step * config.epochs >= config.head_epochs * steps else 0.0
+
+    factors: list[Callable[[int], float]] = [
+        encoder_factor if "encoder" in group else factor for group in optimizer.param_groups
+    ]
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 
 from bgl._io import write_pickle
 from bgl.training.config import TrainConfig
+from bgl.training.distributed import on_first_process
 
 CHECKPOINT_FILE = "checkpoint.pt"
 Row = dict[str, Any]
@@ -30,7 +32,12 @@ class Position:
 
 
 def save_checkpoint(
-    path: Path, config: TrainConfig, digest: str, parts: dict[str, Any], position: Position
+    path: Path,
+    config: TrainConfig,
+    digest: str,
+    parts: dict[str, Any],
+    position: Position,
+    device: torch.device,
 ) -> None:
     """Write everything a run needs to resume bit for bit.
 
@@ -40,6 +47,7 @@ def save_checkpoint(
         digest: Of the data, :attr:`bgl.datasets.Splits.digest`.
         parts: What has a ``state_dict``, by name.
         position: How far the run has come.
+        device: Where this process trains.
 
     Raises:
         OSError: If it cannot be written; an earlier checkpoint is left as it was.
@@ -49,15 +57,17 @@ def save_checkpoint(
         "digest": digest,
         "position": dataclasses.asdict(position),
         "parts": {name: part.state_dict() for name, part in parts.items()},
-        "random": random_state(),
+        "random": random_state(device),
     }
     write_pickle(path, state)
 
 
 def load_checkpoint(
-    path: Path, config: TrainConfig, digest: str, parts: dict[str, Any]
-) -> Position:
-    """Restore a checkpoint, and return how far the run has come.
+    path: Path, config: TrainConfig, digest: str, parts: dict[str, Any], device: torch.device
+) -> Position | None:
+    """Restore a checkpoint, and return how far the run has come; None if there is none.
+
+    The first process reads it for all of them.
 
     Raises:
         ValueError: If it belongs to another configuration or to other data, or cannot be read.
@@ -69,8 +79,11 @@ def load_checkpoint(
             f"({type(error).__name__}); remove it to train from the start"
         )
 
+    content = on_first_process(lambda: path.read_bytes() if path.exists() else None)
+    if content is None:
+        return None
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         stored, stored_digest = dict(state["config"]), str(state["digest"])
         position = Position(**state["position"])
     except Exception as error:  # the reader raises errors of many kinds
@@ -80,7 +93,7 @@ def load_checkpoint(
     try:
         for name, part in parts.items():
             part.load_state_dict(state["parts"][name])
-        restore_random_state(state["random"])
+        restore_random_state(state["random"], device)
     except Exception as error:  # as above: a part or a tensor is missing or damaged
         raise damaged(error) from error
     return position
@@ -100,22 +113,26 @@ def check_digest(digest: str, stored: str, place: Path) -> None:
         )
 
 
-def random_state() -> dict[str, Any]:
-    """Return the states of all global generators, in types that load without running code."""
+def random_state(device: torch.device) -> dict[str, Any]:
+    """Return the states of all global generators, in types that load without running code.
+
+    Of GPUs, that of ``device`` alone: processes that train together draw the same there, each on
+    its own, whatever its number.
+    """
     numpy_state: Any = np.random.get_state()  # noqa: NPY002 - losses may draw from it
     return {
         "python": random.getstate(),
         "numpy": (torch.from_numpy(numpy_state[1].copy()), *numpy_state[2:]),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
     }
 
 
-def restore_random_state(state: dict[str, Any]) -> None:
-    """Set all global generators to what :func:`random_state` found."""
+def restore_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Set all global generators to what :func:`random_state` found, that of ``device`` too."""
     random.setstate(state["python"])
     words, *rest = state["numpy"]
     np.random.set_state(("MT19937", words.numpy(), *rest))  # noqa: NPY002
     torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if state["cuda"] is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)

@@ -13,27 +13,34 @@ from bgl._registry import Registry
 from bgl.augment import AUGMENTATIONS
 from bgl.losses import LOSSES, MINERS
 from bgl.models import BLOCKS
+from bgl.readout import COVARIANCES
 from bgl.samplers import SAMPLERS
+from bgl.training.teachers import TEACHERS
 
 # Where and how a run computes. With the same data these do not define its result, and may change
 # when it is resumed.
 CIRCUMSTANCES = (
     *("data_root", "table", "download", "skip_broken", "allow_partial"),
-    *("device", "workers", "on_nonfinite"),
+    *("device", "compile", "workers", "on_nonfinite", "checkpoint_minutes"),
 )
+
+# Parts whose options are groups of the command line.
+WITH_OPTIONS: tuple[Registry[Any], ...] = (BLOCKS, AUGMENTATIONS, TEACHERS)
 
 # What the values of fields have to be.
 COUNTS = ("image_size", "head_dim", "epochs", "batch_size", "per_class", "eval_every")
-POSITIVE = ("curvature", "clip_radius", "lr", "lr_head", "lr_blocks", "grad_clip")
+POSITIVE = ("curvature", "clip_radius", "lr", "lr_head", "lr_proxies", "lr_blocks", "grad_clip")
 SHARES = ("alpha", "warmup", "val_fraction")
-POSITIVE_SHARES = ("crop_scale", "lr_decay")
+POSITIVE_SHARES = ("crop_scale", "lr_decay", "layer_decay")
 CHOICES = {
     "protocol": ("honest", "paper"),
     "optimizer": ("adamw", "adam"),
     "schedule": ("linear", "constant", "step"),
     "distance": ("cosine", "hyperbolic"),
     "select_embedding": ("backbone", "head"),
+    "readout": ("none", *COVARIANCES),
     "on_nonfinite": ("stop", "skip"),
+    "precision": ("auto", "fp32", "tf32", "bf16", "fp16"),
     "device": ("auto", "cpu", "cuda"),
 }
 # Options of losses and miners that the pipeline fills.
@@ -80,6 +87,8 @@ class TrainConfig:
         miner: Name of the miner; "default": the usual one of the loss.
         miner_options: Options of the miner, passed to its constructor.
         augmentation: "none", or "iaa": synthetic embeddings for the plain embeddings' loss.
+        teacher: Teachers whose soft targets are learned besides, joined by "+" (for instance
+            "wide+diffused"), or "none".
         alpha: Weight of the plain embeddings' loss; the contextual ones' loss has 1 - alpha.
         epochs: Number of epochs.
         batch_size: Images in a batch.
@@ -91,31 +100,50 @@ class TrainConfig:
             for 0.8 or more; 0: classes at random.
         optimizer: "adamw", or "adam" (weight decay as a part of the gradient).
         lr: Learning rate of the encoder.
-        lr_head: Learning rate of the head, and of the proxies of a loss, relative to lr.
+        layer_decay: What the encoder's learning rate is multiplied by from each of its layers to
+            the one before it.
+        lr_head: Learning rate of the head relative to lr.
+        lr_proxies: Learning rate of the proxies of a loss (absolute).
         lr_blocks: Learning rate of the blocks (absolute).
+        head_epochs: Epochs at the start in which the encoder's weights stay as they are.
         weight_decay: The optimiser's weight decay.
         schedule: What the learning rate does after the warm-up: "linear" (falls to 0),
             "constant" or "step" (see lr_decay_epochs).
         lr_decay_epochs: Epochs after which the learning rate falls, with schedule "step".
         lr_decay: What it is multiplied by each time.
         warmup: Share of the steps during which the learning rate rises.
+        ema: Decay of a moving average of the weights, for instance 0.99; that model is then
+            measured and stored, and is the older model of teachers. 0: none.
         grad_clip: Largest norm of the gradient.
         train_batch_norm: Let the encoder's batch-norm statistics follow the training data.
-        checkpoint_activations: Encode 64 images at a time, and again in the backward pass: the
-            memory of 64 images for any batch size, the same gradients, one more forward pass.
-            Not together with train_batch_norm.
+        checkpoint_activations: Encode so many images at a time, and again in the backward pass:
+            their memory for any batch size, the same gradients, one more forward pass; 0: the
+            whole batch at once. Not together with train_batch_norm.
         select_embedding: Embedding whose validation MAP@R chooses the epoch (with protocol
-            "paper": whose Recall@1 on the test classes does): "backbone" or "head".
+            "paper": whose Recall@1 on the test classes does): "backbone" or "head". Where there
+            is no readout, it is also the model's embedding.
+        readout: Linear map of the encoder's output that is fitted on the training images after
+            training, and then is the model's embedding: "within" or "total", the covariance that
+            it whitens (see bgl.readout), with the shrinkage of the best validation MAP@R (1.0
+            where there are no validation classes); "none": no readout.
+        readout_dim: Dimension of the readout; by default that of the encoder's output.
         on_nonfinite: What to do with a batch whose loss or gradient is not finite: "stop" the
             run, or "skip" the batch and count it; either way the batch is named.
+        precision: Of a training step: "fp32", "tf32", "bf16" or "fp16" (whose loss is scaled);
+            "auto": bf16 on a GPU that has it, else fp32. Everything measured is embedded in
+            float32.
         deterministic: Use algorithms that give the same bits every time also on a GPU, and refuse
             operations that have none (slower; a CPU does so anyway).
         seed: Seed of everything random.
         device: "auto", "cpu" or "cuda".
+        compile: Compile encoder, blocks and loss with torch.compile: minutes at the start, for
+            faster steps on a GPU.
         workers: Processes that load images; -1: none for data in memory, else one for each core
             that the job may use, at most 16.
-        options: Options of the blocks and of the augmentation, by name: ``{"dybgr": {"k": 20}}``.
-            What is missing has the default of the block's constructor.
+        checkpoint_minutes: Write the checkpoint at the end of an epoch if the last one is older
+            than this; 0: after every epoch. Always at the end and when the run is stopped.
+        options: Options of the blocks, the augmentation and the teachers, by name:
+            ``{"dybgr": {"k": 20}}``. What is missing has the default of the block's constructor.
     """
 
     dataset: str = "emoji"
@@ -144,6 +172,7 @@ class TrainConfig:
     miner: str = "default"
     miner_options: dict[str, int | float | bool | str] = field(default_factory=dict)
     augmentation: str = "none"
+    teacher: str = "none"
     alpha: float = 0.3
     epochs: int = 10
     batch_size: int = 128
@@ -153,22 +182,31 @@ class TrainConfig:
     class_neighbors: int = 7
     optimizer: str = "adamw"
     lr: float = 4e-4
+    layer_decay: float = 1.0
     lr_head: float = 3.0
+    lr_proxies: float = 1e-2
     lr_blocks: float = 1e-3
+    head_epochs: int = 0
     weight_decay: float = 1e-2
     schedule: str = "linear"
     lr_decay_epochs: list[int] = field(default_factory=list)
     lr_decay: float = 0.1
     warmup: float = 0.05
+    ema: float = 0.0
     grad_clip: float = 3.0
     train_batch_norm: bool = False
-    checkpoint_activations: bool = False
+    checkpoint_activations: int = 0
     select_embedding: str = "backbone"
+    readout: str = "within"
+    readout_dim: int | None = None
     on_nonfinite: str = "stop"
+    precision: str = "auto"
     deterministic: bool = False
     seed: int = 0
     device: str = "auto"
+    compile: bool = False
     workers: int = -1
+    checkpoint_minutes: float = 5.0
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -184,9 +222,12 @@ class TrainConfig:
         for name in COUNTS:
             check_int(getattr(self, name), name, 1)
         check_int(self.class_neighbors, "class_neighbors", 0)
+        check_int(self.head_epochs, "head_epochs", 0)
         check_int(self.seed, "seed", 0)
         check_int(self.workers, "workers", -1)
-        for name, minimum in {"resize": self.image_size, "batches_per_epoch": 1}.items():
+        check_int(self.checkpoint_activations, "checkpoint_activations", 0)
+        minima = {"resize": self.image_size, "batches_per_epoch": 1, "readout_dim": 1}
+        for name, minimum in minima.items():
             if getattr(self, name) is not None:
                 check_int(getattr(self, name), name, minimum)
         for epoch in self.lr_decay_epochs:
@@ -198,6 +239,8 @@ class TrainConfig:
         for name in SHARES:
             check_real(getattr(self, name), name, 0.0, 1.0)
         check_real(self.weight_decay, "weight_decay", 0.0)
+        check_real(self.ema, "ema", 0.0, 1 - 1e-6)
+        check_real(self.checkpoint_minutes, "checkpoint_minutes", 0.0)
         for name, choices in CHOICES.items():
             check_choice(getattr(self, name), name, choices)
         if (self.schedule == "step") != bool(self.lr_decay_epochs):
@@ -218,8 +261,13 @@ class TrainConfig:
         self.options = self._resolve_options()
         if self.checkpoint_activations and self.train_batch_norm:
             raise ValueError(
-                "Expected argument `checkpoint_activations` to be off with `train_batch_norm`: "
+                "Expected argument `checkpoint_activations` to be 0 with `train_batch_norm`: "
                 "the running statistics would follow every batch twice"
+            )
+        if self.teacher != "none" and self.distance != "cosine":
+            raise ValueError(
+                "Expected argument `distance` to be 'cosine' with a `teacher`, whose targets are "
+                f"cosines, got {self.distance!r}"
             )
         if self.batch_size % self.per_class:
             raise ValueError(
@@ -232,6 +280,7 @@ class TrainConfig:
         used = [BLOCKS.check(name, "method") for name in self.block_names]
         if self.augmentation != "none":
             used.append(AUGMENTATIONS.check(self.augmentation, "augmentation"))
+        used += [TEACHERS.check(name, "teacher") for name in self.teacher_names]
         complete = {
             name: parts(name).resolve(name, self.options.get(name, {}))
             for name in [*self.options, *used]
@@ -249,7 +298,7 @@ class TrainConfig:
         """Make the configuration that :meth:`to_dict` described; what is missing has its default.
 
         Raises:
-            ValueError: If a name is neither a field nor a block or augmentation that is known.
+            ValueError: If a name is neither a field nor a part whose options are known.
         """
         names = {field.name for field in dataclasses.fields(cls)} - {"options"}
         own = {name: value for name, value in values.items() if name in names}
@@ -280,11 +329,16 @@ class TrainConfig:
         return [] if self.method == "none" else self.method.split("+")
 
     @property
+    def teacher_names(self) -> list[str]:
+        """Return the teachers in their order; none for "none"."""
+        return [] if self.teacher == "none" else self.teacher.split("+")
+
+    @property
     def head_curvature(self) -> float | None:
         """Return the curvature of the ball that the head maps into; None for a cosine head."""
         return self.curvature if self.distance == "hyperbolic" else None
 
 
 def parts(name: str) -> Registry[Any]:
-    """Return the registry that holds the options of a name: of augmentations, or else of blocks."""
-    return AUGMENTATIONS if name in AUGMENTATIONS else BLOCKS
+    """Return the registry that holds the options of a name; that of blocks for one not known."""
+    return next((registry for registry in WITH_OPTIONS if name in registry), BLOCKS)

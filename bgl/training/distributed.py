@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+T = TypeVar("T")
+
+BUCKET = 2**23  # numbers of gradients that are averaged together: 32 MB of float32
 
 
 def num_processes() -> int:
@@ -20,6 +24,30 @@ def num_processes() -> int:
 def process_index() -> int:
     """Return the rank of this process among those that train together."""
     return dist.get_rank() if num_processes() > 1 else 0
+
+
+def on_first_process(work: Callable[[], T]) -> T:
+    """Run ``work`` in the first process alone; all processes get its result, or its error.
+
+    So whatever is read from the run folder is the same for all, and processes on other machines
+    need not see the folder at all. The result goes through pickle, by way of the CPU.
+
+    Example:
+        >>> on_first_process(lambda: 3)
+        3
+    """
+    if num_processes() == 1:
+        return work()
+    outcome: list[Any] = [None, None]
+    if process_index() == 0:
+        try:
+            outcome[0] = work()
+        except (ValueError, OSError) as error:
+            outcome[1] = error
+    dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
 
 
 @torch.no_grad()
@@ -46,9 +74,10 @@ def shares(total: int, processes: int) -> list[range]:
 def gather_rows(x: Tensor, sizes: Sequence[int]) -> Tensor:
     """Gather the rows of all processes in their order, on every process, with a gradient.
 
-    The gradient of a row is the sum over the losses of all processes. So where every process
-    computes the same loss of the whole, and gradients of parameters are then averaged by
-    :func:`average_gradients`, they are those of one process that has all rows.
+    Every process must compute the same loss of the whole. The gradient of a row is the sum over
+    the losses of all processes, which is its own one times their number. So where gradients of
+    parameters are then averaged by :func:`average_gradients`, they are those of one process that
+    has all rows.
 
     Args:
         x: Rows of this process [sizes[rank], ...].
@@ -79,16 +108,25 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        total = grads[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total.split(ctx.sizes)[dist.get_rank()], None
+        # all processes hold the same gradient: there is nothing to be exchanged
+        return grads[0].split(ctx.sizes)[dist.get_rank()] * len(ctx.sizes), None
 
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:
-    """Replace every gradient by its mean over all processes."""
-    grads = [p.grad for p in parameters if p.grad is not None]
-    if num_processes() == 1 or not grads:
+    """Replace every gradient by its mean over all processes, some at a time."""
+    if num_processes() == 1:
         return
+    bucket: list[Tensor] = []
+    for grad in [p.grad for p in parameters if p.grad is not None]:
+        if bucket and sum(map(torch.numel, bucket)) + grad.numel() > BUCKET:
+            _average(bucket)
+            bucket = []
+        bucket.append(grad)
+    if bucket:
+        _average(bucket)
+
+
+def _average(grads: list[Tensor]) -> None:
     flat = torch.cat([grad.reshape(-1) for grad in grads])
     dist.all_reduce(flat)
     flat /= num_processes()

@@ -26,7 +26,7 @@ def evaluate(
     gallery: dict[str, Tensor] | None = None,
     gallery_labels: Tensor | None = None,
 ) -> dict[str, Metrics]:
-    """Measure retrieval by each embedding: the backbone's by cosine, the head's by its distance.
+    """Measure retrieval by each embedding: the head's by its distance, others by cosine.
 
     Processes that train together must call it together: each ranks a share of the queries.
     """
@@ -72,7 +72,7 @@ class Evaluator:
     interruption: Interruption = field(default_factory=Interruption)
 
     def embed(self, data: ImageDataset) -> dict[str, Tensor]:
-        """Embed every image: ``{"backbone": [N, C], "head": [N, D]}``, float32.
+        """Embed every image: ``{"backbone": [N, C], "head": [N, D], …}``, float32.
 
         They stay on a GPU, where they are measured.
         """
@@ -86,7 +86,7 @@ class Evaluator:
 
         def on_batch(images: int) -> None:
             self.progress.advance(images)
-            self.interruption.check(device)
+            self.interruption.check()
 
         self.progress.start(f"embedding {len(data)} images", share)
         workers = num_workers(self.workers, isinstance(data.images, Tensor))
@@ -115,7 +115,7 @@ class Evaluator:
             vectors,
             queries.labels,
             self.k,
-            self.encoder.distance,
+            self.encoder.config.distance_of("head"),
             others,
             None if gallery is None else gallery.labels,
         )
@@ -133,7 +133,7 @@ def evaluate_encoder(
         workers: Loading processes; -1: one per core, at most 16.
 
     Returns:
-        Retrieval metrics by embedding, "backbone" and "head".
+        Retrieval metrics by embedding: "backbone", "head" and, if the model has one, "readout".
     """
     evaluator = Evaluator(encoder, recall_at(splits.name), workers, batch_size)
     return evaluator.measure(splits.test, splits.gallery)

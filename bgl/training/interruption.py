@@ -55,18 +55,17 @@ class Interruption:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def check(self, device: torch.device | str = "cpu") -> None:
+    def check(self) -> None:
         """Raise if this or another process got a signal; all processes must call it together.
 
-        Args:
-            device: Where processes exchange tensors.
+        They exchange it by way of the CPU, so that no GPU is waited for.
 
         Raises:
             Interrupted: On all processes alike.
         """
         received = self.received
         if dist.is_available() and dist.is_initialized():
-            flag = torch.tensor(received, device=device)
+            flag = torch.tensor(received)
             dist.all_reduce(flag, dist.ReduceOp.MAX)
             received = int(flag)
         if received:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from collections.abc import Sequence
@@ -24,14 +23,16 @@ from bgl.augment import AugmentedLoss, ClassStatistics
 from bgl.datasets import ImageDataset, Splits
 from bgl.images import train_transform
 from bgl.images.loading import num_workers
-from bgl.models import BackboneInfo, BatchGraphOutput
+from bgl.models import BackboneInfo, BatchGraphOutput, Encoder
 from bgl.models.files import WEIGHTS_FILE
 from bgl.samplers import ClassPositions
 from bgl.training.build import (
     build_augmentation,
+    build_average,
     build_criterion,
     build_encoder,
     build_sampler,
+    build_teachers,
     deterministic_algorithms,
     make_accelerator,
     make_optimizer,
@@ -45,10 +46,7 @@ from bgl.training.checkpoint import (
 )
 from bgl.training.config import TrainConfig
 from bgl.training.distributed import (
-    average_gradients,
     broadcast_module,
-    fork_rng,
-    gather_rows,
     num_processes,
     process_index,
     shares,
@@ -56,8 +54,10 @@ from bgl.training.distributed import (
 from bgl.training.evaluation import Evaluator, Metrics, recall_at
 from bgl.training.history import chosen_epoch, graph_statistics, write_history
 from bgl.training.interruption import Interrupted, Interruption
-from bgl.training.loading import load_training_images, seeded_batches
+from bgl.training.loading import Key, load_training_images, seeded_batches
 from bgl.training.progress import Progress, TrainingRun
+from bgl.training.readout import Readout, add_readout
+from bgl.training.step import Reading, Step, Throughput, Values
 
 
 @dataclass
@@ -67,12 +67,15 @@ class TrainResult:
     metrics: dict[str, Metrics]  # test metrics by embedding, of the chosen epoch
     chosen_epoch: int
     history: list[dict[str, Any]]
+    readout: Readout | None
     backbone: BackboneInfo
     dimensions: dict[str, int]  # by embedding
     num_parameters: int
     seconds: float
     peak_memory_mb: float
     peak_gpu_memory_mb: float | None  # as PyTorch allocated it; None on a CPU
+    images_per_second: float | None  # of training; None if it was finished before
+    waiting_for_data: float | None  # share of that time
 
 
 def train(
@@ -87,18 +90,18 @@ def train(
     :class:`TrainConfig`. The result is optimistic.
 
     The folder receives ``metrics.csv`` (a line per epoch), the model of the chosen epoch
-    (``model.safetensors`` and ``model.json``, for :func:`bgl.models.load`),
+    (``model.safetensors`` and ``model.json``, for :func:`bgl.models.load`) with its readout,
     ``embeddings.safetensors`` (the training set's, by that model) and, while it runs,
     ``checkpoint.pt``: a run that was interrupted resumes there when called again with the
     same configuration and folder, with the same result as if it had not been interrupted. The
-    checkpoint is written after every epoch, after the running step on SIGINT or SIGTERM, and
-    when a loading process is lost.
+    checkpoint is written after epochs, at most every ``config.checkpoint_minutes``, after the
+    running step on SIGINT or SIGTERM, and when a loading process is lost.
 
-    On a GPU the model is trained in bf16 autocast; everything measured is embedded in float32.
+    The model is trained in ``config.precision``; everything measured is embedded in float32.
 
-    Where ``torch.distributed`` runs (``torchrun``), all processes call it together, with the same
-    folder. They train as one: graph, losses and statistics are those of the whole batch. The
-    first process alone writes.
+    Where ``torch.distributed`` runs (``torchrun``), all processes call it together. They train as
+    one: graph, losses and statistics are those of the whole batch. The first process alone reads
+    and writes the folder.
 
     Args:
         config: What to train.
@@ -134,8 +137,10 @@ def _train(
     progress: Progress,
     interruption: Interruption,
 ) -> TrainResult:
-    accelerator = make_accelerator(config.device)
+    accelerator = make_accelerator(config.device, config.deterministic)
     device = accelerator.device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     check_processes(config, accelerator.num_processes)
     check_classes(config, splits)
     if accelerator.is_main_process:
@@ -146,14 +151,26 @@ def _train(
     model = encoder.model
     criterion = build_criterion(config, splits.train.num_classes).to(device)
     plan = build_augmentation(config, splits.train.num_classes)
+    teachers = build_teachers(config, splits.train.num_classes, info.num_features).to(device)
+    average = build_average(config, model, teachers)
+    measured = encoder
+    if average is not None and config.ema > 0:
+        measured = Encoder(average.model, encoder.config, device)
     data = splits.train.with_transform(
         train_transform(config.image_size, info.mean, info.std, (config.crop_scale, 1.0))
     )
     sampler = build_sampler(config, data.labels)
-    optimizer = make_optimizer(config, model, criterion)
+    optimizer = make_optimizer(config, model, criterion, teachers)
     schedule = make_schedule(config, optimizer, steps=config.epochs * len(sampler))
+    step = Step(config, model, optimizer, device, compute_losses, teachers, average)
 
-    parts = {"model": model, "criterion": criterion, "optimizer": optimizer, "schedule": schedule}
+    parts: dict[str, Any] = {
+        "model": model,
+        "criterion": criterion,
+        "optimizer": optimizer,
+        "schedule": schedule,
+        "scaler": step.scaler,
+    }
     positions = None
     if config.class_neighbors > 0 and isinstance(sampler, ClassPositions):
         positions = sampler
@@ -162,24 +179,55 @@ def _train(
     if plan is not None:
         parts["augmentation"] = plan.augmentation.to(device)
         augmented = AugmentedLoss(criterion.loss, plan.augmentation, criterion.miner)
-    position = Position()
-    digest = splits.digest
+    if teachers:
+        parts["teachers"] = teachers
+    if average is not None:
+        parts["average"] = average
     checkpoint = folder / CHECKPOINT_FILE
-    resumed = checkpoint.exists()
-    if resumed:
-        position = load_checkpoint(checkpoint, config, digest, parts)
+    resumed = load_checkpoint(checkpoint, config, splits.digest, parts, device)
+    position = resumed or Position()
     broadcast_module(criterion)
+    broadcast_module(teachers)
     started = time.perf_counter() - position.seconds
+    written = time.monotonic()
     history = position.history
+    chosen: dict[str, Tensor] | None = None  # weights that are better than those on disk
+    running: Done | None = None  # the last step, until its values are read
+    throughput = Throughput()
+
+    def settle() -> None:
+        """Read the values of the last step, and do what depends on them."""
+        nonlocal running
+        done, running = running, None
+        if done is None:
+            return
+        values = done.reading.values()
+        if values.finite:
+            if positions is not None:  # every process has the whole batch
+                unit = normalize(at_least_float32(done.features), dim=1)
+                classes.update(unit, done.labels, shared=False)
+            for name, value in values.losses.items():
+                position.sums[name] = position.sums.get(name, 0.0) + value
+            return
+        description = describe_batch(done, values, data.paths)
+        if config.on_nonfinite == "stop":
+            raise FloatingPointError(description)
+        warnings.warn(f"Skipped a batch. {description}", stacklevel=4)
+        position.row["skipped_steps"] += 1
 
     def save() -> None:
+        nonlocal chosen, written
+        settle()
         position.seconds = time.perf_counter() - started
         if accelerator.is_main_process:
-            save_checkpoint(checkpoint, config, digest, parts, position)
+            if chosen is not None:  # together, or a resumed run would report other weights
+                models.save(chosen, folder, encoder.config)
+            save_checkpoint(checkpoint, config, splits.digest, parts, position, device)
+        chosen, written = None, time.monotonic()
 
     k = recall_at(config.dataset)
-    evaluator = Evaluator(encoder, k, config.workers, progress=progress, interruption=interruption)
-    progress.begin(TrainingRun(config, encoder, resumed), len(history))
+    evaluator = Evaluator(measured, k, config.workers, progress=progress, interruption=interruption)
+    progress.begin(TrainingRun(config, measured, resumed is not None), len(history))
     try:
         for epoch in range(len(history), config.epochs):
             plain_criterion: nn.Module = criterion
@@ -190,12 +238,15 @@ def _train(
                 plan.set_epoch(epoch + 1, config.epochs)
                 plain_criterion = augmented
 
+            if position.step == 0 and epoch > 0:
+                teachers.begin_epoch(lambda: evaluator.embed(splits.train))
             model.train()
             if not config.train_batch_norm:
                 freeze_batch_norm(model.backbone)
             if positions is not None and position.step == 0 and epoch > 0:
                 positions.set_positions(classes.mean)
             batches = seeded_batches(sampler, config.seed, epoch)
+            labels = batch_labels(data.labels, batches).to(device)  # all at once: one copy
             own = shares(config.batch_size, num_processes())
             mine = own[process_index()]
             if position.step == 0:
@@ -205,55 +256,44 @@ def _train(
             row = position.row
             progress.start(f"epoch {epoch + 1}/{config.epochs}", len(sampler))
             progress.advance(position.step)
-            for images in load_training_images(
+            loaded = load_training_images(
                 data,
                 [batch[mine.start : mine.stop] for batch in batches[position.step :]],
                 num_workers(config.workers, isinstance(data.images, Tensor)),
                 pin_memory=device.type == "cuda",
-            ):
+            )
+            for images in throughput.watch(loaded, config.batch_size):
                 batch, seeds = zip(*batches[position.step], strict=True)
-                labels = data.labels[list(batch)].to(device)
                 last = position.step + 1 == len(sampler)
-                with accelerator.autocast():
-                    with fork_rng(seeds[mine.start], device):
-                        features = model.encode(encoder.to_device(images))
-                    # from here on, every process computes the same for the whole batch
-                    features = gather_rows(features, [len(share) for share in own])
-                    output = model.from_features(features, labels, return_graph=last)
-                losses = compute_losses(output, labels, plain_criterion, criterion, config.alpha)
-                optimizer.zero_grad(set_to_none=True)
-                accelerator.backward(losses["loss"])
-                average_gradients(p for group in optimizer.param_groups for p in group["params"])
-                norm = accelerator.clip_grad_norm_(model.parameters(), config.grad_clip)
-                # the one place in a step that waits for the device
-                *found, norm = torch.stack(
-                    [*losses.values(), norm.to(losses["loss"].dtype)]
-                ).tolist()
-                values = dict(zip(losses, found, strict=True))
-                if math.isfinite(values["loss"]) and math.isfinite(norm):
-                    optimizer.step()
-                    if positions is not None:
-                        rows = slice(mine.start, mine.stop)
-                        unit = normalize(at_least_float32(output.features.detach()[rows]), dim=1)
-                        classes.update(unit, labels[rows])
-                    for name, value in values.items():
-                        position.sums[name] = position.sums.get(name, 0.0) + value
-                else:
-                    where = f"epoch {epoch + 1}, step {position.step + 1}"
-                    description = describe_batch(
-                        where, values, norm, output.features, batch, data.paths
-                    )
-                    if config.on_nonfinite == "stop":
-                        raise FloatingPointError(description)
-                    warnings.warn(f"Skipped a batch. {description}", stacklevel=3)
-                    row["skipped_steps"] += 1
+                output, reading = step(
+                    encoder.to_device(images),
+                    labels[position.step],
+                    plain_criterion,
+                    criterion,
+                    seed=seeds[mine.start],
+                    sizes=[len(share) for share in own],
+                    indices=batch,
+                    progress=epoch / config.epochs,
+                    return_graph=last,
+                )
+                settle()  # the step before: this one is at work meanwhile
+                running = Done(
+                    reading=reading,
+                    features=output.features.detach(),
+                    labels=labels[position.step],
+                    batch=batch,
+                    where=f"epoch {epoch + 1}, step {position.step + 1}",
+                )
                 schedule.step()
                 if last:
                     row |= graph_statistics(output.graphs)
                 position.step += 1
                 progress.advance(1)
-                interruption.check(device)
+                interruption.check()
 
+            settle()
+            if average is not None:
+                average.after_epoch(model)
             good = len(sampler) - row.get("skipped_steps", 0)
             if good == 0:
                 raise FloatingPointError(f"No loss of epoch {epoch + 1} was finite")
@@ -264,12 +304,14 @@ def _train(
             position = Position(history)
             if accelerator.is_main_process:
                 if chosen_epoch(history, config) == row["epoch"]:
-                    models.save(model, folder, encoder.config)
+                    weights = measured.model.state_dict()
+                    chosen = {name: t.to("cpu", copy=True) for name, t in weights.items()}
                 write_history(folder / "metrics.csv", history)
-            save()
-            accelerator.wait_for_everyone()  # no process continues before it is written
+            age = time.monotonic() - written
+            if row["epoch"] == config.epochs or age >= 60 * config.checkpoint_minutes:
+                save()
             progress.epoch(row)
-            interruption.check(device)
+            interruption.check()
     except Interrupted:
         save()
         accelerator.wait_for_everyone()
@@ -280,26 +322,46 @@ def _train(
             raise Interrupted(interruption.received) from error
         raise
 
-    model.load_state_dict(load_file(folder / WEIGHTS_FILE))
-    vectors = evaluator.embed(splits.train)["head"]
     if accelerator.is_main_process:
+        stored = load_file(folder / WEIGHTS_FILE)  # with a readout, if this was reached before
+        measured.model.load_state_dict(
+            {n: t for n, t in stored.items() if not n.startswith("readout.")}
+        )
+    broadcast_module(measured.model)
+    vectors = evaluator.embed(splits.train)
+    readout = add_readout(config, evaluator, splits, vectors["backbone"])
+    encoder = evaluator.encoder
+    dimensions = {"backbone": info.num_features, "head": config.head_dim}
+    if encoder.model.readout is not None:
+        vectors["readout"] = encoder.model.readout(vectors["backbone"].to(device)).cpu()
+        dimensions["readout"] = vectors["readout"].size(1)
+    if accelerator.is_main_process:
+        models.save(encoder.model, folder, encoder.config)
         write_tensors(
             folder / "embeddings.safetensors",
-            {"embeddings": vectors, "labels": splits.train.labels},
+            {"embeddings": vectors[encoder.config.embedding], "labels": splits.train.labels},
         )
     return TrainResult(
         metrics=evaluator.measure(splits.test, splits.gallery),
         chosen_epoch=chosen_epoch(history, config),
         history=history,
+        readout=readout,
         backbone=info,
-        dimensions={"backbone": info.num_features, "head": config.head_dim},
+        dimensions=dimensions,
         num_parameters=sum(p.numel() for p in model.parameters()),
         seconds=time.perf_counter() - started,
         peak_memory_mb=peak_memory_mb(),
         peak_gpu_memory_mb=torch.cuda.max_memory_allocated(device) / 2**20
         if device.type == "cuda"
         else None,
+        images_per_second=throughput.images_per_second,
+        waiting_for_data=throughput.waiting_for_data,
     )
+
+
+def batch_labels(labels: Tensor, batches: list[list[Key]]) -> Tensor:
+    """Return the labels of all batches of an epoch [steps, N]."""
+    return labels[torch.tensor([[i for i, _ in batch] for batch in batches])]
 
 
 def compute_losses(
@@ -391,18 +453,23 @@ def estimate(statistics: ClassStatistics, evaluator: Evaluator, data: ImageDatas
     statistics.estimate(vectors[own].to(device), data.labels[own].to(device))
 
 
-def describe_batch(
-    where: str,
-    losses: dict[str, float],
-    gradient_norm: float,
-    features: Tensor,
-    batch: Sequence[int],
-    paths: list[str],
-) -> str:
+@dataclass(frozen=True)
+class Done:
+    """A step that was begun, with what is needed once its values are read."""
+
+    reading: Reading
+    features: Tensor
+    labels: Tensor
+    batch: Sequence[int]
+    where: str
+
+
+def describe_batch(done: Done, values: Values, paths: list[str]) -> str:
     """Describe a batch whose loss or gradient is not finite."""
-    norms = features.detach().float().norm(dim=1)
+    norms = done.features.float().norm(dim=1)
     return (
-        f"The loss or its gradient is not finite in {where}: {losses}; gradient norm "
-        f"{gradient_norm:.3g}; feature norms from {float(norms.min()):.3g} to "
-        f"{float(norms.max()):.3g}; samples {list(batch)}; images {[paths[i] for i in batch]}"
+        f"The loss or its gradient is not finite in {done.where}: {values.losses}; gradient norm "
+        f"{values.norm:.3g}; feature norms from {float(norms.min()):.3g} to "
+        f"{float(norms.max()):.3g}; samples {list(done.batch)}; images "
+        f"{[paths[i] for i in done.batch]}"
     )

@@ -273,7 +273,7 @@ def _absorb_share(rank: int, port_file: str, out: str) -> None:
         z, y = batch(seed=seed)
         share = slice(0, 25) if rank == 0 else slice(25, None)  # shares of unequal size
         diagonal.update(z[share], y[share])
-        many.update(z[share], 11 * y[share], total=40)
+        many.update(z[share], 11 * y[share])
         full.estimate(z[share], y[share])
     torch.save([diagonal.state_dict(), full.state_dict(), many.state_dict()], f"{out}/{rank}.pt")
     dist.destroy_process_group()

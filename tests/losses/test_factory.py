@@ -201,7 +201,7 @@ def test_no_call_changes_the_type_of_parameters(name, mined, dtype):
     assert torch.equal(by_name, value)
 
 
-@pytest.mark.parametrize("name", ["proxy-anchor", "soft-triple"])
+@pytest.mark.parametrize("name", ["proxy-anchor", "soft-triple", "normalized-softmax"])
 def test_float64_parameters_stay_so(name):
     loss = create_loss(name, K, D).double()
     embeddings, labels = batch()
@@ -209,7 +209,7 @@ def test_float64_parameters_stay_so(name):
     assert {parameter.dtype for parameter in loss.parameters()} == {torch.float64}
 
 
-@pytest.mark.parametrize("name", ["proxy-anchor", "soft-triple"])
+@pytest.mark.parametrize("name", ["proxy-anchor", "soft-triple", "normalized-softmax"])
 @pytest.mark.parametrize("label", [-1, K])
 def test_label_without_a_proxy_is_named(name, label):
     embeddings, labels = batch()

@@ -203,7 +203,9 @@ def test_wrong_options_of_embed(saved):
 def test_encoder_around_any_model():
     model = BatchGraphModel(nn.Sequential(nn.Flatten(), nn.Linear(48, 8)), [], make_head(8, 2))
     encoder = Encoder(model, ModelConfig("mine", 4, (0.5,) * 3, (0.5,) * 3, 2))
-    assert repr(encoder) == "Encoder(image_size=4, distance='cosine', device='cpu')"
+    assert (
+        repr(encoder) == "Encoder(image_size=4, embedding='head', distance='cosine', device='cpu')"
+    )
     assert encoder.embed(pictures(3), output="backbone").shape == (3, 8)
 
 
@@ -336,7 +338,8 @@ def test_a_trained_folder_loads(tmp_path, distance):
         return ImageDataset(pictures(8), torch.arange(8) // 2, names)
 
     splits = Splits("noise", part("a"), None, part("b"))
-    config = tiny(method="dybgr+bgformer", distance=distance, curvature=0.3)
+    options = {"readout": "none", "select_embedding": "head"}
+    config = tiny(method="dybgr+bgformer", distance=distance, curvature=0.3, **options)
     train(config, splits, tmp_path)
     encoder = load(tmp_path)
     stored = load_file(tmp_path / "embeddings.safetensors")["embeddings"]
@@ -386,7 +389,7 @@ def gradients(model: BatchGraphModel, side: int) -> tuple[dict[str, Tensor], int
 def test_equal_gradients_with_less_memory(backbone, side):
     config = tiny(backbone=backbone, image_size=side, method="dybgr")
     plain, _ = build_model(config)
-    lean, _ = build_model(dataclasses.replace(config, checkpoint_activations=True))
+    lean, _ = build_model(dataclasses.replace(config, checkpoint_activations=4))
     lean.load_state_dict(plain.state_dict())
     (expected, much), (found, less) = gradients(plain, side), gradients(lean, side)
     assert found.keys() == expected.keys()
@@ -431,7 +434,7 @@ def test_training_with_checkpointed_activations_is_the_same(tmp_path):
     )
     embeddings = []
     for lean in (False, True):
-        config = tiny(method="dybgr", checkpoint_activations=lean)
+        config = tiny(method="dybgr", checkpoint_activations=4 * lean)
         train(config, splits, tmp_path / str(lean))
         embeddings.append(load(tmp_path / str(lean)).embed(data.images))
     torch.testing.assert_close(*embeddings, rtol=1e-4, atol=1e-5)
@@ -439,7 +442,7 @@ def test_training_with_checkpointed_activations_is_the_same(tmp_path):
 
 def test_not_together_with_moving_statistics():
     with pytest.raises(ValueError, match=r"`checkpoint_activations`.*`train_batch_norm`"):
-        tiny(checkpoint_activations=True, train_batch_norm=True)
+        tiny(checkpoint_activations=4, train_batch_norm=True)
 
 
 def test_configurations_older_than_an_option_compare_by_its_default(tmp_path):
@@ -450,7 +453,7 @@ def test_configurations_older_than_an_option_compare_by_its_default(tmp_path):
     with pytest.raises(ValueError, match="but lr differ"):
         config.check_stored({**stored, "lr": 1.0}, tmp_path)
     with pytest.raises(ValueError, match="but checkpoint_activations differ"):
-        dataclasses.replace(config, checkpoint_activations=True).check_stored(stored, tmp_path)
+        dataclasses.replace(config, checkpoint_activations=4).check_stored(stored, tmp_path)
 
 
 def test_a_dataset_is_embedded_as_its_images_are(saved, tmp_path):

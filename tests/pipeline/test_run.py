@@ -17,6 +17,7 @@ import yaml
 from helpers import result_row, write_noisy_classes
 from safetensors.torch import load_file
 
+from bgl.models.config import EMBEDDINGS
 from bgl.pipeline import as_csv, markdown, options, rows, run
 from bgl.pipeline.comparison import comparison
 from bgl.pipeline.folder import locked, new_folder
@@ -28,6 +29,7 @@ SMALL = [
     *("--dataset", "folder", "--backbone", "test_resnet", "--weights", "none"),
     *("--image-size", "32", "--epochs", "1", "--batch-size", "8", "--per-class", "2"),
     *("--head-dim", "8", "--device", "cpu", "--workers", "0", "--dybgr.k", "3"),
+    *("--checkpoint-minutes", "0"),
 ]
 
 
@@ -57,18 +59,20 @@ def test_run_writes_results(finished: Path) -> None:
     assert [(row["method"], row["seed"], row["embedding"]) for row in rows] == [
         ("pixels", None, "pixels"),
         ("untrained", None, "backbone"),
-        ("none", 0, "backbone"),
-        ("none", 0, "head"),
-        ("dybgr", 0, "backbone"),
-        ("dybgr", 0, "head"),
+        ("untrained", None, "readout"),
+        *(("none", 0, embedding) for embedding in EMBEDDINGS),
+        *(("dybgr", 0, embedding) for embedding in EMBEDDINGS),
     ]
     for row in rows:
         assert set(METRICS) <= row["metrics"].keys()
         assert all(0 <= row["metrics"][m] <= 1 for m in METRICS)
         assert row["metrics"]["num_queries"] == 9
     trained = rows[-1]
-    assert trained["dimension"] == 8
-    assert rows[-2]["dimension"] == 96
+    assert [row["dimension"] for row in rows[-3:]] == [96, 8, 96]
+    for row in rows:
+        fitted = row.get("readout")
+        assert (fitted is not None) == (row["embedding"] == "readout")
+        assert fitted is None or fitted["chosen_by"] == "validation MAP@R"
     assert trained["epoch"] == trained["epochs"] == 1
     assert trained["graph_at_test_time"] is False
     assert trained["config"]["dybgr"]["k"] == 3
@@ -82,9 +86,30 @@ def test_run_writes_results(finished: Path) -> None:
     assert dataset["train"] == {"classes": 6, "images": 18}
     assert dataset["val"] == {"classes": 2, "images": 6}
     assert dataset["test"] == {"classes": 3, "images": 9}
-    assert content["selection"] == "best validation MAP@R of the backbone embedding"
+    how = "best validation MAP@R of the backbone embedding; shrinkage of the readout: "
+    assert content["selection"] == how + "best validation MAP@R"
     assert content["test_evaluations"] == 1
     assert {"torch", "timm", "torch_geometric", "python", "bgl"} <= content["versions"].keys()
+
+
+def test_the_last_line_says_what_the_run_took(finished: Path) -> None:
+    content = results(finished)
+    about: Any = {**content, "seconds": 90.0}
+    done = run.Run(None, None, about, finished, content["rows"])  # type: ignore[arg-type]
+    line = run.summary(done)
+    assert re.fullmatch(
+        r"1\.5 min, CPU, fp32, 1 process, peak memory \d+\.\d GB, [\d,]+ images/s, "
+        r"\d+% waiting for data",
+        line,
+    )
+    versions = {"cuda": "13.0", "cudnn": "91300", "nccl": "2.28.9"}
+    about |= {"gpu": "NVIDIA H100", "processes": 8, "versions": versions}
+    about["precision"] = {"training": "bf16"}
+    done.rows[-1]["peak_gpu_memory_mb"] = 2048.0
+    assert run.summary(done).startswith(
+        "1.5 min, NVIDIA H100, bf16, cuda 13.0, cudnn 91300, nccl 2.28.9, 8 processes, peak memory"
+    )
+    assert ", of the GPU 2.0 GB, " in run.summary(done)
 
 
 @pytest.mark.parametrize("method", ["none", "dybgr"])
@@ -140,7 +165,7 @@ def interrupted(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_ctrl_c_leaves_a_readable_state_to_go_on_from(images, interrupted, capsys):
-    assert [row["method"] for row in results(interrupted)["rows"]] == ["pixels", "untrained"]
+    assert [row["method"] for row in results(interrupted)["rows"]] == ["pixels", *["untrained"] * 2]
     folder = interrupted / "none-seed0"
     assert len((folder / "metrics.csv").read_text().splitlines()) == 2
     assert load_file(folder / "model.safetensors")
@@ -149,7 +174,7 @@ def test_ctrl_c_leaves_a_readable_state_to_go_on_from(images, interrupted, capsy
 
     assert again(images, interrupted, "--method", "none", "--epochs", "2") == 0
     assert "epoch   1" not in capsys.readouterr().out  # it was not repeated
-    assert [row["embedding"] for row in results(interrupted)["rows"][2:]] == ["backbone", "head"]
+    assert [row["embedding"] for row in results(interrupted)["rows"][3:]] == list(EMBEDDINGS)
     assert len((folder / "metrics.csv").read_text().splitlines()) == 3
     assert not (folder / "checkpoint.pt").exists()
 
@@ -205,7 +230,7 @@ def test_resume_has_the_whole_command(finished, form):
     command = options.parse([word.replace("RUN", str(finished)) for word in form])
     assert command.folder == finished
     assert command.trackers == []
-    stored = [results(finished)["rows"][i]["config"] for i in (2, 4)]
+    stored = [results(finished)["rows"][i]["config"] for i in (3, 6)]
     assert [config.to_dict() for config in command.configs] == stored
 
 
@@ -272,7 +297,7 @@ def test_a_later_command_adds_its_rows(images, finished, tmp_path, capsys):
     assert again(images, folder, "--method", "none", "--seed", "1") == 0
     rows = results(folder)["rows"]
     assert rows[: len(before)] == before
-    assert [(row["method"], row["seed"]) for row in rows[len(before) :]] == [("none", 1)] * 2
+    assert [(row["method"], row["seed"]) for row in rows[len(before) :]] == [("none", 1)] * 3
     assert again(images, folder, "--method", "none", "--image-size", "48") == 2
     assert "image_size is 48, was 32" in " ".join(capsys.readouterr().out.split())
     assert results(folder)["rows"] == rows

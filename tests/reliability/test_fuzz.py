@@ -130,6 +130,11 @@ def small_encoder() -> models.Encoder:
     return training.build_encoder(tiny(method="dybgr"))[0]
 
 
+def lesson() -> training.Lesson:
+    output, older = (models.BatchGraphOutput(torch.randn(N, 4), torch.randn(N, C)) for _ in "ab")
+    return training.Lesson(output, torch.arange(N) // 2, range(N), 0.5, older)
+
+
 @functools.cache
 def graph() -> Data:
     with warnings.catch_warnings():
@@ -278,11 +283,6 @@ ENTRIES: dict[str, Entry] = {
         ),
     ),
     "layers.AttentionGraph": entry(layers.AttentionGraph, query=per_head, key=per_head),
-    "layers.StructureConstrainedAttention": entry(
-        layers.StructureConstrainedAttention,
-        value=per_head,
-        edge_weight=mostly(st.sampled_from([torch.rand(3), torch.rand(3, 2)]), tensors()),
-    ),
     "layers.BGFormerBlock": entry(layers.BGFormerBlock, semantic=name("graph", "attention")),
     "transforms.LearnBatchGraph": entry(
         lambda use_labels, x, y=None, batch=None: transforms.LearnBatchGraph(use_labels=use_labels)(
@@ -322,6 +322,23 @@ ENTRIES: dict[str, Entry] = {
         losses.PairwiseCrossEntropyLoss,
         distance=st.sampled_from([CosineSimilarity(), hyperbolic.HyperbolicDistance()]),
     ),
+    "training.DiffusedTeacher": entry(
+        training.DiffusedTeacher,
+        **{"make_criterion": st.none(), "lesson": st.builds(lesson), "w": real, "weight": real},
+        **{"graph": name("adaptive", "knn", "random"), "embedding": name("head", "backbone")},
+    ),
+    "training.WideTeacher": entry(
+        training.WideTeacher,
+        **{"make_criterion": st.just(lambda dim: losses.create_loss("supcon", CLASSES, dim))},
+        **{"lesson": st.builds(lesson), "weight": real, "channels": st.just(C)},
+    ),
+    "training.RefinedTeacher": entry(
+        training.RefinedTeacher,
+        **{"make_criterion": st.none(), "lesson": st.builds(lesson), "weight": real},
+        **{"embedding": name("head", "backbone")},
+    ),
+    "losses.SoftTargetLoss": entry(losses.SoftTargetLoss, targets=matrix(N, N)),
+    "losses.diffuse": entry(losses.diffuse, targets=matrix(N, N), w=real),
     **{
         f"hyperbolic.{function.__name__}": entry(function, y=matrix())
         for function in (
@@ -517,7 +534,9 @@ ENTRIES: dict[str, Entry] = {
         short=5,
         long=50,
     ),
-    "training.make_accelerator": entry(training.make_accelerator, device=name("cpu", "auto")),
+    "training.make_accelerator": entry(
+        training.make_accelerator, device=name("cpu", "auto"), deterministic=st.just(False)
+    ),
     "visualization.draw_batch_graph": entry(
         visualization.draw_batch_graph,
         layout=name("spring"),
@@ -547,7 +566,7 @@ ENTRIES: dict[str, Entry] = {
 # hold what they are given, and leave it to others to look at it; types, constants
 RECORDS = {
     *("images.IMAGE_SUFFIXES", "images.BrokenImageError", "images.Transform"),
-    *("datasets.RECALL_AT", "readout.ReadoutChoice"),
+    *("datasets.RECALL_AT", "readout.ReadoutChoice", "readout.ReadoutScore"),
     # what names are registered in, and what stands behind a name
     *("augment.AUGMENTATIONS", "datasets.READERS", "losses.LOSSES", "losses.MINERS"),
     *("augment.AugmentationPlan", "augment.iaa", "datasets.Listing", "layers.BatchBlock"),
@@ -555,6 +574,7 @@ RECORDS = {
     *("models.BLOCKS", "models.BackboneInfo", "models.BatchGraphOutput"),
     *("training.Interrupted", "training.Interruption", "training.Progress"),
     *("training.ProgressList", "training.TrainResult", "training.TrainingRun"),
+    *("training.TEACHERS", "training.Lesson", "training.Teacher"),
     "search.Hit",
     # command lines and what they are made of
     *("cli.main", "pipeline.CONFIGS", "pipeline.TerminalProgress", "pipeline.as_csv"),

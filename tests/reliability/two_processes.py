@@ -37,8 +37,15 @@ CASES: dict[str, dict[str, Any]] = {
         "loss": "multi-similarity",
     },
     "hyperbolic": {"method": "dybgr", "distance": "hyperbolic"},
-    "checkpointed activations": {"method": "dybgr", "checkpoint_activations": True},
+    "checkpointed activations": {"method": "dybgr", "checkpoint_activations": 4},
     "look-alikes": {"method": "dybgr", "class_neighbors": 1},
+    "teachers": {
+        "teacher": "diffused+wide+refined",
+        "ema": 0.9,
+        "epochs": 2,
+        "options": {"wide": {"heads": 2, "dim": 12}},
+    },
+    "last epoch's teacher": {"teacher": "diffused", "epochs": 2},
     "frozen parts": {"method": "dybgr", "freeze": ["conv1", "layer1"]},
     **{f"loss {name}": {"loss": name, "method": "dybgr"} for name in LOSSES},
 }
@@ -73,7 +80,8 @@ def main(folder: Path) -> None:
     results = {}
     for name, options in CASES.items():
         # 15 images in a batch: 7 and 8
-        config = tiny(batch_size=15, per_class=3, epochs=1, batches_per_epoch=3, **options)
+        sizes = {"batch_size": 15, "per_class": 3, "epochs": 1, "batches_per_epoch": 3}
+        config = tiny(**{**sizes, **options})
         result = train(config, splits, folder / name)
         results[name] = {"metrics": result.metrics, "history": result.history}
     # only the first process writes; where there is one, it is the first

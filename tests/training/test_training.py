@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,7 +33,12 @@ from bgl.training import (
     evaluate_encoder,
     train,
 )
-from bgl.training.build import build_augmentation, make_optimizer, make_schedule
+from bgl.training.build import (
+    build_augmentation,
+    build_teachers,
+    make_optimizer,
+    make_schedule,
+)
 from bgl.training.evaluation import evaluate
 from bgl.training.history import chosen_epoch, graph_statistics
 
@@ -99,15 +103,14 @@ def test_every_method_leaves_its_files(splits, tmp_path, method, augmentation):
             assert 0 < float(row["same_class_weight"]) <= 1
     assert len(result.history) == 2
 
-    model, _ = build_model(config)
-    model.load_state_dict(load_file(tmp_path / "model.safetensors"))  # strict
+    model = load(tmp_path).model
     assert result.num_parameters == sum(p.numel() for p in model.parameters())
-    assert result.dimensions == {"backbone": WIDTH, "head": DIM}
+    assert result.dimensions == {"backbone": WIDTH, "head": DIM, "readout": WIDTH}
     stored = load_file(tmp_path / "embeddings.safetensors")
-    assert stored["embeddings"].shape == (32, DIM)
+    assert stored["embeddings"].shape == (32, WIDTH)
     assert torch.equal(stored["labels"], splits.train.labels)
 
-    assert result.metrics.keys() == {"backbone", "head"}
+    assert result.metrics.keys() == {"backbone", "head", "readout"}
     for metrics in result.metrics.values():
         assert metrics["num_queries"] == 16
         assert 0 <= metrics["recall@1"] <= metrics["recall@8"] <= 1
@@ -132,8 +135,8 @@ def test_the_best_validation_epoch_is_the_one_that_is_stored(tmp_path, select):
     assert result.chosen_epoch == best + 1
     assert len(set(values)) > 1
     stored = measure(tmp_path, splits.val)
-    for embedding, metrics in stored.items():
-        for name, value in metrics.items():
+    for embedding in ("backbone", "head"):
+        for name, value in stored[embedding].items():
             assert value == pytest.approx(result.history[best][f"val_{embedding}_{name}"], abs=1e-6)
     # and the test metrics are those of the same weights
     for embedding, metrics in measure(tmp_path, splits.test).items():
@@ -327,6 +330,7 @@ def test_progress_is_told_every_stage(splits, tmp_path):
         "epoch 2/2",
         "embedding 16 images",
         "embedding 32 images",
+        "embedding 16 images",  # validation, for the readout
         "embedding 16 images",
     ]
 
@@ -392,7 +396,7 @@ def test_augmentation_has_the_options_of_its_configuration(distance):
 
 def test_gradients_are_clipped(splits, tmp_path):
     """Adam does not see a gradient's length, unless it is far below its epsilon."""
-    config = tiny(epochs=1, weight_decay=0.0, grad_clip=1e-14)
+    config = tiny(epochs=1, weight_decay=0.0, grad_clip=1e-14, readout="none")
     train(config, splits, tmp_path)
     fresh = build_encoder(config)[0].model.state_dict()
     for name, tensor in state_of(tmp_path).items():
@@ -512,19 +516,26 @@ def test_loss_and_miner_go_by_the_distance_of_the_head():
 
 
 def test_optimizer_has_a_rate_for_each_part():
-    config = tiny(method="dybgr", loss="proxy-anchor", lr=1e-3, lr_head=5.0, lr_blocks=0.2)
-    model, _ = build_model(config)
+    rates = {"lr": 1e-3, "lr_head": 5.0, "lr_proxies": 0.3, "lr_blocks": 0.2}
+    config = tiny(method="dybgr", loss="proxy-anchor", teacher="wide", **rates)
+    model, info = build_model(config)
     criterion = loop.build_criterion(config, 8)
-    rates = {
+    teachers = build_teachers(config, 8, info.num_features)
+    found = {
         id(p): group["lr"]
-        for group in make_optimizer(config, model, criterion).param_groups
+        for group in make_optimizer(config, model, criterion, teachers).param_groups
         for p in group["params"]
     }
-    parts = {1e-3: model.backbone, 5e-3: model.head, 0.2: model.blocks}
-    for rate, module in parts.items():
-        of_part = {rates.pop(id(p)) for p in module.parameters()}
+    wide = teachers["wide"]
+    for rate, modules in {
+        1e-3: [model.backbone],
+        5e-3: [model.head, wide.heads],
+        0.3: [criterion, wide.criteria],  # proxies
+        0.2: [model.blocks],
+    }.items():
+        of_part = {found.pop(id(p)) for module in modules for p in module.parameters()}
         assert list(of_part) == [pytest.approx(rate)]
-    assert list(rates.values()) == [pytest.approx(5e-3)]  # the proxies of the loss
+    assert found == {}
 
 
 def test_graph_statistics_of_a_hand_example():
@@ -657,18 +668,9 @@ def test_configuration_that_does_not_fit(splits, tmp_path, options, message):
         train(tiny(**options), splits, tmp_path)
 
 
-def test_reported_figures_are_those_of_the_stored_model(tmp_path, monkeypatch):
-    """Bit for bit, although the model is trained in bf16, as on a GPU."""
-    half = SimpleNamespace(
-        device=torch.device("cpu"),
-        is_main_process=True,
-        num_processes=1,
-        autocast=lambda: torch.autocast("cpu", torch.bfloat16),
-        backward=lambda loss: loss.backward(),
-        clip_grad_norm_=torch.nn.utils.clip_grad_norm_,
-        wait_for_everyone=lambda: None,
-    )
-    monkeypatch.setattr(loop, "make_accelerator", lambda _: half)
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_reported_figures_are_those_of_the_stored_model(tmp_path, precision):
+    """Bit for bit, although the model is trained in half precision, as on a GPU."""
     torch.manual_seed(3)
     parts = [part(name, n, 4, 120, 8) for name, n in (("train", 8), ("val", 4), ("test", 40))]
     splits = Splits("noise", *parts, gallery=part("test", 40, 4, 120, 8))
@@ -679,7 +681,7 @@ def test_reported_figures_are_those_of_the_stored_model(tmp_path, monkeypatch):
             if data is splits.test:
                 found.update(test=vectors, gallery=gallery)
 
-    result = train(tiny(method="dybgr", epochs=1), splits, tmp_path, Keep())
+    result = train(tiny(method="dybgr", epochs=1, precision=precision), splits, tmp_path, Keep())
     encoder = load(tmp_path)
     assert evaluate_encoder(encoder, splits) == result.metrics
     for name, vectors in found.items():

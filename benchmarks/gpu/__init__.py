@@ -1,0 +1,1 @@
+"""What a GPU must reach, case by case: ``python -m benchmarks.gpu``"""

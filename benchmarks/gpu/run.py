@@ -1,0 +1,235 @@
+"""What a GPU must reach: ``python -m benchmarks.gpu [--only CASE ...] [--output FILE]``
+
+Every case runs in a process of its own, forked before CUDA starts, so that none leaves anything to
+the next: no memory, no broken context. What is measured is printed and written at once. A case
+that no longer fits into ``--budget`` is not run, and one that takes twice its time is ended.
+
+``--device cpu --small`` tries everything at tiny sizes without a GPU, where targets mean nothing.
+``--read FILE --page PAGE`` fills the table of a page with what an earlier call has written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import json
+import multiprocessing
+import os
+import platform
+import signal
+import subprocess
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.gpu.case import Case, Part, Scale
+from benchmarks.gpu.cases import CASES
+from benchmarks.pages import fill
+from bgl._io import write_text
+from bgl.pipeline.table import markdown_table
+
+FORK = multiprocessing.get_context("fork")
+LIBRARIES = ("torch", "torchvision", "triton", "timm", "torch-geometric", "accelerate", "numpy")
+LINES = 8  # of a traceback that are kept
+START = 60.0  # seconds that asking for the machine may take
+NOT_RUN = "not run"
+Report = dict[str, Any]
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.gpu",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    names = [case.name for case in CASES]
+    parser.add_argument("--only", nargs="+", metavar="CASE", choices=names, help=", ".join(names))
+    parser.add_argument("--budget", type=float, default=480, help="seconds for all cases (480)")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="(cuda)")
+    parser.add_argument("--small", action="store_true", help="tiny sizes: does everything run?")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file to write")
+    parser.add_argument("--read", type=Path, metavar="FILE", help="measure nothing, read this")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="Markdown file to fill")
+    options = parser.parse_args(argv)
+    if options.device == "cpu" and not options.small:
+        parser.error("--device cpu needs --small")
+    return options
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure, print and write; 1 if a part failed or, at full size, a target is missed."""
+    options = parse(argv)
+    if options.read:
+        report = json.loads(options.read.read_text(encoding="utf-8"))
+    else:
+        report = measure(options)
+    if options.page:
+        page = options.page.read_text(encoding="utf-8")
+        write_text(options.page, fill(page, {"gpu": table(report)}, markers="gpu"))
+    cases = report["cases"].values()
+    missed = [f for case in cases for f in case["figures"] if f["pass"] is False]
+    return int(any(case["errors"] for case in cases) or (bool(missed) and not options.small))
+
+
+def measure(options: argparse.Namespace) -> Report:
+    """Run the cases in turn."""
+    warnings.simplefilter("ignore")
+    started = time.perf_counter()
+    scale = Scale(torch.device(options.device), options.small)
+    report: Report = {"machine": None, "small": options.small, "cases": {}}
+
+    def write() -> None:
+        report["seconds"] = round(time.perf_counter() - started, 1)
+        if options.output:
+            write_text(options.output, json.dumps(report, indent=1, ensure_ascii=False))
+
+    def note_machine(found: Any) -> None:
+        report["machine"] = found
+        print("; ".join(f"{name} {value}" for name, value in found.items()), flush=True)
+
+    if not in_child(lambda send: send(machine(scale)), START, note_machine):
+        raise SystemExit(f"No {options.device} to measure on; see above")
+    for case in CASES:
+        result: Report = {"status": NOT_RUN, "figures": [], "errors": []}
+        report["cases"][case.name] = result
+        left = options.budget - (time.perf_counter() - started)
+        if (options.only is None or case.name in options.only) and left >= case.seconds:
+            run_case(case, scale, min(left, 2 * case.seconds), result, write)
+        elif options.only is None:
+            print(f"{case.name}: {NOT_RUN}, {left:.0f} s left", flush=True)
+        write()
+    passed = [f["pass"] for case in report["cases"].values() for f in case["figures"]]
+    print(f"{sum(passed)} of {len(passed)} targets met, {report['seconds']:.0f} s")
+    return report
+
+
+def run_case(
+    case: Case, scale: Scale, seconds: float, result: Report, write: Callable[[], None]
+) -> None:
+    """Run a case in a process of its own, and note what it tells."""
+    targets = [target for part in case.parts for target in part.targets]
+
+    def note(told: Any) -> None:
+        place, value = told
+        if isinstance(value, str):
+            result["errors"].append(value)
+            print(f"{case.name}: FAILED {value}", flush=True)
+        else:
+            target = targets[place]
+            good = target.met(value)
+            result["figures"].append(
+                {"name": target.name, "value": value, "target": str(target), "pass": good}
+            )
+            cells = [
+                case.name,
+                target.name,
+                f"{value:.4g}",
+                str(target),
+                "pass" if good else "MISS",
+            ]
+            print(" | ".join(cells), flush=True)
+        write()
+
+    started = time.perf_counter()
+    result["status"] = "running"
+    done = in_child(lambda send: run_parts(case.parts, scale, send), seconds, note)
+    result["seconds"] = round(time.perf_counter() - started, 1)
+    result["status"] = "done" if done else "ended early"
+    if not done:
+        note((0, f"ended or died after {result['seconds']:.0f} s"))
+
+
+def run_parts(parts: tuple[Part, ...], scale: Scale, send: Callable[[Any], None]) -> None:
+    """Tell every figure as soon as it is known, with its place among the targets of the case."""
+    place = 0
+    for part in parts:
+        try:
+            for i, value in enumerate(part.measure(scale)):
+                send((place + i, float(value)))
+        except Exception:
+            send((place, "\n".join(traceback.format_exc().splitlines()[-LINES:])))
+        place += len(part.targets)
+        gc.collect()
+        if scale.cuda:
+            with contextlib.suppress(RuntimeError):  # of a context that a part has broken
+                torch.cuda.empty_cache()
+
+
+def in_child(
+    work: Callable[[Callable[[Any], None]], None], seconds: float, note: Callable[[Any], None]
+) -> bool:
+    """Run ``work`` in a forked process, and note what it sends; whether it came to its end."""
+    receiver, sender = FORK.Pipe(duplex=False)
+
+    def run(sender: Connection) -> None:
+        os.setpgrp()  # its own children end with it
+        work(sender.send)
+
+    child = FORK.Process(target=run, args=(sender,))
+    child.start()
+    sender.close()
+    ends = time.monotonic() + seconds
+    try:
+        while receiver.poll(max(0.0, ends - time.monotonic())):
+            note(receiver.recv())
+    except EOFError:
+        child.join(max(1.0, ends - time.monotonic()))
+    finally:
+        if child.is_alive():
+            os.killpg(child.pid or 0, signal.SIGKILL)
+        child.join()
+    return child.exitcode == 0
+
+
+def machine(scale: Scale) -> dict[str, Any]:
+    """Name the device and the versions of everything."""
+    found: dict[str, Any] = {
+        "python": platform.python_version(),
+        "cores": len(os.sched_getaffinity(0)),
+    }
+    for name in LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    if not scale.cuda:
+        return found
+    about = torch.cuda.get_device_properties(0)
+    found |= {
+        "GPU": about.name,
+        "GPUs": torch.cuda.device_count(),
+        "GB": round(about.total_memory / 1e9, 1),
+        "CUDA": torch.version.cuda,
+        "cuDNN": torch.backends.cudnn.version(),
+        "NCCL": ".".join(map(str, torch.cuda.nccl.version())),
+    }
+    for name, query in {"driver": "driver_version", "MHz": "clocks.max.sm"}.items():
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            words = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"]
+            out = subprocess.run(words, capture_output=True, check=True, timeout=5, text=True)
+            found[name] = out.stdout.splitlines()[0].strip()
+    return found
+
+
+def table(report: Report) -> str:
+    """Format what was measured, and what was not, with the machine above it."""
+    lines = []
+    for case in CASES:
+        result = report["cases"].get(case.name, {"figures": []})
+        figures = {figure["name"]: figure for figure in result["figures"]}
+        for target in (target for part in case.parts for target in part.targets):
+            figure = figures.get(target.name)
+            value = NOT_RUN if figure is None else f"{figure['value']:,.4g} {target.unit}".rstrip()
+            met = "–" if figure is None else "yes" if figure["pass"] else "**no**"
+            lines.append([case.title, target.name, value, str(target), met])
+    about = "No GPU has been measured yet."
+    if report["machine"]:
+        about = ", ".join(f"{name} {value}" for name, value in report["machine"].items())
+    header = ["case", "figure", "value", "target", "met"]
+    return f"{about}\n\n{markdown_table(header, lines, (0, 1))}"

@@ -1,0 +1,67 @@
+"""The readout of a run: fitted to its training images, its shrinkage chosen on validation."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TypedDict
+
+from torch import Tensor
+
+from bgl.datasets import Splits
+from bgl.readout import SHRINKAGE, choose_readout, fit_readout
+from bgl.training.config import TrainConfig
+from bgl.training.distributed import broadcast_module
+from bgl.training.evaluation import Evaluator
+
+
+class Readout(TypedDict):
+    """How the readout of a model was fitted, for the record."""
+
+    covariance: str
+    shrinkage: float
+    chosen_by: str
+
+
+def add_readout(
+    config: TrainConfig, evaluator: Evaluator, splits: Splits, features: Tensor
+) -> Readout | None:
+    """Fit the readout that a configuration asks for, and give it to the evaluator's encoder.
+
+    Processes that train together call this together, with the same features.
+
+    Args:
+        config: What is trained.
+        evaluator: Embeds; its encoder is replaced by one that has the readout.
+        splits: The data.
+        features: What the encoder gives for the training images [N, C].
+
+    Returns:
+        How it was fitted; None if there is no readout, because none is asked for or because none
+        can be fitted to the features. The latter is warned of: a run goes on without.
+    """
+    if config.readout == "none":
+        return None
+    device, val = evaluator.encoder.device, splits.val
+    val_features = None if val is None else evaluator.embed(val)["backbone"].to(device)
+    x, y = features.to(device), splits.train.labels
+    shrinkage, chosen_by = SHRINKAGE, "default"
+    try:
+        if val is None or val_features is None:
+            readout = fit_readout(x, y, covariance=config.readout, dim=config.readout_dim)
+        else:
+            choice = choose_readout(
+                x,
+                y,
+                val_features,
+                val.labels,
+                covariances=(config.readout,),
+                dim=config.readout_dim,
+            )
+            readout, shrinkage = choice.readout, choice.best["shrinkage"]
+            chosen_by = "validation MAP@R"
+    except ValueError as error:  # of an encoder that gives the same for all images, for instance
+        warnings.warn(f"There is no readout. {error}", stacklevel=2)
+        return None
+    broadcast_module(readout)
+    evaluator.encoder = evaluator.encoder.with_readout(readout)
+    return {"covariance": config.readout, "shrinkage": shrinkage, "chosen_by": chosen_by}
