@@ -206,7 +206,7 @@ class Encoder:
             workers=workers,
         )
         parts: dict[str, list[Tensor]] = {name: [] for name in names}
-        place = self.device if on_device else torch.device("cpu")
+        kept_on = self.device if on_device else torch.device("cpu")
         first: BrokenImageError | None = None
         was_training = self.model.training
         self.model.eval()
@@ -221,7 +221,7 @@ class Encoder:
                     with torch.autocast(self.device.type, enabled=False):
                         result = self.model(self.to_device(x))
                     for name, part in parts.items():
-                        part.append(getattr(result, _OUTPUTS[name]).float().to(place))
+                        part.append(getattr(result, _OUTPUTS[name]).float().to(kept_on))
                 on_batch(len(batch))
         finally:
             loader.close()

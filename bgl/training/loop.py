@@ -256,6 +256,7 @@ def _train(
             if not config.train_batch_norm:
                 freeze_batch_norm(model.backbone)
             if positions is not None and position.step == 0 and epoch > 0:
+                broadcast_module(classes)  # sums in another order would deal other batches
                 positions.set_positions(classes.mean)
             batches = seeded_batches(sampler, config.seed, epoch)
             labels = batch_labels(data.labels, batches).to(device)  # all at once: one copy
