@@ -62,12 +62,12 @@ class Clock(Progress):
 
 def write_photos(folder: Path, scale: Scale) -> Splits:
     """Write JPEG files of a photograph's size: the packaged emoji, enlarged, under noise."""
-    emoji = load_dataset("emoji").train.images[:90]
+    emoji = load_dataset("emoji").train
     width, height = scale(500, 40), scale(375, 30)
     grain = np.random.default_rng(0).integers(-12, 13, (height, width, 3), dtype=np.int16)
 
     def write(number: int, copies: int) -> list[Path]:
-        source = Image.fromarray(emoji[number].permute(1, 2, 0).numpy())
+        source = Image.fromarray(emoji.read(number).permute(1, 2, 0).numpy())
         pixels = np.asarray(source.resize((width, height), Image.Resampling.BICUBIC))
         paths = [folder / f"{number}_{i}.jpg" for i in range(copies)]
         noisy = (pixels + grain).clip(0, 255).astype(np.uint8)
