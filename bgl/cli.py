@@ -98,7 +98,8 @@ def evaluate(argv: Sequence[str]) -> int:
     if options.dataset is None and Path(options.run, "config.yaml").is_file():
         config = read_config(Path(options.run))
     splits = load_splits(dataclasses.replace(config, **{**given, "download": False}))
-    print(f"{splits.name}, {splits.test.num_classes} test classes")
+    own = encoder.config.embedding
+    print(f"{splits.name}, {splits.test.num_classes} test classes; the model's embedding: {own}")
     metrics = evaluate_encoder(encoder, splits, options.batch_size, options.workers)
     for embedding, values in metrics.items():
         cells = [f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items()]

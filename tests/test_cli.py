@@ -38,7 +38,7 @@ def test_eval(run: Path, folder: Path, capsys) -> None:
     title, *lines_of_embeddings = capsys.readouterr().out.splitlines()
     lines = dict(line.split(": ") for line in lines_of_embeddings)
     encoder, test = load(run), load_dataset("folder", folder).test
-    assert title == f"folder, {test.num_classes} test classes"
+    assert title == f"folder, {test.num_classes} test classes; the model's embedding: head"
     for output, distance in (("backbone", "cosine"), ("head", encoder.distance)):
         x = encoder.embed([folder / "test" / path for path in _paths(folder)], output=output)
         expected = retrieval_metrics(x, test.labels, distance=distance)
@@ -53,7 +53,7 @@ def test_eval_of_a_run_is_on_its_own_data(run: Path, folder: Path, capsys) -> No
     config = TrainConfig(dataset="folder", data_root=str(folder), skip_broken=True)
     (run / "config.yaml").write_text(yaml.safe_dump(config.to_dict()))
     assert main(["eval", str(run)]) == 0
-    assert capsys.readouterr().out.startswith("folder, 3 test classes\n")
+    assert capsys.readouterr().out.startswith("folder, 3 test classes; ")
     assert main(["eval", str(run), "--dataset", "folder", "--data-root", str(folder)]) == 2
 
 

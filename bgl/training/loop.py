@@ -169,8 +169,8 @@ def _train(
         "criterion": criterion,
         "optimizer": optimizer,
         "schedule": schedule,
+        "scaler": step.scaler,
     }
-    parts["scaler"] = step.scaler
     positions = None
     if config.class_neighbors > 0 and isinstance(sampler, ClassPositions):
         positions = sampler

@@ -283,11 +283,6 @@ ENTRIES: dict[str, Entry] = {
         ),
     ),
     "layers.AttentionGraph": entry(layers.AttentionGraph, query=per_head, key=per_head),
-    "layers.StructureConstrainedAttention": entry(
-        layers.StructureConstrainedAttention,
-        value=per_head,
-        edge_weight=mostly(st.sampled_from([torch.rand(3), torch.rand(3, 2)]), tensors()),
-    ),
     "layers.BGFormerBlock": entry(layers.BGFormerBlock, semantic=name("graph", "attention")),
     "transforms.LearnBatchGraph": entry(
         lambda use_labels, x, y=None, batch=None: transforms.LearnBatchGraph(use_labels=use_labels)(
