@@ -24,6 +24,7 @@ from bgl.datasets import ImageDataset, Splits
 from bgl.images import ImageCache, train_transform
 from bgl.images.loading import ImageLoader, num_workers
 from bgl.images.transforms import resized_side
+from bgl.layers import FeatureMemory
 from bgl.models import BackboneInfo, BatchGraphOutput, Encoder
 from bgl.models.files import WEIGHTS_FILE
 from bgl.samplers import ClassPositions
@@ -174,7 +175,8 @@ def _train(
     sampler = build_sampler(config, data.labels)
     optimizer = make_optimizer(config, model, criterion, teachers)
     schedule = make_schedule(config, optimizer, steps=config.epochs * len(sampler))
-    step = Step(config, model, optimizer, device, compute_losses, teachers, average)
+    memory = FeatureMemory(config.memory) if config.memory > 0 else None
+    step = Step(config, model, optimizer, device, compute_losses, teachers, average, memory)
 
     parts: dict[str, Any] = {
         "model": model,
@@ -195,6 +197,8 @@ def _train(
         parts["teachers"] = teachers
     if average is not None:
         parts["average"] = average
+    if memory is not None:
+        parts["memory"] = memory
     checkpoint = folder / CHECKPOINT_FILE
     resumed = load_checkpoint(checkpoint, config, splits.digest, parts, device)
     position = resumed or Position()

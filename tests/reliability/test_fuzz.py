@@ -337,6 +337,12 @@ ENTRIES: dict[str, Entry] = {
         **{"make_criterion": st.none(), "lesson": st.builds(lesson), "weight": real},
         **{"embedding": name("head", "backbone")},
     ),
+    "layers.FeatureMemory": entry(layers.FeatureMemory, size=count),
+    "losses.ContextualSimilarityLoss": entry(
+        losses.ContextualSimilarityLoss,
+        **{"distance": st.just(CosineSimilarity()), "eps": real, "mean_similarity": real},
+        **{"pos_margin": real, "neg_margin": real},
+    ),
     "losses.SoftTargetLoss": entry(losses.SoftTargetLoss, targets=matrix(N, N)),
     "losses.diffuse": entry(losses.diffuse, targets=matrix(N, N), w=real),
     **{
