@@ -70,14 +70,14 @@ class Attack:
 
 
 class LargestResult(TorchDispatchMode):
-    """Remembers the size of the largest tensor that any operation returns, in elements."""
+    """Remembers the size of the largest tensor that any operation makes, in elements."""
 
     numel = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         out = func(*args, **(kwargs or {}))
         for tensor in out if isinstance(out, tuple) else (out,):
-            if isinstance(tensor, Tensor):
+            if isinstance(tensor, Tensor) and not any(tensor is given for given in args):
                 self.numel = max(self.numel, tensor.numel())
         return out
 

@@ -21,7 +21,8 @@ def test_all_rows_have_the_cutoffs_of_the_dataset(tmp_path: Path) -> None:
     metrics = train(config, splits, tmp_path).metrics
     rows += [{"method": "none", "seed": 0, "embedding": e, "metrics": metrics[e]} for e in metrics]
     found = [*rows, *refined_rows(rows, config, tmp_path, splits)]
-    assert [row["method"] for row in found[-2:]] == ["untrained", "none"]  # by the backbone
+    refined = [(row["method"], row["embedding"]) for row in found[-2:]]
+    assert refined == [("untrained", "readout"), ("none", "readout")]
     for row in found:
         cutoffs = [name for name in row["metrics"] if name.startswith("recall")]
         assert cutoffs == [f"recall@{k}" for k in (1, 10, 20, 30)]
