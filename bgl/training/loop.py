@@ -141,8 +141,6 @@ def _train(
 ) -> TrainResult:
     accelerator = make_accelerator(config.device, config.deterministic)
     device = accelerator.device
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
     check_processes(config, accelerator.num_processes)
     check_classes(config, splits)
     if accelerator.is_main_process:
@@ -150,6 +148,8 @@ def _train(
         remove_leftovers(folder)
 
     encoder, info = build_encoder(config, device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     model = encoder.model
     criterion = build_criterion(config, splits.train.num_classes).to(device)
     plan = build_augmentation(config, splits.train.num_classes)
