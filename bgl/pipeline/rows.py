@@ -104,20 +104,18 @@ def baseline_rows(
             k=k,
         )
         rows.append({"method": "pixels", "seed": None, "embedding": "pixels", "metrics": metrics})
-    return [
-        *rows,
-        *(
-            {
-                "method": "untrained" if config.weights == "none" else "pretrained",
-                "seed": None,
-                "embedding": embedding,
-                "metrics": metrics,
-                "backbone": dataclasses.asdict(info),
-                "readout": readout if embedding == "readout" else None,
-            }
-            for embedding, metrics in measured.items()
-        ),
+    rows += [
+        {
+            "method": "untrained" if config.weights == "none" else "pretrained",
+            "seed": None,
+            "embedding": embedding,
+            "metrics": metrics,
+            "backbone": dataclasses.asdict(info),
+            "readout": readout if embedding == "readout" else None,
+        }
+        for embedding, metrics in measured.items()
     ]
+    return rows
 
 
 def shared_pixels(data: ImageDataset) -> Tensor:
