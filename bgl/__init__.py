@@ -4,18 +4,29 @@ Learn a sparse graph over the samples of a mini-batch, pass messages on it, and 
 encoder through it.
 """
 
-from typing import Any
+from __future__ import annotations
 
-from bgl.graph import to_batch_graph
-from bgl.refinement import RefinedGallery, refine
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bgl.graph import to_batch_graph
+    from bgl.pipeline import train
+    from bgl.refinement import RefinedGallery, refine
 
 __version__ = "0.1.0"
 __all__ = ["RefinedGallery", "refine", "to_batch_graph", "train"]
 
+# Imported when they are asked for: the command line is slow to start otherwise.
+_HOMES = {
+    "RefinedGallery": "bgl.refinement",
+    "refine": "bgl.refinement",
+    "to_batch_graph": "bgl.graph",
+    "train": "bgl.pipeline",  # needs the extra "train", the others do not
+}
+
 
 def __getattr__(name: str) -> Any:
-    if name == "train":  # needs the extra "train", the rest of this module does not
-        from bgl.pipeline import train
-
-        return train
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,11 +1,13 @@
-"""The command ``bgl``: thin fronts of the library's functions.
+"""The command ``bgl``: learn a graph of every batch, train image encoders through it.
 
-bgl train …           train and measure; --help has every option
+bgl train …           train and measure
+bgl check DATA        look at a folder of images before training: broken, duplicates, leaks
 bgl eval RUN          measure a trained model on a dataset
 bgl explore RUN       write the explorer page of a run
 bgl search …          index images with a trained model, find the nearest
 bgl datasets [NAME]   list the datasets, check or fetch one
 
+bgl COMMAND --help    says more of each
 --plugin MODULE       with any command: import your own blocks, losses, datasets … first
 """
 
@@ -14,58 +16,64 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-import warnings
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import bgl
-from bgl._memory import out_of_memory
 from bgl._plugins import import_plugins
+from bgl._usage import Parser, as_on_the_command_line, check_train_words, notes
 
 __all__ = ["main"]
 
 DATA = ("dataset", "data_root", "table", "skip_broken", "allow_partial")
 
+FIRST_STEPS = """\
+bgl trains image encoders through a graph of each batch. To begin:
+
+  bgl train --epochs 2                             try it on the packaged emoji, a minute or two
+  bgl check photos                                 your images (photos/CLASS/*.jpg): are they fit?
+  bgl train --dataset folder --data-root photos    train on them, and measure
+  bgl --help                                       the other commands
+"""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 2 for a wrong argument or a missing package."""
     words = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(
-        prog="bgl", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--version", action="version", version=f"bgl {bgl.__version__}")
-    parser.add_argument("command", choices=COMMANDS, metavar="command", help=", ".join(COMMANDS))
+    if not words:
+        print(FIRST_STEPS, end="")
+        return 0
     try:
-        words, plugins = import_plugins(words)
-        options = parser.parse_args(words[:1])
-        if options.command == "train":  # which repeats them in what it says
-            words += [word for name in plugins for word in ("--plugin", name)]
-        with warnings.catch_warnings(), out_of_memory("use a smaller --batch-size"):
-            warnings.showwarning = _show_warning
-            return COMMANDS[options.command](words[1:])
+        with notes():
+            return _run(words)
     except (ImportError, ValueError, OSError, MemoryError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {as_on_the_command_line(str(error))}", file=sys.stderr)
         return 2
 
 
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    """Print a remark to the user as one line, and other warnings as Python does."""
-    text = " ".join(f"note: {message}".split())
-    if category is not UserWarning:
-        text = warnings.formatwarning(message, category, filename, lineno, line)
-    print(text, file=sys.stderr if file is None else file)
+def _run(words: list[str]) -> int:
+    words, plugins = import_plugins(words)
+    name, rest = (words or [""])[0], words[1:]
+    if name in ("-h", "--help"):
+        print(__doc__, end="")
+        return 0
+    if name == "--version":
+        print(f"bgl {bgl.__version__}")
+        return 0
+    if name not in COMMANDS:
+        close = get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise ValueError(f"There is no command {name!r}: {hint}bgl --help lists them")
+    if name == "train":  # which repeats them in what it says
+        rest += [word for plugin in plugins for word in ("--plugin", plugin)]
+    return COMMANDS[name](rest)
 
 
 def train(argv: Sequence[str]) -> int:
     """Train and measure, as ``python benchmarks/run.py`` does."""
+    check_train_words(argv)
     from bgl.pipeline import main as run
 
     return run(argv)
@@ -76,7 +84,7 @@ def evaluate(argv: Sequence[str]) -> int:
 
     Without --dataset: on the data that the model was trained on, as its config.yaml says.
     """
-    parser = argparse.ArgumentParser(prog="bgl eval", description=evaluate.__doc__)
+    parser = Parser(prog="bgl eval", description=evaluate.__doc__)
     parser.add_argument("run", help="Folder with model.json, or hf-hub:USER/NAME.")
     parser.add_argument("--dataset", help="Name of a dataset; default: the run's, else emoji.")
     _add_dataset(parser)
@@ -98,18 +106,18 @@ def evaluate(argv: Sequence[str]) -> int:
     if options.dataset is None and Path(options.run, "config.yaml").is_file():
         config = read_config(Path(options.run))
     splits = load_splits(dataclasses.replace(config, **{**given, "download": False}))
-    own = encoder.config.embedding
-    print(f"{splits.name}, {splits.test.num_classes} test classes; the model's embedding: {own}")
+    among = f"{splits.name}: retrieval among the {splits.test.num_classes} test classes"
+    print(f"{among}; the model's embedding: {encoder.config.embedding}")
     metrics = evaluate_encoder(encoder, splits, options.batch_size, options.workers)
     for embedding, values in metrics.items():
         cells = [f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items()]
-        print(f"{embedding}: {', '.join(cells)}")
+        print(f"test {embedding}: {', '.join(cells)}")
     return 0
 
 
 def explore(argv: Sequence[str]) -> int:
     """Write one HTML page to look at a run of bgl train in a browser."""
-    parser = argparse.ArgumentParser(prog="bgl explore", description=explore.__doc__)
+    parser = Parser(prog="bgl explore", description=explore.__doc__)
     parser.add_argument("run", help="Folder of the run.")
     parser.add_argument("--page", help="HTML file to write (explorer.html in the run).")
     options = parser.parse_args(argv)
@@ -126,9 +134,28 @@ def search(argv: Sequence[str]) -> int:
     return run(argv, "bgl search")
 
 
+def check(argv: Sequence[str]) -> int:
+    """Look at images before training: classes, sizes, broken files, duplicates, leaks.
+
+    The exit status is 1 where an image cannot be read, or where training and test share one.
+    """
+    parser = Parser(prog="bgl check", description=check.__doc__)
+    parser.add_argument("data", help="Folder with CLASS/* or train/CLASS/* …, or a CSV table.")
+    parser.add_argument("--root", help="What the paths of a table are relative to.")
+    parser.add_argument("--page", help="HTML file to write, with pictures.")
+    options = parser.parse_args(argv)
+    from bgl.checking import check_images, write_page
+
+    report = check_images(options.data, options.root)
+    print(report)
+    if options.page:
+        print(f"look at it: {write_page(report, options.page)}")
+    return 0 if report.fit else 1
+
+
 def datasets(argv: Sequence[str]) -> int:
     """List the names of the datasets; with one of them, what is in it."""
-    parser = argparse.ArgumentParser(prog="bgl datasets", description=datasets.__doc__)
+    parser = Parser(prog="bgl datasets", description=datasets.__doc__)
     parser.add_argument("dataset", nargs="?", help="Name of a dataset.")
     _add_dataset(parser)
     parser.add_argument("--download", action="store_true", help="Fetch it to --data-root first.")
@@ -144,8 +171,7 @@ def datasets(argv: Sequence[str]) -> int:
         download(options.dataset, options.data_root)
     given = {name: value for name in DATA[2:] if (value := getattr(options, name)) is not None}
     splits = load_dataset(options.dataset, options.data_root, **given)
-    for part, images in splits.parts().items():
-        print(f"{part}: {images.num_classes:,} classes with {len(images):,} images")
+    print(splits)
     print(f"digest: {splits.digest}")
     return 0
 
@@ -161,6 +187,7 @@ def _add_dataset(parser: argparse.ArgumentParser) -> None:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
+    "check": check,
     "eval": evaluate,
     "explore": explore,
     "search": search,

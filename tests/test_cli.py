@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -13,6 +14,7 @@ import yaml
 from helpers import write_noisy_classes
 
 import bgl
+from bgl._usage import train_fields
 from bgl.cli import main
 from bgl.datasets import dataset_names, load_dataset
 from bgl.metrics import retrieval_metrics
@@ -38,11 +40,12 @@ def test_eval(run: Path, folder: Path, capsys) -> None:
     title, *lines_of_embeddings = capsys.readouterr().out.splitlines()
     lines = dict(line.split(": ") for line in lines_of_embeddings)
     encoder, test = load(run), load_dataset("folder", folder).test
-    assert title == f"folder, {test.num_classes} test classes; the model's embedding: head"
+    among = f"folder: retrieval among the {test.num_classes} test classes"
+    assert title == f"{among}; the model's embedding: head"
     for output, distance in (("backbone", "cosine"), ("head", encoder.distance)):
         x = encoder.embed([folder / "test" / path for path in _paths(folder)], output=output)
         expected = retrieval_metrics(x, test.labels, distance=distance)
-        found = dict(cell.rsplit(" ", 1) for cell in lines[output].split(", "))
+        found = dict(cell.rsplit(" ", 1) for cell in lines[f"test {output}"].split(", "))
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             assert float(found[name]) == pytest.approx(value, abs=1e-4)
@@ -53,7 +56,7 @@ def test_eval_of_a_run_is_on_its_own_data(run: Path, folder: Path, capsys) -> No
     config = TrainConfig(dataset="folder", data_root=str(folder), skip_broken=True)
     (run / "config.yaml").write_text(yaml.safe_dump(config.to_dict()))
     assert main(["eval", str(run)]) == 0
-    assert capsys.readouterr().out.startswith("folder, 3 test classes; ")
+    assert capsys.readouterr().out.startswith("folder: retrieval among the 3 test")
     assert main(["eval", str(run), "--dataset", "folder", "--data-root", str(folder)]) == 2
 
 
@@ -105,6 +108,13 @@ def test_datasets(folder: Path, capsys) -> None:
         (["datasets", "cub", "--download"], "--data-root"),
         (["eval", "nowhere"], r"model\.json"),
         (["explore", "nowhere"], "no run folder"),
+        (["trian"], r"no command 'trian': did you mean train\?"),
+        (["train", "--mehtod", "none"], r"no option --mehtod: did you mean --method\?"),
+        (["train", "--dybgr.num-iteration", "1"], r"did you mean --dybgr.num_iterations\?"),
+        (["eval", "x", "--data-rot", "y"], r"no option --data-rot: did you mean --data-root\?"),
+        (["search", "query", "x", "y", "--pge", "z"], r"no option --pge: did you mean --page\?"),
+        (["eval"], "required: run"),
+        (["search", "query", "index", "nothere.jpg"], "nothere.jpg"),
     ],
 )
 def test_errors_are_one_line(argv: list[str], message: str, capsys) -> None:
@@ -116,6 +126,57 @@ def test_as_a_program() -> None:
     command = [sys.executable, "-m", "bgl.cli"]
     done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == f"bgl {bgl.__version__}"
-    done = subprocess.run([*command, "trian"], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "invalid choice: 'trian'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        ([], 0),
+        (["--help"], 0),
+        (["train", "--help"], 0),
+        (["search", "query", "--help"], 0),
+        (["check", "--help"], 0),
+        (["trian"], 2),
+        (["train", "--mehtod", "none"], 2),
+        (["eval"], 2),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_help_and_mistakes_import_nothing_slow(words: list[str], status: int) -> None:
+    code = f"""
+import sys
+from bgl.cli import main
+try:
+    status = main({words!r})
+except SystemExit as ended:
+    status = ended.code
+assert status == {status}, status
+assert not {{"torch", "numpy", "PIL"}} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout or status
+
+
+def test_nothing_foreign_is_said() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bgl.cli", "datasets"], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+
+
+def test_short_help_has_the_options_that_people_use(capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = capsys.readouterr().out
+    shown = re.findall(r"^  (--[\w-]+)", text, re.MULTILINE)
+    assert {"--data-root", "--method", "--epochs", "--batch-size", "--output-dir"} <= set(shown)
+    assert 20 <= len(shown) <= 25
+    assert "--help-all" in text
+
+
+def test_fields_are_read_off_the_source_as_they_are() -> None:
+    fields = {field.name: field for field in dataclasses.fields(TrainConfig)}
+    assert list(train_fields()) == list(fields)
+    assert all(text.endswith(".") for _, text in train_fields().values())
+    assert train_fields()["lr"] == ("0.0004", "Learning rate of the encoder.")

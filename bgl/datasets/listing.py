@@ -17,8 +17,9 @@ class Listing:
 
     Args:
         home: The dataset's folder. Every image has to lie in it.
-        origins: The file or folder that lists each part; its keys are the parts: "train", "test"
-            (the queries, if there is a gallery) and, if there is one, "gallery".
+        origins: The file or folder that lists each part; its keys are the parts: "train" and,
+            where they are given, "val", "test" (the queries, if there is a gallery) and
+            "gallery". Validation and test classes that are not given are drawn from "train".
 
     Attributes:
         parts: Image files by class, by part.
@@ -35,6 +36,15 @@ class Listing:
         self.notes: list[str] = []
         self.repeated: list[str] = []
         self._seen: dict[Path, tuple[str, str, str]] = {}
+
+    def pool(self) -> None:
+        """Put the images of all parts into "train", as if nothing were said of the parts."""
+        pooled: dict[str, dict[Path, None]] = {}
+        for classes in self.parts.values():
+            for name, files in classes.items():
+                pooled.setdefault(name, {}).update(dict.fromkeys(files))
+        self.parts = {"train": {name: list(files) for name, files in pooled.items()}}
+        self.origins = {"train": self.home}
 
     def add(self, part: str, label: str, file: str, where: str) -> None:
         """Add an image.

@@ -70,14 +70,16 @@ def load_dataset(
     seed: int = 0,
     skip_broken: bool = False,
     allow_partial: bool = False,
+    resplit: bool = False,
     table: str | Path | None = None,
 ) -> Splits:
     """Load a dataset by name.
 
-    Your own images are "folder", which has ``root/train/CLASS/*`` and ``root/test/CLASS/*``
-    without a class in common, or "table", a CSV file in the columns of open-metric-learning. The
-    public datasets are read as their owners give them out; layouts and sources are in the guide
-    to datasets.
+    Your own images are "folder", which has ``root/CLASS/*`` or, without a class in common,
+    ``root/train/CLASS/*``, ``root/test/CLASS/*`` and perhaps ``root/val/CLASS/*``; or "table", a
+    CSV file with the columns path and label. Where nothing says which classes are the test set, a
+    quarter of them is drawn. The public datasets are read as their owners give them out; layouts
+    and sources are in the guide to datasets.
 
     Args:
         name: One of :func:`dataset_names`; "vehicleid" is "vehicleid-medium".
@@ -89,24 +91,27 @@ def load_dataset(
         seed: A non-negative integer; also draws VehicleID's gallery. Packaged datasets have fixed
             parts and need neither.
         skip_broken: Decode every image once at the start and leave out those that fail or whose
-            name is not UTF-8, with one warning and in ``skipped`` of the result. Otherwise such
-            an image raises when it is read.
+            name is not UTF-8, with one warning and in ``skipped`` of the result. Otherwise they
+            are an error: at the start for up to 10,000 images of your own, else when one is read.
         allow_partial: Go on with one warning if listed images are missing, or the sizes are not
             the published ones.
+        resplit: Pool the images of all parts of "folder" or "table" and split them anew by class.
         table: The CSV file of "table".
 
     Warns:
         UserWarning: With the images that were left out or are missing, if that is allowed; the
-            lines that repeat another; the classes with one image only, those with queries but
-            nothing in the gallery, and those whose names differ in case or Unicode form only.
+            images in no class folder, and the class folders without images; how many classes
+            were drawn for test; the lines that repeat another; the classes with one image only,
+            those with queries but nothing in the gallery, and those whose names differ in case or
+            Unicode form only.
 
     Raises:
         FileNotFoundError: If ``root``, ``table``, a list or all images are missing. For a public
             dataset the message says where to get it.
         ValueError: If the name is unknown, ``root`` or ``table`` is missing where it is needed or
             given where it is not, a line or a value is damaged (file and line are named), a class
-            is in train and in another part, an image is in two, all images of a class are broken,
-            the dataset is not complete, or there are too few train classes for ``val_fraction``.
+            is in train and in another part, an image is in two, all images of a part are broken,
+            the dataset is not complete, or there are too few classes to draw from.
     """
     check_choice(name, "name", dataset_names())
     if name == "table" and table is None:
@@ -120,10 +125,15 @@ def load_dataset(
         if root is not None:
             raise ValueError(
                 f"Expected argument `root` to be None for the packaged dataset {name!r}, "
-                f"got {str(root)!r}"
+                f"got {str(root)!r}; images of your own are the dataset 'folder' (--dataset folder)"
             )
         return load_emoji()
     source = SOURCES.get(name)
+    if resplit and source is not None:
+        raise ValueError(
+            f"Expected argument `resplit` to be False for the public dataset {name!r}, whose parts "
+            "are fixed"
+        )
     if table is not None:
         listing = read_table(table, root)
     elif root is None:
@@ -141,6 +151,7 @@ def load_dataset(
         seed=seed,
         skip_broken=skip_broken,
         allow_partial=allow_partial,
+        resplit=resplit,
     )
 
 

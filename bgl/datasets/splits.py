@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import random
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
+from itertools import combinations
 from pathlib import Path
 from unicodedata import normalize
 
@@ -14,10 +16,21 @@ import torch
 
 from bgl._checks import check_int, check_real
 from bgl.datasets.base import ImageDataset, Splits
+from bgl.datasets.decoding import broken_images
 from bgl.datasets.listing import Classes, Listing, join_names
 from bgl.datasets.source import Source
-from bgl.images import BrokenImageError, read_image
 from bgl.images.reading import printable
+
+TEST_SHARE = 0.25  # of the classes, where nothing says which are the test set
+CHECKED = 10_000  # images of one's own are all decoded at the start up to here: a few seconds
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What keeps data from being used, and the option of ``load_dataset`` that goes on."""
+
+    text: str
+    option: str | None = None
 
 
 def build_splits(
@@ -29,14 +42,18 @@ def build_splits(
     seed: int = 0,
     skip_broken: bool = False,
     allow_partial: bool = False,
+    resplit: bool = False,
 ) -> Splits:
-    """Check a listing, hold some train classes out for validation, and make the datasets.
+    """Check a listing, draw the classes of parts that it does not give, and make the datasets.
+
+    All problems are found before any is told.
 
     Args:
         name: The dataset's name.
         listing: What is in which part.
         source: What is known of a public dataset.
-        val_fraction, seed, skip_broken, allow_partial: See :func:`~bgl.datasets.load_dataset`.
+        val_fraction, seed, skip_broken, allow_partial, resplit: See
+            :func:`~bgl.datasets.load_dataset`.
 
     Warns:
         UserWarning: See :func:`~bgl.datasets.load_dataset`.
@@ -53,26 +70,45 @@ def build_splits(
             f"{len(listing.repeated)} lines repeat an image of the same class, which counts once; "
             f"remove them: {join_names(listing.repeated)}"
         )
-    _check_disjoint(listing)
-    notes += _twins(listing)
-    notes += _check_complete(name, listing, source, allow_partial)
+    if resplit:
+        listing.pool()
+    problems = _shared_names(listing, source)
+    notes += alike_names(listing)
+    incomplete = _incomplete(name, listing, source)
+    if incomplete is not None and allow_partial:
+        notes.append(f"{incomplete}. Going on with what is there")
+    elif incomplete is not None:
+        advice = "Get the missing files (unpack the archive again), or go on with what is there"
+        problems.append(Problem(f"{incomplete}. {advice}", "allow_partial"))
+    _check_not_empty(listing)
+    files = [file for c in listing.parts.values() for members in c.values() for file in members]
+    skipped: list[str] = []
+    if skip_broken or (source is None and len(files) <= CHECKED):
+        broken = {**broken_images(files), **_unnamed(files, listing.home)}
+        if skip_broken:
+            notes += _drop_broken(listing, broken)
+            skipped = [printable(file) for file in broken]
+        elif broken:
+            problems.append(_broken_problem(broken, len(files)))
+    elif unnamed := _unnamed(files, listing.home):
+        problems.append(_broken_problem(unnamed, len(files)))
+    _raise_all(problems)
     parts = listing.parts
-    for part, classes in parts.items():
-        if not classes:
-            raise ValueError(
-                f"Expected {listing.origins[part]} to have images for {part}, but got none"
-            )
-    skipped = _drop_broken(listing, skip_broken)
-    if skipped:
-        notes.append(
-            f"Left out {len(skipped)} images in {listing.home} that can't be decoded: "
-            f"{join_names(skipped)}"
-        )
-    if source is not None and source.draws_gallery:
+    if "test" not in parts:
+        drawn = draw_classes(list(parts["train"]), TEST_SHARE, seed, 4 if val_fraction else 2)
+        parts["test"] = {name: parts["train"].pop(name) for name in drawn}
+    elif source is not None and source.draws_gallery:
         parts["test"], parts["gallery"] = _draw_gallery(parts["test"], seed)
     notes += _unmatched(listing)
     train, test, gallery = parts["train"], parts["test"], parts.get("gallery")
-    val = {drawn: train.pop(drawn) for drawn in _draw_validation(sorted(train), val_fraction, seed)}
+    val = parts.get("val", {})
+    if not val and val_fraction:
+        val = {name: train.pop(name) for name in draw_classes(list(train), val_fraction, seed)}
+    if "test" not in listing.origins:
+        notes.append(
+            f"{listing.home} says nothing of a test set: its classes are split into {len(train)} "
+            f"to train on, {len(val)} for validation and {len(test)} for test"
+        )
     for note in notes:
         warnings.warn(note, UserWarning, stacklevel=3)
     # Query and gallery share the numbers of their classes.
@@ -87,25 +123,54 @@ def build_splits(
     )
 
 
-def _check_disjoint(listing: Listing) -> None:
-    """Raise a ValueError with the names of the train classes that another part has as well.
+def _raise_all(problems: list[Problem]) -> None:
+    """Raise one ValueError that names every problem and what goes on."""
+    if not problems:
+        return
+    text = problems[0].text
+    if len(problems) > 1:
+        text = "; ".join(f"({i}) {problem.text}" for i, problem in enumerate(problems, start=1))
+        text = f"Found {len(problems)} problems: {text}"
+    options = list(dict.fromkeys(problem.option for problem in problems if problem.option))
+    if options:
+        arguments = ", ".join(f"{name}=True" for name in options)
+        words = " ".join("--" + name.replace("_", "-") for name in options)
+        text += f": {arguments}, on the command line {words}"
+    raise ValueError(text)
+
+
+def _shared_names(listing: Listing, source: Source | None) -> list[Problem]:
+    """Find the class names that two parts share; query and gallery may.
 
     One name may be written with different Unicode characters (é, or e and an accent).
     """
-    train = {normalize("NFC", name) for name in listing.parts["train"]}
-    for part, classes in listing.parts.items():
-        shared = sorted(name for name in classes if normalize("NFC", name) in train)
-        if part == "train" or not shared:
+    problems = []
+    for one, other in combinations(listing.parts, 2):
+        names = {normalize("NFC", name) for name in listing.parts[one]}
+        shared = sorted(name for name in listing.parts[other] if normalize("NFC", name) in names)
+        if (one, other) == ("test", "gallery") or not shared:
             continue
-        origin, other = listing.origins["train"], listing.origins[part]
-        where = f"{origin} and {other}" if origin != other else f"train and {part} of {origin}"
-        raise ValueError(
+        origin, second = listing.origins[one], listing.origins[other]
+        where = f"{origin} and {second}" if origin != second else f"{one} and {other} of {origin}"
+        text = (
             f"Expected {where} to have no class name in common, but got {join_names(shared)}; "
             "an unseen class must stay unseen: move or rename these"
         )
+        if source is None:
+            text += ", or pool all images and split them anew by class"
+        problems.append(Problem(text, "resplit" if source is None else None))
+    return problems
 
 
-def _twins(listing: Listing) -> list[str]:
+def _check_not_empty(listing: Listing) -> None:
+    for part, classes in listing.parts.items():
+        if not classes:
+            raise ValueError(
+                f"Expected {listing.origins[part]} to have images for {part}, but got none"
+            )
+
+
+def alike_names(listing: Listing) -> list[str]:
     """Note the classes whose names differ in case or in Unicode characters only."""
     names = {name for classes in listing.parts.values() for name in classes}
     groups: dict[str, list[str]] = {}
@@ -122,24 +187,16 @@ def _twins(listing: Listing) -> list[str]:
     ]
 
 
-def _check_complete(
-    name: str, listing: Listing, source: Source | None, allow_partial: bool
-) -> list[str]:
-    """Compare with the files on disk and the published sizes; a note if less is allowed."""
+def _incomplete(name: str, listing: Listing, source: Source | None) -> str | None:
+    """Compare with the files on disk and the published sizes; a sentence if there is less."""
     problems = [*listing.problems, *_drop_missing(listing, source)]
     mismatches = source.mismatches(listing.parts) if source is not None else {}
     for part, text in mismatches.items():
         title = "query" if part == "test" and "gallery" in listing.parts else part
         problems.append(f"{title} ({listing.origins[part].relative_to(listing.home)}): {text}")
     if not problems:
-        return []
-    summary = f"Expected all of {name} in {listing.home}, but " + "; ".join(problems)
-    if not allow_partial:
-        raise ValueError(
-            f"{summary}. Get the missing files (unpack the archive again), or go on with what is "
-            "there: allow_partial=True, on the command line --allow-partial"
-        )
-    return [f"{summary}. Going on with what is there"]
+        return None
+    return f"Expected all of {name} in {listing.home}, but " + "; ".join(problems)
 
 
 def _drop(listing: Listing, is_good: Callable[[Path], bool]) -> list[Path]:
@@ -178,39 +235,40 @@ def _drop_missing(listing: Listing, source: Source | None) -> list[str]:
     )
 
 
-def _drop_broken(listing: Listing, skip_broken: bool) -> list[str]:
-    """Take the files that can't be used out of ``parts``; return their names."""
-    before = {part: dict(classes) for part, classes in listing.parts.items()}
-    if not skip_broken:
-        files = [file for c in before.values() for members in c.values() for file in members]
-        unnamed = [str(file) for file in files if not _is_text(file, listing.home)]
-        if unnamed:
-            raise ValueError(
-                f"Expected names of files in UTF-8, but got {join_names(unnamed)}; rename them, "
-                "or leave them out: skip_broken=True, on the command line --skip-broken"
-            )
+def _drop_broken(listing: Listing, broken: dict[Path, str]) -> list[str]:
+    """Take files that can't be used, and classes without others, out of ``parts``; notes on it."""
+    if not broken:
         return []
-    broken = _drop(listing, lambda file: _is_usable(file, listing.home))
-    for part, classes in listing.parts.items():
-        gone = [name for name in before[part] if name not in classes]
-        # With a gallery, a class may have images on the other side.
-        if gone and (part == "train" or "gallery" not in listing.parts):
-            raise ValueError(
-                f"Expected class {gone[0]!r} of {listing.origins[part]} to have images that can "
-                f"be decoded, but all {len(before[part][gone[0]])} are broken; remove them to "
-                "leave the class out"
-            )
-        if not classes:
-            raise ValueError(f"Expected images of {part} that can be decoded, but all are broken")
-    return [printable(file) for file in broken]
+    before = {name for classes in listing.parts.values() for name in classes}
+    _drop(listing, lambda file: file not in broken)
+    _check_not_empty(listing)
+    notes = [
+        f"Left out {len(broken)} images in {listing.home} that can't be decoded: "
+        f"{join_names([str(file) for file in broken])}"
+    ]
+    if gone := sorted(before - {name for classes in listing.parts.values() for name in classes}):
+        notes.append(
+            f"Left out {len(gone)} classes in {listing.home} with no other images: "
+            f"{join_names(gone)}"
+        )
+    return notes
 
 
-def _is_usable(file: Path, home: Path) -> bool:
-    try:
-        read_image(file)
-    except BrokenImageError:
-        return False
-    return _is_text(file, home)
+def _broken_problem(broken: dict[Path, str], total: int) -> Problem:
+    """Name the files that can't be used, those with one reason together."""
+    reasons: dict[str, list[str]] = {}
+    for file, reason in broken.items():
+        reasons.setdefault(reason, []).append(str(file))
+    named = "; ".join(f"{join_names(files, 5)} ({reason})" for reason, files in reasons.items())
+    return Problem(
+        f"Expected images that can be decoded, with names in UTF-8, but {len(broken)} of {total} "
+        f"cannot be used: {named}; mend them, or leave them out",
+        "skip_broken",
+    )
+
+
+def _unnamed(files: list[Path], home: Path) -> dict[Path, str]:
+    return {file: "its name is not UTF-8" for file in files if not _is_text(file, home)}
 
 
 def _is_text(file: Path, home: Path) -> bool:
@@ -243,7 +301,8 @@ def _unmatched(listing: Listing) -> list[str]:
     query, gallery = listing.parts["test"], listing.parts.get("gallery", {})
     sizes = {name: len(query.get(name, [])) + len(gallery.get(name, [])) for name in query}
     sizes |= {name: len(files) for name, files in gallery.items() if name not in query}
-    single = [name for name, files in listing.parts["train"].items() if len(files) == 1]
+    learned = {**listing.parts["train"], **listing.parts.get("val", {})}
+    single = [name for name, files in learned.items() if len(files) == 1]
     single += [name for name, size in sizes.items() if size == 1]
     notes = []
     if single:
@@ -259,12 +318,19 @@ def _unmatched(listing: Listing) -> list[str]:
     return notes
 
 
-def _draw_validation(names: list[str], fraction: float, seed: int) -> list[str]:
-    """Draw the classes to hold out, in alphabetical order: ``fraction`` of them, but 2 at least."""
-    if fraction == 0:
-        return []
+def draw_classes(names: Sequence[str], fraction: float, seed: int, left: int = 2) -> list[str]:
+    """Draw the classes to hold out, in alphabetical order: ``fraction`` of them, but 2 at least.
+
+    Raises:
+        ValueError: If fewer than ``left`` classes stay.
+    """
     count = max(2, round(fraction * len(names)))
-    if len(names) - count < 2:
+    if len(names) - count < left and left > 2:
+        raise ValueError(
+            f"Expected 6 classes or more, to have 2 each to train on, for validation and for test, "
+            f"got {len(names)}; 4 do without validation: `val_fraction` 0 (--val-fraction 0)"
+        )
+    if len(names) - count < left:
         few = (
             "are too few to hold any out" if len(names) < 4 else f"without {count} are fewer than 2"
         )
@@ -272,7 +338,7 @@ def _draw_validation(names: list[str], fraction: float, seed: int) -> list[str]:
             f"Expected argument `val_fraction` to leave 2 train classes or more, got {fraction}: "
             f"{len(names)} classes {few}; 0 (--val-fraction 0) goes without validation"
         )
-    return sorted(random.Random(seed).sample(names, count))
+    return sorted(random.Random(seed).sample(sorted(names), count))
 
 
 def _dataset(home: Path, classes: Classes, names: list[str]) -> ImageDataset:

@@ -1,13 +1,15 @@
-"""Your own images: a CSV file with a line for each, in the columns of open-metric-learning::
+"""Your own images: a CSV file with a line for each::
 
-    path,label,split,is_query,is_gallery
-    images/a/1.jpg,a,train,,
-    images/b/1.jpg,b,validation,True,False
-    images/b/2.jpg,b,validation,False,True
+    path,label,split
+    images/a/1.jpg,a,train
+    images/b/1.jpg,b,test
 
-``split`` is "train" or "validation". What that library calls validation is ``test`` here; the
-classes to choose the epoch on are drawn from the train classes, as for every dataset. If all lines
-of validation are query and gallery, there is one test set, in which every image looks for the
+``path`` and ``label`` are enough: without ``split`` the classes of the parts are drawn. ``split``
+is "train", "validation" or "test". Where there is no line of test, "validation" is the test set,
+as in the tables of open-metric-learning; otherwise it is what the epoch is chosen on.
+
+``is_query`` and ``is_gallery``, that library's other columns, are True or False in the lines of
+the test set. Without them, and where all are both, every image of the test set looks for the
 others; if none is both, the queries are ``test`` and the others ``gallery``. Labels are any text.
 Further columns are ignored.
 """
@@ -17,10 +19,13 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from bgl.datasets.listing import Listing
 
-_COLUMNS = ("path", "label", "split", "is_query", "is_gallery")
+_COLUMNS = ("path", "label")
+_OPTIONAL = ("split", "is_query", "is_gallery")
+_SPLITS = {"train": "train", "validation": "val", "val": "val", "test": "test"}
 _UNUSED = ("x_1", "x_2", "y_1", "y_2", "sequence")
 _FLAGS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 _EMPTY = {"", "none", "nan", "null"}
@@ -30,7 +35,7 @@ def read_table(table: str | Path, root: str | Path | None = None) -> Listing:
     """Read a table.
 
     Args:
-        table: A CSV file in UTF-8, with a header and commas.
+        table: A CSV file in UTF-8 with a header; commas, semicolons or tabs separate its columns.
         root: Folder that the paths are relative to and that all images lie in; by default the
             table's own.
 
@@ -46,51 +51,80 @@ def read_table(table: str | Path, root: str | Path | None = None) -> Listing:
     if not home.is_dir():
         raise FileNotFoundError(f"Expected argument `root` to be a folder, but got {home}")
     notes: list[str] = []
-    rows: list[tuple[str, str, str, bool, bool]] = []
-    for where, row in _rows(table, notes):
-        path, label = (_filled(row, column, where) for column in ("path", "label"))
-        split = row["split"].strip()
-        if split not in ("train", "validation"):
-            raise ValueError(
-                f"{where}, column `split`: expected train or validation, but got {split!r}"
-            )
-        query, gallery = (
-            _flag(row, column, where, required=split == "validation")
-            for column in ("is_query", "is_gallery")
-        )
-        if split == "validation" and not query and not gallery:
-            raise ValueError(
-                f"{where}, columns `is_query` and `is_gallery`: expected one of them to be True "
-                "where `split` is validation; remove the line if it is neither"
-            )
-        if split == "train" and (query or gallery):
-            raise ValueError(
-                f"{where}, columns `is_query` and `is_gallery`: expected them to be empty where "
-                f"`split` is train, but got {row['is_query']!r}, {row['is_gallery']!r}"
-            )
-        rows.append((where, path, label, query, gallery))
-    both = [where for where, _, _, query, gallery in rows if query and gallery]
-    held_out = sum(query or gallery for *_, query, gallery in rows)
-    if both and len(both) < held_out:
+    lines = [_parse(row, where) for where, row in _rows(table, notes)]
+    splits = {line.split for line in lines}
+    held_out = "test" if "test" in splits else "val"
+    tested = [line for line in lines if line.split == held_out]
+    if all(line.query is None and line.gallery is None for line in tested):
+        tested = [line._replace(query=True, gallery=True) for line in tested]
+    for line in tested:
+        _check_flags(line)
+    both = [line for line in tested if line.query and line.gallery]
+    if both and len(both) < len(tested):
         raise ValueError(
-            f"{both[0]}, columns `is_query` and `is_gallery`: expected all lines of validation to "
-            f"be both or none, but {len(both)} of {held_out} are both; a query that is in "
-            "another's gallery would find itself"
+            f"{both[0].where}, columns `is_query` and `is_gallery`: expected all lines of the test "
+            f"set to be both or none, but {len(both)} of {len(tested)} are both; a query that is "
+            "in another's gallery would find itself"
         )
-    parts = ("train", "test", "gallery") if len(both) < held_out else ("train", "test")
+    parts = ["train", *(["val"] if splits >= {"val", "test"} else [])]
+    if tested:
+        parts += ["test"] if both else ["test", "gallery"]
     listing = Listing(home, dict.fromkeys(parts, table))
     listing.notes = notes
-    for where, path, label, query, gallery in rows:
-        listing.add("test" if query else "gallery" if gallery else "train", label, path, where)
+    for line in lines:
+        if line.split == held_out:
+            continue
+        if line.query or line.gallery:
+            raise ValueError(
+                f"{line.where}, columns `is_query` and `is_gallery`: expected them to be empty or "
+                f"False where `split` is {'train' if line.split == 'train' else 'validation'}"
+            )
+        listing.add(line.split, line.label, line.path, line.where)
+    for line in tested:
+        listing.add("test" if line.query else "gallery", line.label, line.path, line.where)
     return listing
+
+
+class _Line(NamedTuple):
+    where: str
+    split: str
+    path: str
+    label: str
+    query: bool | None
+    gallery: bool | None
+
+
+def _parse(row: dict[str, str], where: str) -> _Line:
+    split = _SPLITS.get(row.get("split", "train").strip().lower())
+    if split is None:
+        raise ValueError(
+            f"{where}, column `split`: expected train, validation or test, but got {row['split']!r}"
+        )
+    path, label = (_filled(row, column, where) for column in _COLUMNS)
+    query, gallery = (_flag(row, column, where) for column in ("is_query", "is_gallery"))
+    return _Line(where, split, path, label, query, gallery)
+
+
+def _check_flags(line: _Line) -> None:
+    for column, flag in (("is_query", line.query), ("is_gallery", line.gallery)):
+        if flag is None:
+            raise ValueError(
+                f"{line.where}, column `{column}`: expected True or False, as in other lines of "
+                "the test set, but it is empty"
+            )
+    if not line.query and not line.gallery:
+        raise ValueError(
+            f"{line.where}, columns `is_query` and `is_gallery`: expected one of them to be True "
+            "in the test set; remove the line if it is neither"
+        )
 
 
 def _rows(table: Path, notes: list[str]) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield where each line of the table is, and the line as a dictionary."""
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            header = next(reader, [])
+            reader = csv.reader(file, delimiter=_separator(table), strict=True)
+            header = [column.strip() for column in next(reader, [])]
             _check_header(table, header)
             unused = [column for column in _UNUSED if column in header]
             if unused:
@@ -105,19 +139,26 @@ def _rows(table: Path, notes: list[str]) -> Iterator[tuple[str, dict[str, str]]]
                 if len(fields) != len(header):
                     raise ValueError(
                         f"{where}: expected {len(header)} columns ({', '.join(header)}), but got "
-                        f"{len(fields)}; put text with commas in quotes"
+                        f"{len(fields)}; put text with separators in quotes"
                     )
                 yield where, dict(zip(header, fields, strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"Expected {table} to be a CSV file in UTF-8, but {error}") from error
 
 
+def _separator(table: Path) -> str:
+    """Return what separates the columns: what the header has most of."""
+    with table.open(encoding="utf-8-sig", newline="") as file:
+        header = file.readline()
+    return max(",;\t", key=header.count)
+
+
 def _check_header(table: Path, header: list[str]) -> None:
-    absent = [column for column in _COLUMNS if column not in header]
-    if absent:
+    if absent := [column for column in _COLUMNS if column not in header]:
         raise ValueError(
-            f"{table} line 1: expected the columns {', '.join(_COLUMNS)}, but "
-            f"{', '.join(absent)} is not in {header}"
+            f"{table} line 1: expected the columns {' and '.join(_COLUMNS)} (perhaps "
+            f"{', '.join(_OPTIONAL)}), but {' and '.join(absent)} is not among "
+            f"{', '.join(header) or 'nothing'}: name the columns in the first line"
         )
     twice = sorted({column for column in header if header.count(column) > 1})
     if twice:
@@ -131,17 +172,11 @@ def _filled(row: dict[str, str], column: str, where: str) -> str:
     return value
 
 
-def _flag(row: dict[str, str], column: str, where: str, required: bool) -> bool:
-    value = row[column].strip().lower()
-    if value in _FLAGS:
-        return _FLAGS[value]
-    if value not in _EMPTY:
+def _flag(row: dict[str, str], column: str, where: str) -> bool | None:
+    """Return the value of a flag, or None where it is empty or there is no such column."""
+    value = row.get(column, "").strip().lower()
+    if value not in _FLAGS and value not in _EMPTY:
         raise ValueError(
             f"{where}, column `{column}`: expected True, False or nothing, got {row[column]!r}"
         )
-    if required:
-        raise ValueError(
-            f"{where}, column `{column}`: expected True or False where `split` is validation, "
-            "but it is empty"
-        )
-    return False
+    return _FLAGS.get(value)

@@ -11,8 +11,9 @@ with extra("train"):
     from bgl.pipeline.published import published_rows
     from bgl.pipeline.results import Row
     from bgl.pipeline.rows import baseline_rows, check_folder, trained_rows
-    from bgl.pipeline.run import TerminalProgress, main
+    from bgl.pipeline.run import main
     from bgl.pipeline.table import as_csv, markdown, print_table
+    from bgl.pipeline.terminal import TerminalProgress
 
 __all__ = [
     "CONFIGS",

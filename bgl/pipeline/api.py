@@ -16,8 +16,9 @@ from bgl.models import Encoder
 from bgl.pipeline.data import load_splits
 from bgl.pipeline.options import option_words, parse
 from bgl.pipeline.results import Row
-from bgl.pipeline.run import TerminalProgress, claimed, training_name
+from bgl.pipeline.run import claimed, training_name
 from bgl.pipeline.table import markdown
+from bgl.pipeline.terminal import TerminalProgress
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
+from collections.abc import Collection
 
-from bgl.datasets import Splits, download, load_dataset
+from bgl.datasets import ImageDataset, Splits, download, load_dataset
+from bgl.pipeline.options import Command
 from bgl.training import TrainConfig
 
 
@@ -28,7 +31,47 @@ def load_splits(config: TrainConfig) -> Splits:
         val_fraction=0.0 if paper else config.val_fraction,
         skip_broken=config.skip_broken,
         allow_partial=config.allow_partial,
+        resplit=config.resplit,
         table=config.table,
     )
     # packaged data have fixed validation classes, which are not used then
     return dataclasses.replace(splits, val=None) if paper else splits
+
+
+def fit_batches(command: Command, splits: Splits) -> Command:
+    """Let the size of a batch follow the data, where nobody has set it.
+
+    Warns:
+        UserWarning: If it differs from the default.
+    """
+    if not command.free:
+        return command
+    configs = [
+        fit_batch(config, free, splits.train)
+        for config, free in zip(command.configs, command.free, strict=True)
+    ]
+    changed = [new for new, old in zip(configs, command.configs, strict=True) if new != old]
+    for size, each in dict.fromkeys((config.batch_size, config.per_class) for config in changed):
+        warnings.warn(
+            f"Batches have {size} images, {each} of each of {size // each} classes, to fit the "
+            "data; --batch-size and --per-class set it",
+            UserWarning,
+            stacklevel=2,
+        )
+    return dataclasses.replace(command, configs=configs, free=())
+
+
+def fit_batch(config: TrainConfig, free: Collection[str], data: ImageDataset) -> TrainConfig:
+    """Choose the largest batch up to the default that the data can fill.
+
+    Half of the classes or more have as many images as a batch takes of each (2 at least).
+    """
+    batch_size, per_class = config.batch_size, config.per_class
+    if "per_class" in free:
+        images = sorted(data.labels.bincount().tolist())
+        fitting = min(per_class, max(2, images[len(images) // 2]))
+        if "batch_size" in free or batch_size % fitting == 0:
+            per_class = fitting
+    if "batch_size" in free:
+        batch_size = min(batch_size // per_class, data.num_classes) * per_class
+    return dataclasses.replace(config, batch_size=batch_size, per_class=per_class)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
@@ -22,6 +22,7 @@ from jsonargparse import (
 )
 
 from bgl._io import check_yaml, read_yaml, write_text
+from bgl._usage import RUN_OPTIONS, check_options, check_train_words, dashes, option
 from bgl.pipeline.results import COMMAND_FILE, read_record
 from bgl.training import TrainConfig
 from bgl.training.config import CIRCUMSTANCES, WITH_OPTIONS, parts
@@ -47,41 +48,21 @@ def make_parser(description: str | None = None) -> ArgumentParser:
     parser = ArgumentParser(
         prog="bgl train", description=description, exit_on_error=False, parser_mode="bgl"
     )
-    parser.add_argument(
-        "--config", action="append", help="YAML file with any options; several: in turn."
-    )
+    texts = RUN_OPTIONS
+    parser.add_argument("--config", action="append", help=texts["config"])
     words = list[str] | str
-    add_option(
-        parser,
-        "--method",
-        words,
-        ["none", "dybgr"],
-        'Methods to train, one after the other: "none", or blocks joined by "+".',
-    )
-    parser.add_argument(
-        "--seed", "--seeds", default=[0], type=list[int] | int, help="Seeds, one run each."
-    )
+    add_option(parser, "--method", words, ["none", "dybgr"], texts["method"])
+    parser.add_argument("--seed", "--seeds", default=[0], type=list[int] | int, help=texts["seed"])
+    add_option(parser, "--output-dir", str | None, None, texts["output_dir"])
+    add_option(parser, "--log", words, [], texts["log"])
     text = (
-        "Run folder; default: a new one in runs/. What is finished there is not trained again, "
-        "and new rows are added."
-    )
-    add_option(parser, "--output-dir", str | None, None, text)
-    text = 'Trackers of accelerate to log to, for instance "tensorboard".'
-    add_option(parser, "--log", words, [], text)
-    text = (
-        "Run folder to go on with, as it was begun; what does not define the result may be given "
-        f"anew: --log, {', '.join(map(option, CIRCUMSTANCES))}."
+        f"{texts['resume'][:-1]}; what does not define the result may be given anew: --log, "
+        f"{', '.join(map(option, CIRCUMSTANCES))}."
     )
     add_option(parser, "--resume", str | None, None, text)
-    parser.add_argument(
-        "--plugin",
-        action="append",
-        help="Module with blocks, losses, datasets … of your own, imported first.",
-    )
-    text = "Add rows with embeddings refined without labels (transductive)."
-    add_option(parser, "--refine", bool, False, text)
-    text = "Measure raw pixels too, a row to compare with; default: where few images are tested."
-    add_option(parser, "--pixels", bool, None, text)
+    parser.add_argument("--plugin", action="append", help=texts["plugin"])
+    add_option(parser, "--refine", bool, False, texts["refine"])
+    add_option(parser, "--pixels", bool, None, texts["pixels"])
     defaults = TrainConfig()
     help_of = argument_help(TrainConfig)
     for name, hint in get_type_hints(TrainConfig).items():
@@ -109,16 +90,6 @@ def argument_help(kind: Callable[..., Any]) -> dict[str, str]:
     return {parameter.arg_name: parameter.description or "" for parameter in documented}
 
 
-def option(name: str) -> str:
-    """Return the option of a field.
-
-    Example:
-        >>> option("data_root")
-        '--data-root'
-    """
-    return "--" + name.replace("_", "-")
-
-
 @dataclass(frozen=True)
 class Command:
     """What a command line asks for: the configuration of every model, and the rest."""
@@ -128,6 +99,7 @@ class Command:
     trackers: list[str]
     refine: bool = False
     pixels: bool | None = None  # None: where few images are tested
+    free: tuple[frozenset[str], ...] = ()  # of each configuration: what may follow the data
 
 
 class StoredCommand(TypedDict):
@@ -147,9 +119,15 @@ def parse(argv: Sequence[str], description: str | None = None) -> Command:
     Raises:
         ValueError: If there is no such option, a value does not fit, or ``--resume`` names no
             run folder.
+        SystemExit: After ``--help`` and ``--help-all``.
     """
+    check_train_words(argv)
     parser = make_parser(description)
+    if "--help-all" in argv:
+        parser.print_help()
+        raise SystemExit(0)
     words = join_lists([dashes(word) for word in argv])
+    check_options(words, parser._option_string_actions, "bgl train")
     try:
         given = parser.parse_args(words, defaults=False)
         files = [Path(name) for name in given.get("config") or []]
@@ -159,20 +137,39 @@ def parse(argv: Sequence[str], description: str | None = None) -> Command:
         methods, seeds, trackers = (as_list(options[name]) for name in ("method", "seed", "log"))
         if not methods or not seeds:
             raise ValueError("Expected at least one --method and one --seed, but got none")
-        configs = []
+        configs: list[TrainConfig] = []
+        free: list[frozenset[str]] = []
         for method in methods:
             names = ["base", *str(method).split("+")]
             packaged = [CONFIGS / options.dataset / f"{name}.yaml" for name in names]
             packaged = [path for path in packaged if path.is_file()]
             values = layers(parser, [*packaged, *files], words).as_dict()
             values = {name: value for name, value in values.items() if name not in OF_A_RUN}
+            set_by_user = layers(parser, [*packaged, *files], words, Namespace()).as_dict()
+            unset = frozenset({"batch_size", "per_class"} - set_by_user.keys())
+            values |= matching_batch(values["batch_size"], values["per_class"], unset)
+            free += [unset] * len(seeds)
             configs += [
                 TrainConfig.from_dict({**values, "method": method, "seed": seed}) for seed in seeds
             ]
     except ArgumentError as error:
         raise ValueError(f"{error}; bgl train --help lists the options") from error
     folder = None if options.output_dir is None else Path(options.output_dir)
-    return Command(configs, folder, trackers, options.refine, options.pixels)
+    return Command(configs, folder, trackers, options.refine, options.pixels, tuple(free))
+
+
+def matching_batch(batch_size: int, per_class: int, free: Collection[str]) -> dict[str, int]:
+    """Make one of the two a divisor or multiple of the other where that one alone was given.
+
+    Example:
+        >>> matching_batch(128, 3, {"batch_size"}), matching_batch(90, 4, {"per_class"})
+        ({'batch_size': 126, 'per_class': 3}, {'batch_size': 90, 'per_class': 3})
+    """
+    if free == {"batch_size"}:
+        batch_size = max(1, batch_size // per_class) * per_class
+    elif free == {"per_class"}:
+        per_class = max(n for n in range(1, per_class + 1) if batch_size % n == 0)
+    return {"batch_size": batch_size, "per_class": per_class}
 
 
 def layers(
@@ -285,15 +282,6 @@ def as_word(value: Any) -> str:
 def as_list(value: Any) -> list[Any]:
     """Return a list where a list or one value may be given."""
     return value if isinstance(value, list) else [value]
-
-
-def dashes(word: str) -> str:
-    """Write ``--batch_size`` as ``--batch-size``, and ``--dybgr.num-iterations`` with a "_"."""
-    if not word.startswith("--"):
-        return word
-    name, equals, value = word.partition("=")
-    first, dot, rest = name[2:].partition(".")
-    return f"--{first.replace('_', '-')}{dot}{rest.replace('-', '_')}{equals}{value}"
 
 
 def join_lists(argv: list[str]) -> list[str]:

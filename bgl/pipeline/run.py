@@ -22,20 +22,18 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import torch
 from accelerate import PartialState
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
 
 from bgl._io import write_text
 from bgl._plugins import import_plugins
+from bgl._usage import as_on_the_command_line, notes
 from bgl.datasets import Splits
 from bgl.images import BrokenImageError
-from bgl.pipeline.data import load_splits
+from bgl.pipeline.data import fit_batches, load_splits
 from bgl.pipeline.explorer import explore_run
 from bgl.pipeline.files import read_results
 from bgl.pipeline.folder import locked, new_folder
@@ -53,47 +51,11 @@ from bgl.pipeline.results import (
 )
 from bgl.pipeline.rows import baseline_rows, check_folder, describe, trained_rows
 from bgl.pipeline.table import print_table
+from bgl.pipeline.terminal import TerminalProgress
 from bgl.pipeline.tracking import check_trackers
 from bgl.training import Interrupted, Progress, ProgressList, TrainConfig, make_accelerator
 from bgl.training.distributed import on_first_process
 from bgl.training.loop import check_classes
-
-
-class TerminalProgress(Progress):
-    """Progress bars, and a line per epoch."""
-
-    def __init__(self, console: Console) -> None:
-        self.bars = Bars(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-        )
-        self.console = console
-        self.task: Any = None
-
-    def start(self, what: str, total: int) -> None:
-        if self.task is not None:
-            self.bars.remove_task(self.task)
-        self.task = self.bars.add_task(what, total=total)
-
-    def advance(self, amount: int) -> None:
-        self.bars.advance(self.task, amount)
-
-    def epoch(self, row: dict[str, Any]) -> None:
-        parts = [f"epoch {row['epoch']:>3}", f"loss {row['loss']:.3f}"]
-        if "loss_graph" in row:
-            parts.append(f"(plain {row['loss_plain']:.3f}, graph {row['loss_graph']:.3f})")
-        for part, title in (("val", ""), ("test", "test ")):
-            for embedding in ("backbone", "head"):
-                if (name := f"{part}_{embedding}") + "_map@r" in row:
-                    recall, precision = (row[f"{name}_{m}"] for m in ("recall@1", "map@r"))
-                    parts.append(f"{title}{embedding}: R@1 {recall:.1%}, MAP@R {precision:.1%}")
-        if row.get("skipped_steps"):
-            parts.append(f"{row['skipped_steps']} batches skipped: not finite")
-        self.console.print("  ".join(parts), highlight=False)
 
 
 @dataclass
@@ -132,7 +94,10 @@ class Run:
         for config in command.configs:
             place = folder / training_name(config)
             finished = on_first_process((place / RESULT_FILE).exists)
-            announce(f"{place.name}{': finished before, taken as it is' if finished else ''}")
+            what = "finished before, taken as it is"
+            if not finished:
+                what = f"method {config.method}, seed {config.seed}"
+            announce(f"{place.name}: {what}")
             tested = LastTest(splits)
             listeners = ProgressList(tested, progress)
             trained = trained_rows(config, splits, place, listeners, command.trackers)
@@ -153,6 +118,7 @@ def claimed(command: Command, splits: Splits) -> Iterator[Run]:
             written by bgl.
     """
     check_trackers(command.trackers)
+    command = fit_batches(command, splits)
     for config in command.configs:
         check_classes(config, splits)
     first = command.configs[0]
@@ -192,7 +158,7 @@ def run_command(argv: list[str], console: Console, program: str) -> int:
         progress = TerminalProgress(console)
         try:
             with progress.bars:
-                run.measure(progress, lambda name: console.print(f"[bold]{name}[/]"))
+                run.measure(progress, lambda name: console.print(f"[bold]{escape(name)}[/]"))
         except KeyboardInterrupt:
             given = [word for name in plugins for word in ("--plugin", name)]
             words = [program, shlex.join(["--resume", str(run.folder), *given])]
@@ -209,10 +175,10 @@ def run_command(argv: list[str], console: Console, program: str) -> int:
 
 def complain(error: Exception) -> None:
     """Print an error as one line."""
-    line = escape(" ".join(str(error).split()))
+    line = escape(as_on_the_command_line(str(error)))
     if isinstance(error, BrokenImageError):
         line += "; mend it, or train anew without it: `skip_broken` (--skip-broken) leaves it out"
-    Console().print(f"[bold red]error:[/] {line}", highlight=False, soft_wrap=True)
+    Console(stderr=True).print(f"[bold red]error:[/] {line}", highlight=False, soft_wrap=True)
 
 
 def training_name(config: TrainConfig) -> str:
@@ -220,13 +186,25 @@ def training_name(config: TrainConfig) -> str:
     return f"{config.method}-seed{config.seed}"
 
 
+LEGEND = """\
+R@1 (R@2, …): share of test images with an image of their class among the nearest 1 (2, …). MAP@R:
+mean average precision among the R nearest, where R is the number of images to find. R-Prec: share
+of those R that is right. Δ: difference to the run without a graph (none), seed by seed; with one
+seed there is no interval (±), and small differences say nothing. backbone: the encoder's features;
+head: the smaller embedding made of them; readout: a linear map of them. epoch: {selection}. min:
+minutes of training.
+"""
+
+
 def show(run: Run, console: Console) -> None:
     """Print the table and write the page."""
     splits, rows, folder = run.splits, run.rows, run.folder
     print_table(
         rows,
-        f"{splits.name}, {splits.test.num_classes} unseen classes, percent, embedded in float32",
+        f"{splits.name}: retrieval among the {splits.test.num_classes} test classes, in percent",
     )
+    legend = LEGEND.format(selection=run.about["selection"])
+    console.print(legend, highlight=False, markup=False, soft_wrap=True)
     if all(row["method"] != "pixels" for row in rows):
         console.print("without the raw pixels of so many images: --pixels measures them")
     console.print(
@@ -280,7 +258,8 @@ def main(argv: Sequence[str] | None = None, program: str = "bgl train") -> int:
     main_thread = threading.current_thread() is threading.main_thread()  # others get no signals
     before = signal.signal(signal.SIGTERM, end_now) if main_thread else None
     try:
-        return run_command(list(sys.argv[1:] if argv is None else argv), console, program)
+        with notes():
+            return run_command(list(sys.argv[1:] if argv is None else argv), console, program)
     except KeyboardInterrupt as stopped:
         console.print(str(stopped) or "interrupted by SIGINT", markup=False, highlight=False)
         return int(getattr(stopped, "status", 128 + signal.SIGINT))

@@ -3,13 +3,28 @@
 Needs ``pip install bgl[search]``. On the command line: ``python -m bgl.search --help``.
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from bgl._extras import extra
 
-with extra("search"):
-    import faiss  # noqa: F401  # first: what follows would name bgl[train]
-
+if TYPE_CHECKING:
     from bgl.search.images import find_images
     from bgl.search.index import Hit, SearchIndex
     from bgl.search.page import write_results
 
 __all__ = ["Hit", "SearchIndex", "find_images", "write_results"]
+
+# Imported when they are asked for: the command line is slow to start otherwise.
+_HOMES = {"Hit": "index", "SearchIndex": "index", "find_images": "images", "write_results": "page"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        with extra("search"):
+            import faiss  # noqa: F401  # first: what follows would name bgl[train]
+
+            return getattr(import_module(f"bgl.search.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,16 +7,17 @@ import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from bgl.images.loading import num_workers
-from bgl.images.reading import printable
-from bgl.models.config import EMBEDDINGS
-from bgl.search import SearchIndex, write_results
+from bgl._usage import Parser, as_on_the_command_line
+
+if TYPE_CHECKING:
+    from bgl.images import BrokenImageError
 
 
 def make_parser(prog: str) -> argparse.ArgumentParser:
     """Make the parser of the two commands."""
-    parser = argparse.ArgumentParser(prog=prog, description="Find the images nearest to an image.")
+    parser = Parser(prog=prog, description="Find the images nearest to an image.")
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="Embed images with a trained model and index them.")
     build.add_argument("run", help="Folder with model.json, or hf-hub:USER/NAME.")
@@ -24,7 +25,7 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     build.add_argument("--index", required=True, type=Path, help="Folder to write.")
     build.add_argument(
         "--output",
-        choices=("default", *EMBEDDINGS),
+        choices=("default", "backbone", "head", "readout"),
         default="default",
         help="Which embedding to compare (the one that the model was chosen by).",
     )
@@ -50,17 +51,24 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m bgl.search") 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names that the terminal's encoding lacks
             stream.reconfigure(errors="backslashreplace")
-    options = make_parser(prog).parse_args(argv)
     try:
+        options = make_parser(prog).parse_args(argv)
         return _build(options) if options.command == "build" else _query(options)
     except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {as_on_the_command_line(str(error))}", file=sys.stderr)
         return 2
 
 
 def _build(options: argparse.Namespace) -> int:
+    from bgl.images.loading import num_workers
+    from bgl.images.reading import printable
+    from bgl.search import SearchIndex
+
+    bar = sys.stderr.isatty()
+
     def progress(done: int, total: int) -> None:
-        print(f"\r{done} of {total} images", end="", file=sys.stderr, flush=True)
+        if bar or done == total:
+            print(f"\r{done} of {total} images"[not bar :], end="", file=sys.stderr, flush=True)
 
     index = SearchIndex.build(
         options.run,
@@ -79,6 +87,10 @@ def _build(options: argparse.Namespace) -> int:
 
 
 def _query(options: argparse.Namespace) -> int:
+    from bgl.images.reading import printable
+    from bgl.search import SearchIndex, find_images, write_results
+
+    find_images(options.images)  # before the model is loaded, which takes seconds
     index = SearchIndex.load(options.index, options.run, options.device)
     results, broken = index.query(options.images, options.k)
     _report(broken)
@@ -94,9 +106,12 @@ def _query(options: argparse.Namespace) -> int:
     return 0
 
 
-def _report(broken: Sequence[Exception]) -> None:
+def _report(broken: Sequence[BrokenImageError]) -> None:
+    from bgl.images.reading import printable
+
     for error in broken:
-        print(f"skipped: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+        reason = printable(f"{error.path}: {error.reason}")
+        print(f"skipped: {' '.join(reason.split())}", file=sys.stderr)
 
 
 if __name__ == "__main__":

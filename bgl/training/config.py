@@ -18,10 +18,10 @@ from bgl.samplers import SAMPLERS
 from bgl.training.teachers import TEACHERS
 
 # Where and how a run computes. With the same data these do not define its result, and may change
-# when it is resumed.
+# when it is resumed; of the cache only its place.
 CIRCUMSTANCES = (
     *("data_root", "table", "download", "skip_broken", "allow_partial"),
-    *("device", "compile", "workers", "on_nonfinite", "checkpoint_minutes"),
+    *("device", "compile", "workers", "cache", "on_nonfinite", "checkpoint_minutes"),
 )
 
 # Parts whose options are groups of the command line.
@@ -60,6 +60,8 @@ class TrainConfig:
             dataset has no validation part of its own.
         skip_broken: Leave out images that cannot be read, and list them.
         allow_partial: Train on an incomplete dataset, with a warning that says what is missing.
+        resplit: Pool the images of all parts of a folder or table of your own, and split them
+            anew by class.
         protocol: "honest": the epoch is chosen on validation classes and the test classes are
             measured once. "paper": as most papers do it, all train classes are trained on
             (val_fraction does not count) and the epoch with the best Recall@1 on the test
@@ -138,8 +140,11 @@ class TrainConfig:
         device: "auto", "cpu" or "cuda".
         compile: Compile encoder, blocks and loss with torch.compile: minutes at the start, for
             faster steps on a GPU.
-        workers: Processes that load images; -1: none for data in memory, else one for each core
-            that the job may use, at most 16.
+        workers: Processes that load images; -1: one for each core that the job may use, at most 16,
+            and none for data in memory that a CPU trains on.
+        cache: Folder in which each image file is kept decoded, its shorter side at most ``resize``
+            pixels, for all processes and later runs. Measures the same; training crops are cut out
+            of the smaller images.
         checkpoint_minutes: Write the checkpoint at the end of an epoch if the last one is older
             than this; 0: after every epoch. Always at the end and when the run is stopped.
         options: Options of the blocks, the augmentation and the teachers, by name:
@@ -153,6 +158,7 @@ class TrainConfig:
     val_fraction: float = 0.25
     skip_broken: bool = False
     allow_partial: bool = False
+    resplit: bool = False
     protocol: str = "honest"
     eval_every: int = 1
     test_every_epoch: bool = False
@@ -206,6 +212,7 @@ class TrainConfig:
     device: str = "auto"
     compile: bool = False
     workers: int = -1
+    cache: str | None = None
     checkpoint_minutes: float = 5.0
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -316,6 +323,8 @@ class TrainConfig:
             ValueError: If a field that defines the result differs; the message names it.
         """
         now, then = self.to_dict(), TrainConfig.from_dict(stored).to_dict()
+        for values in (now, then):
+            values["cached"] = values["cache"] is not None
         defining = (now.keys() | then.keys()) - set(CIRCUMSTANCES)
         if changed := sorted(name for name in defining if then.get(name) != now.get(name)):
             raise ValueError(

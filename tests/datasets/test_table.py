@@ -114,13 +114,13 @@ TEST = "images/101/0.jpg,class 101,validation,True,True"
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (HEADER, "path,label,split,is_query", r"line 1: expected the columns .*is_gallery is not"),
+        (HEADER, "path,split,is_query", r"line 1: expected the columns .*label is not among path"),
         (HEADER, HEADER + ",path", r"line 1: .*\['path'\] is there twice"),
         (FIRST, FIRST + ",x", r"line 2: expected 5 columns .* got 6"),
         (FIRST, "images/1/0.jpg,class 1", r"line 2: expected 5 columns .* got 2"),
         (FIRST, ",class 1,train,,", r"line 2, column `path`: .*empty"),
         (FIRST, "images/1/0.jpg, ,train,,", r"line 2, column `label`: .*empty"),
-        (FIRST, "images/1/0.jpg,class 1,test,,", r"line 2, column `split`: .* 'test'"),
+        (FIRST, "images/1/0.jpg,class 1,dev,,", r"line 2, column `split`: .* 'dev'"),
         (FIRST, "images/1/0.jpg,class 1,train,True,", r"line 2, columns `is_query`.*train"),
         (FIRST, "images/1/0.jpg,class 1,train,maybe,", r"line 2, column `is_query`: .*'maybe'"),
         (FIRST, "../1/0.jpg,class 1,train,,", r"line 2: .*leads out"),
@@ -142,6 +142,38 @@ def test_bad_lines(table: Path, old: str, new: str, message: str | None) -> None
             assert len(load_table(table).test) == 18
         return
     with pytest.raises(ValueError, match=message):
+        load_table(table)
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"], ids=["comma", "semicolon", "tab"])
+def test_path_and_label_are_enough(table: Path, separator: str) -> None:
+    """The classes of validation and test are drawn, and named in one note."""
+    rows = [line.split(",")[:2] for line in table.read_text().splitlines()]
+    table.write_text("\n".join(separator.join(row) for row in rows))
+    with pytest.warns(UserWarning, match="7 to train on, 2 for validation and 3 for test") as notes:
+        splits = load_table(table)
+    assert len(notes) == 1
+    assert [part.num_classes for part in splits.parts().values()] == [7, 2, 3]
+    assert sum(len(part) for part in splits.parts().values()) == 36
+
+
+def test_test_is_accepted_besides_validation(table: Path) -> None:
+    """Where there are lines of test, validation is what the epoch is chosen on."""
+    digest = load_table(table).digest
+    lines = [",".join(line.split(",")[:3]) for line in table.read_text().splitlines()]
+    table.write_text("\n".join(lines).replace(",validation", ",test"))
+    assert load_table(table).digest == digest
+    for number in ("5", "6"):
+        lines = [
+            line.replace("train", "val") if f"images/{number}/" in line else line for line in lines
+        ]
+    table.write_text("\n".join(lines).replace(",validation", ",test"))
+    splits = load_table(table)
+    assert splits.val is not None
+    assert splits.val.class_names == ["class 5", "class 6"]
+    assert (splits.train.num_classes, splits.test.num_classes) == (4, 6)
+    table.write_text("\n".join(lines).replace(",validation", ",test") + "\nimages/5/0.jpg,a,test")
+    with pytest.raises(ValueError, match="expected every image once"):
         load_table(table)
 
 

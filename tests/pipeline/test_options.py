@@ -259,7 +259,7 @@ def test_the_resolved_configuration_can_be_used_again(tmp_path):
 
 def test_every_field_has_an_option_with_help(capsys):
     with pytest.raises(SystemExit) as caught:
-        options.parse(["--help"])
+        options.parse(["--help-all"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
     names = {field.name for field in dataclasses.fields(TrainConfig)} - {"options"}

@@ -92,6 +92,26 @@ def test_run_writes_results(finished: Path) -> None:
     assert {"torch", "timm", "torch_geometric", "python", "bgl"} <= content["versions"].keys()
 
 
+def test_the_last_line_says_what_the_run_took(finished: Path) -> None:
+    content = results(finished)
+    about: Any = {**content, "seconds": 90.0}
+    done = run.Run(None, None, about, finished, content["rows"])  # type: ignore[arg-type]
+    line = run.summary(done)
+    assert re.fullmatch(
+        r"1\.5 min, CPU, fp32, 1 process, peak memory \d+\.\d GB, [\d,]+ images/s, "
+        r"\d+% waiting for data",
+        line,
+    )
+    versions = {"cuda": "13.0", "cudnn": "91300", "nccl": "2.28.9"}
+    about |= {"gpu": "NVIDIA H100", "processes": 8, "versions": versions}
+    about["precision"] = {"training": "bf16"}
+    done.rows[-1]["peak_gpu_memory_mb"] = 2048.0
+    assert run.summary(done).startswith(
+        "1.5 min, NVIDIA H100, bf16, cuda 13.0, cudnn 91300, nccl 2.28.9, 8 processes, peak memory"
+    )
+    assert ", of the GPU 2.0 GB, " in run.summary(done)
+
+
 @pytest.mark.parametrize("method", ["none", "dybgr"])
 def test_run_folder_of_a_method(finished: Path, method: str) -> None:
     folder = finished / f"{method}-seed0"
@@ -279,7 +299,7 @@ def test_a_later_command_adds_its_rows(images, finished, tmp_path, capsys):
     assert rows[: len(before)] == before
     assert [(row["method"], row["seed"]) for row in rows[len(before) :]] == [("none", 1)] * 3
     assert again(images, folder, "--method", "none", "--image-size", "48") == 2
-    assert "image_size is 48, was 32" in " ".join(capsys.readouterr().out.split())
+    assert "image_size is 48, was 32" in " ".join(capsys.readouterr().err.split())
     assert results(folder)["rows"] == rows
 
 
@@ -289,7 +309,7 @@ def test_a_file_that_is_not_ours_is_not_overwritten(images, tmp_path, content, c
     folder.mkdir()
     (folder / "results.json").write_text(content)
     assert again(images, folder, "--method", "none") == 2
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("error:")]
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert "results.json" in line
     assert "move it away" in line
     assert (folder / "results.json").read_text() == content
@@ -298,7 +318,7 @@ def test_a_file_that_is_not_ours_is_not_overwritten(images, tmp_path, content, c
 def test_a_folder_in_use_is_refused(images, tmp_path, capsys):
     with locked(tmp_path / "run"):
         assert again(images, tmp_path / "run", "--method", "none") == 2
-        assert f"process {os.getpid()} on" in capsys.readouterr().out
+        assert f"process {os.getpid()} on" in capsys.readouterr().err
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock"]
     with locked(tmp_path / "run"):  # it is free again
         pass
@@ -347,7 +367,7 @@ def test_damaged_files_are_named_in_one_line(finished, name, content, tmp_path, 
         (place.parent / "checkpoint.pt").touch()
     assert run.main(["--resume", str(folder)]) in (1, 2)
     captured = capsys.readouterr()
-    (line,) = [line for line in captured.out.splitlines() if line.startswith("error:")]
+    (line,) = [line for line in captured.err.splitlines() if line.startswith("error:")]
     assert name in line
     assert len(line) < 1000
     assert "Traceback" not in captured.out + captured.err
@@ -358,7 +378,7 @@ def test_resume_of_what_is_no_run(tmp_path, content, capsys):
     if content is not None:
         (tmp_path / "command.yaml").write_text(content)
     assert run.main(["--resume", str(tmp_path)]) == 2
-    assert re.search(r"error:.*`--resume`.*command\.yaml", capsys.readouterr().out)
+    assert re.search(r"error:.*`--resume`.*command\.yaml", capsys.readouterr().err)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -389,23 +409,23 @@ def test_broken_image_is_named(images, tmp_path, capsys):
     words = ["--method", "none", "--workers", "1"]
     assert again(root, tmp_path / "run", *words) != 0
     captured = capsys.readouterr()
-    (line,) = [line for line in captured.out.splitlines() if line.startswith("error:")]
-    assert re.search(r"but got \S+/train\d/1\.png: \w+Error: ", line)
-    assert line.endswith("`skip_broken` (--skip-broken) leaves it out")
+    (line,) = [line for line in captured.err.splitlines() if line.startswith("error:")]
+    assert re.search(r"but 8 of \d+ cannot be used: \S+/train\d/1\.png, ", line)
+    assert line.endswith("on the command line --skip-broken")
     assert "Traceback" not in captured.out + captured.err
     # the rest of every class is enough
-    with pytest.warns(UserWarning, match="Left out 8 images"):
-        assert again(root, tmp_path / "run2", "--method", "none", "--skip-broken") == 0
+    assert again(root, tmp_path / "run2", "--method", "none", "--skip-broken") == 0
+    assert "note: Left out 8 images" in capsys.readouterr().err
     assert len(results(tmp_path / "run2")["dataset"]["skipped"]) == 8
 
 
 def test_too_few_classes_for_a_batch(images, tmp_path, capsys):
     """... is said in the words of the user, before anything is written."""
     assert again(images, tmp_path / "run", "--batch-size", "14") == 2
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("error:")]
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert "--batch-size" in line
     assert "6 training classes (2 of 8 held out for validation) allow up to 12" in line
-    assert line.endswith("`per_class` 2, got 14")
+    assert line.endswith("--per-class 2, got 14")
     assert not (tmp_path / "run").exists()
 
 
@@ -421,7 +441,7 @@ def test_too_few_classes_for_a_batch(images, tmp_path, capsys):
         (["--loss", "arcface"], "arcface"),
         (["--method", "gat"], "gat"),
         (["--device", "cuda"], "CUDA"),
-        (["--method", "none", "--batch-size", "64"], "batch_size"),
+        (["--method", "none", "--batch-size", "64"], "--batch-size"),
         (["--loss-options", '{"temprature": 1}', "--method", "none"], "temprature"),
     ],
     ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else "",
@@ -430,7 +450,7 @@ def test_error_is_one_line(images, tmp_path, monkeypatch, capsys, words, named):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert again(images, tmp_path / "run", *words) in (1, 2)
     captured = capsys.readouterr()
-    lines = [line for line in captured.out.splitlines() if line.startswith("error:")]
+    lines = [line for line in captured.err.splitlines() if line.startswith("error:")]
     assert len(lines) == 1
     assert named in lines[0]
     assert "Traceback" not in captured.out + captured.err
