@@ -23,8 +23,8 @@ from accelerate.state import AcceleratorState
 from pytorch_metric_learning.losses import ContrastiveLoss, ProxyAnchorLoss
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 from safetensors.torch import load_file
-from torch.nn.functional import normalize
 from tiny_training import assert_same_files, make_splits, tiny
+from torch.nn.functional import normalize
 from two_processes import CASES
 
 import bgl.pipeline.rows as rows_of_a_run
