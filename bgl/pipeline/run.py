@@ -191,7 +191,8 @@ R@1 (R@2, …): share of test images with an image of their class among the near
 mean average precision among the R nearest, where R is the number of images to find. R-Prec: share
 of those R that is right. Δ: difference to the run without a graph (none), seed by seed; with one
 seed there is no interval (±), and small differences say nothing. backbone: the encoder's features;
-head: the smaller embedding made of them; readout: a linear map of them. epoch: {selection}. min: minutes of training.
+head: the smaller embedding made of them; readout: a linear map of them. epoch: {selection}.
+min: minutes of training.
 """
 
 
