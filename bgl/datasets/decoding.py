@@ -38,5 +38,5 @@ def _reason(file: Path) -> str | None:
         read_image(file)
     except BrokenImageError as error:
         # without the path, so that files with one reason can be named together
-        return printable(re.sub(r" (\w+\()?'.*'\)?(?=;|$)", "", error.reason))
+        return printable(re.sub(r" (\w+\()?(['\"]).*?\2\)?(?=;|$)", "", error.reason))
     return None
