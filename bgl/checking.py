@@ -24,6 +24,8 @@ from bgl.images import BrokenImageError, read_image
 from bgl.images.loading import num_workers
 from bgl.images.reading import printable
 
+__all__ = ["Copies", "Report", "check_images", "write_page"]
+
 SIDE = 16  # of the thumbnails that are compared
 NEAR = 5.0  # root mean square difference of two of them, of 255, below which images are alike
 CONTRAST = 0.1  # and below this share of their own spread: flat images are all close
