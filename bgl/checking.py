@@ -183,7 +183,9 @@ def _look(file: Path) -> _Look | str:
         pixels = read_image(file).permute(1, 2, 0).contiguous().numpy()
     except BrokenImageError as error:
         return printable(error.reason)
-    digest = hashlib.blake2b(pixels, digest_size=16, person=str(pixels.shape).encode()[:16])
+    digest = hashlib.blake2b(
+        pixels.tobytes(), digest_size=16, person=str(pixels.shape).encode()[:16]
+    )
     small = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BOX)
     height, width = pixels.shape[:2]
     return _Look((width, height), digest.digest(), np.asarray(small))

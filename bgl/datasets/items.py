@@ -70,8 +70,9 @@ def read_items(
         key: str | int = image
     else:
         targets = getattr(items, "targets", None)  # of torchvision: no image has to be decoded
-        known = targets is not None and len(targets) == len(items)
-        labels = list(targets) if known else [items[i][1] for i in range(len(items))]
+        if targets is None or len(targets) != len(items):
+            targets = [items[i][1] for i in range(len(items))]
+        labels = list(targets)
         class_names = class_names or getattr(items, "classes", None)
         key = 0
     labels = [value.item() if isinstance(value, Tensor) else value for value in labels]
