@@ -19,11 +19,12 @@ MAX_DEPTH = 50  # levels of nesting in a YAML file; ours have four
 
 
 @contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path, sync: bool = True) -> Iterator[Path]:
     """Give a temporary path next to ``path`` that is renamed to it when the block ends well.
 
     Whatever happens, ``path`` holds either its old content or the complete new one. A process
-    that is killed may leave the temporary file (``.NAME.*.bgl-tmp``) behind.
+    that is killed may leave the temporary file (``.NAME.*.bgl-tmp``) behind. Without ``sync`` the
+    new content may be cut off if the whole system goes down.
 
     Raises:
         OSError: If the file cannot be written, or ``path`` is a folder.
@@ -46,8 +47,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         mode = temporary.stat().st_mode
         yield temporary
         temporary.chmod(mode)  # some writers put a file of their own in its place
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        if sync:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
         if error.errno is None or error.filename not in (None, str(temporary)):

@@ -86,7 +86,9 @@ def central_point(points: Tensor) -> Tensor:
         tensor([2., 0.])
     """
     some = points[:: max(1, math.ceil(len(points) / MEDIAN_ROWS))]
-    return at_least_float32(some).median(dim=0).values
+    # not median(): on a GPU it has no deterministic algorithm
+    lower = at_least_float32(some).topk((len(some) + 1) // 2, dim=0, largest=False, sorted=False)
+    return lower.values.amax(dim=0)
 
 
 @torch.compiler.assume_constant_result

@@ -106,7 +106,8 @@ def evaluate(argv: Sequence[str]) -> int:
     if options.dataset is None and Path(options.run, "config.yaml").is_file():
         config = read_config(Path(options.run))
     splits = load_splits(dataclasses.replace(config, **{**given, "download": False}))
-    print(f"{splits.name}: retrieval among the {splits.test.num_classes} test classes")
+    among = f"{splits.name}: retrieval among the {splits.test.num_classes} test classes"
+    print(f"{among}; the model's embedding: {encoder.config.embedding}")
     metrics = evaluate_encoder(encoder, splits, options.batch_size, options.workers)
     for embedding, values in metrics.items():
         cells = [f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items()]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
 from helpers import write_noisy_classes
 
@@ -48,8 +47,6 @@ def make_run(root: Path) -> Path:
             for e, m in result.metrics.items()
             for seed in (0, 1)
         ]
-    assert recorder.tested is not None
-    torch.save(recorder.tested[0], run / "vectors.pt")
     encoder, _ = build_encoder(dataclasses.replace(config, method="none"))
     recorder = Recorder(run, splits)
     Evaluator(encoder, progress=recorder).measure(splits.test)

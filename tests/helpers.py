@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bgl.pipeline.comparison import METRICS
@@ -70,13 +70,23 @@ class Attack:
 
 
 class LargestResult(TorchDispatchMode):
-    """Remembers the size of the largest tensor that any operation returns, in elements."""
+    """Remembers the size of the largest tensor that any operation makes, in elements."""
 
     numel = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         out = func(*args, **(kwargs or {}))
         for tensor in out if isinstance(out, tuple) else (out,):
-            if isinstance(tensor, Tensor):
+            if isinstance(tensor, Tensor) and not any(tensor is given for given in args):
                 self.numel = max(self.numel, tensor.numel())
         return out
+
+
+def without_values(module: nn.Module) -> nn.Module:
+    """The module with fake parameters and buffers."""
+    for part in module.modules():
+        for name, value in part.named_parameters(recurse=False):
+            part.register_parameter(name, nn.Parameter(torch.empty(value.shape)))
+        for name, value in part.named_buffers(recurse=False):
+            setattr(part, name, torch.empty(value.shape, dtype=value.dtype))
+    return module

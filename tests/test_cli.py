@@ -40,7 +40,8 @@ def test_eval(run: Path, folder: Path, capsys) -> None:
     title, *lines_of_embeddings = capsys.readouterr().out.splitlines()
     lines = dict(line.split(": ") for line in lines_of_embeddings)
     encoder, test = load(run), load_dataset("folder", folder).test
-    assert title == f"folder: retrieval among the {test.num_classes} test classes"
+    among = f"folder: retrieval among the {test.num_classes} test classes"
+    assert title == f"{among}; the model's embedding: head"
     for output, distance in (("backbone", "cosine"), ("head", encoder.distance)):
         x = encoder.embed([folder / "test" / path for path in _paths(folder)], output=output)
         expected = retrieval_metrics(x, test.labels, distance=distance)

@@ -185,3 +185,10 @@ def test_metrics_are_those_of_full_precision(
         switch()
         with Tf32():
             assert retrieval_metrics(x, y, distance=distance) == expected
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 300])
+def test_central_point_is_the_lower_median_of_some_rows(rows: int) -> None:
+    x = torch.randint(-9, 9, (rows, 3)).float()
+    some = x if rows < 300 else x[::2]
+    assert torch.equal(_precision.central_point(x), some.median(dim=0).values)

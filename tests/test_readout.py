@@ -97,6 +97,24 @@ def test_nothing_depends_on_order_labels_or_other_images(covariance):
     torch.testing.assert_close(one(x[:1]), one(x)[:1])
 
 
+@pytest.mark.parametrize("covariance", ["total", "within"])
+def test_sums_over_blocks_of_rows_are_those_over_all(covariance, monkeypatch):
+    x, y = classes(10, 20, 4)
+    expected = fit_readout(x, y, covariance=covariance)
+    monkeypatch.setattr("bgl.readout._ROWS", 7)
+    found = fit_readout(x, y, covariance=covariance)
+    torch.testing.assert_close(found.weight, expected.weight)
+    torch.testing.assert_close(found.mean, expected.mean)
+
+
+def test_labels_choose_the_covariance_and_signs_are_fixed():
+    x, y = classes(6, 6, 5)
+    assert torch.equal(fit_readout(x, y).weight, fit_readout(x, y, covariance="within").weight)
+    assert torch.equal(fit_readout(x).weight, fit_readout(x, y, covariance="total").weight)
+    weight = fit_readout(x, y).weight
+    assert (weight.gather(1, weight.abs().argmax(1, keepdim=True)) > 0).all()
+
+
 def test_more_channels_than_samples():
     x, y = classes(4, 3, 40)
     z = fit_readout(x.float(), y, covariance="within")(x.float())

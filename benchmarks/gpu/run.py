@@ -1,8 +1,7 @@
 """What a GPU must reach: ``python -m benchmarks.gpu [--only CASE ...] [--output FILE]``
 
-Every case runs in a process of its own, forked before CUDA starts, so that none leaves anything to
-the next: no memory, no broken context. What is measured is printed and written at once. A case
-that no longer fits into ``--budget`` is not run, and one that takes twice its time is ended.
+What is measured is printed and written at once. A case that fails leaves the others alone, one that
+no longer fits into ``--budget`` is not run, and one that takes twice its time is ended.
 
 ``--device cpu --small`` tries everything at tiny sizes without a GPU, where targets mean nothing.
 ``--read FILE --page PAGE`` fills the table of a page with what an earlier call has written.
@@ -14,7 +13,6 @@ import argparse
 import contextlib
 import gc
 import json
-import multiprocessing
 import os
 import platform
 import signal
@@ -22,10 +20,10 @@ import subprocess
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
-from multiprocessing.connection import Connection
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -36,12 +34,14 @@ from benchmarks.pages import fill
 from bgl._io import write_text
 from bgl.pipeline.table import markdown_table
 
-FORK = multiprocessing.get_context("fork")
 LIBRARIES = ("torch", "torchvision", "triton", "timm", "torch-geometric", "accelerate", "numpy")
 LINES = 8  # of a traceback that are kept
-START = 60.0  # seconds that asking for the machine may take
 NOT_RUN = "not run"
 Report = dict[str, Any]
+
+
+class OutOfTime(BaseException):
+    """A case has taken too long: no error of a part, which would go on with the next."""
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -91,12 +91,10 @@ def measure(options: argparse.Namespace) -> Report:
         if options.output:
             write_text(options.output, json.dumps(report, indent=1, ensure_ascii=False))
 
-    def note_machine(found: Any) -> None:
-        report["machine"] = found
-        print("; ".join(f"{name} {value}" for name, value in found.items()), flush=True)
-
-    if not in_child(lambda send: send(machine(scale)), START, note_machine):
-        raise SystemExit(f"No {options.device} to measure on; see above")
+    if scale.cuda and not torch.cuda.is_available():
+        raise SystemExit("No GPU to measure on: try everything with --device cpu --small")
+    report["machine"] = machine(scale)
+    print("; ".join(f"{name} {value}" for name, value in report["machine"].items()), flush=True)
     for case in CASES:
         result: Report = {"status": NOT_RUN, "figures": [], "errors": []}
         report["cases"][case.name] = result
@@ -114,7 +112,7 @@ def measure(options: argparse.Namespace) -> Report:
 def run_case(
     case: Case, scale: Scale, seconds: float, result: Report, write: Callable[[], None]
 ) -> None:
-    """Run a case in a process of its own, and note what it tells."""
+    """Run a case, and note what it tells."""
     targets = [target for part in case.parts for target in part.targets]
 
     def note(told: Any) -> None:
@@ -140,11 +138,14 @@ def run_case(
 
     started = time.perf_counter()
     result["status"] = "running"
-    done = in_child(lambda send: run_parts(case.parts, scale, send), seconds, note)
+    try:
+        with time_limit(seconds):
+            run_parts(case.parts, scale, note)
+        result["status"] = "done"
+    except OutOfTime:
+        result["status"] = "ended early"
+        note((0, f"ended after {seconds:.0f} s"))
     result["seconds"] = round(time.perf_counter() - started, 1)
-    result["status"] = "done" if done else "ended early"
-    if not done:
-        note((0, f"ended or died after {result['seconds']:.0f} s"))
 
 
 def run_parts(parts: tuple[Part, ...], scale: Scale, send: Callable[[Any], None]) -> None:
@@ -163,30 +164,20 @@ def run_parts(parts: tuple[Part, ...], scale: Scale, send: Callable[[Any], None]
                 torch.cuda.empty_cache()
 
 
-def in_child(
-    work: Callable[[Callable[[Any], None]], None], seconds: float, note: Callable[[Any], None]
-) -> bool:
-    """Run ``work`` in a forked process, and note what it sends; whether it came to its end."""
-    receiver, sender = FORK.Pipe(duplex=False)
+@contextlib.contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise OutOfTime inside after so many seconds, between two lines of Python."""
 
-    def run(sender: Connection) -> None:
-        os.setpgrp()  # its own children end with it
-        work(sender.send)
+    def end(number: int, frame: FrameType | None) -> None:
+        raise OutOfTime
 
-    child = FORK.Process(target=run, args=(sender,))
-    child.start()
-    sender.close()
-    ends = time.monotonic() + seconds
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
-        while receiver.poll(max(0.0, ends - time.monotonic())):
-            note(receiver.recv())
-    except EOFError:
-        child.join(max(1.0, ends - time.monotonic()))
+        yield
     finally:
-        if child.is_alive():
-            os.killpg(child.pid or 0, signal.SIGKILL)
-        child.join()
-    return child.exitcode == 0
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def machine(scale: Scale) -> dict[str, Any]:

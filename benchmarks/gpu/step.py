@@ -73,7 +73,7 @@ def vit(scale: Scale, images: int = 405, per_class: int = 9) -> TrainConfig:
         batch_size=scale(images, 12),
         per_class=scale(per_class, 3),
         lr=3e-5,
-        options={"dybgr": {"k": scale(30, 4)}},
+        options={"dybgr": {"k": scale(30, 4), "ffn_ratio": 4.0}},
     )
 
 

@@ -1,4 +1,4 @@
-"""What is measured: layers, losses and augmentation; retrieval is in ``retrieval.py``."""
+"""What is measured: layers, losses and augmentation; ``retrieval.py`` and ``data.py`` have more."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from benchmarks.speed.case import (
     flop,
     train_step,
 )
+from benchmarks.speed.data import large_photos, photos
 from benchmarks.speed.retrieval import recall, recall_hyperbolic, recall_small
 from bgl.augment import AugmentedLoss, ClassStatistics, NeighborCorrection
 from bgl.hyperbolic import HyperbolicDistance, ToPoincareBall
@@ -341,6 +342,8 @@ CASES = (
     Case("correction", "neighbor correction, 2,000 classes, 512-d", correction),
     Case("iaa", f"a step with IAA, {_STEP}", _iaa),
     Case("iaa-estimates", "the same, an estimate in two epochs", _iaa_estimated),
+    Case("photos", "32 training images of 224 px from JPEG files of 500 × 375", photos),
+    Case("photos-12mp", "2 training images from JPEG files of 4,000 × 3,000", large_photos),
     Case("recall", "Recall@K, MAP@R, 20,000 × 384, cosine", recall),
     Case("recall-small", "the same, 2,000 × 384", recall_small),
     Case("recall-hyperbolic", "Recall@K, MAP@R, 20,000 × 384, hyperbolic", recall_hyperbolic),

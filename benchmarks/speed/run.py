@@ -79,7 +79,8 @@ def main(argv: list[str] | None = None) -> int:
         tables["step"] = markdown_table(STEP_HEADER, steps)
         samples = [point.cells() for point in growth if point.axis == "samples"]
         tables["growth"] = markdown_table(GROWTH_HEADER, samples)
-        text = fill(options.page.read_text(encoding="utf-8"), tables)
+        page = options.page.read_text(encoding="utf-8")
+        text = fill(page, tables, markers="|".join(tables))
         options.page.write_text(text, encoding="utf-8")
         plot_growth(growth, options.page.with_name("performance_growth.png"))
     print(f"\n{len(rows)} rows, {time.perf_counter() - started:.0f} s", file=sys.stderr)

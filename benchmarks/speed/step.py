@@ -19,17 +19,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.speed.measure import SPAN, seconds_of
 from bgl.datasets import load_dataset
 from bgl.images import train_transform
+from bgl.images.loading import ImageLoader
 from bgl.models import BatchGraphModel
 from bgl.pipeline import CONFIGS, parse
 from bgl.samplers import ClassBalancedSampler
 from bgl.training import TrainConfig, build_model
 from bgl.training.build import build_criterion, make_optimizer
+from bgl.training.loading import SeededCrops, seeded_batches
 from bgl.training.loop import freeze_batch_norm
 
 PARTS = ("data", "encoder", "graph", "head", "loss", "optimiser")
@@ -119,12 +120,16 @@ def measure_step(step: Step, small: bool) -> StepCost:
     optimizer = make_optimizer(config, model, criterion)
     n, encoded = config.batch_size, min(step.encoded or config.batch_size, config.batch_size)
 
-    data = train.with_transform(
-        train_transform(config.image_size, info.mean, info.std, (config.crop_scale, 1.0))
-    )
-    loader = DataLoader(data, batch_sampler=ClassBalancedSampler(data.labels, n, config.per_class))
-    images, labels = next(iter(loader))
-    images = images[:encoded].contiguous(memory_format=torch.channels_last)
+    transform = train_transform(config.image_size, info.mean, info.std, (config.crop_scale, 1.0))
+    crops = SeededCrops(train, transform.crop)
+    loader = ImageLoader(crops, image_size=config.image_size, batch_size=n)
+    keys = seeded_batches(ClassBalancedSampler(train.labels, n, config.per_class), 0, 0)[0]
+    labels = train.labels[[index for index, _ in keys]]
+
+    def load() -> Tensor:
+        return transform.normalize(next(loader.load([keys]))[0])
+
+    images = load()[:encoded]
     x = torch.randn(n, info.num_features)
     z = torch.randn(n, config.head_dim)
 
@@ -133,7 +138,7 @@ def measure_step(step: Step, small: bool) -> StepCost:
         optimizer.step()
 
     inputs = {"encoder": images, "graph": x, "head": torch.cat([x, x])}
-    seconds = {"data": clock(lambda: next(iter(loader)))}
+    seconds = {"data": clock(load)}
     for part, layer in layers(model, labels).items():
         seconds[part] = clock(partial(passes, layer, inputs[part]))
     seconds["encoder"] *= n / encoded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -40,8 +41,8 @@ class ClassStatistics(nn.Module):
     the network moves on. The momentum comes from the released code, not from the paper.
 
     No gradient is kept. Inputs of any precision are summed in the dtype of the buffers, around
-    the mean (two passes). Time and memory are O(N·D + K·D), or O(N·D² + K·D²) with full
-    covariances.
+    the mean (two passes). Time and memory of a call are O(N·D + K), or O(N·D² + K) with full
+    covariances: only classes that may have samples in it are touched.
 
     Where `torch.distributed` runs, each process passes its own share of the samples and every
     process ends with the statistics of all of them.
@@ -188,41 +189,63 @@ class ClassStatistics(nn.Module):
         return rows.where(known, self.num_classes)
 
     @torch.no_grad()
-    def _absorb(self, z: Tensor, y: Tensor, smallest: int, shared: bool) -> Tensor:
+    def _absorb(self, z: Tensor, y: Tensor, smallest: int, shared: bool = True) -> Tensor:
         """Blend in classes of at least ``smallest`` samples; return the samples per class [K]."""
         self.check(z, y)
         if self.curvature is not None:
             z = from_poincare_ball(z, c=self.curvature)
         rows, z = self.rows(y), z.to(self.mean.dtype)
+        counts = torch.zeros_like(self.count).index_add_(0, rows, torch.ones_like(rows))
+        counts = _sum_over_processes(counts, shared)
+        total = self.num_classes if shared and _several_processes() else len(z)
+        touched = self._touched(counts, rows, min(total, self.num_classes))
+        classes = touched.classes
 
-        n = torch.zeros_like(self.count).index_add_(0, rows, torch.ones_like(rows))
-        n = _sum_over_processes(n, shared)
+        n, before = counts[classes], self.mean[classes]
         size = n.clamp(min=1).to(z.dtype).unsqueeze(1)
-        mean = torch.zeros_like(self.mean).index_add_(0, rows, z)
+        mean = torch.zeros_like(before).index_add_(0, touched.place, z)
         mean = _sum_over_processes(mean, shared).div_(size)
-        scatter = _sum_over_processes(self._scatter(z, mean, rows), shared)
+        scatter = self._scatter(z, mean, touched.place, torch.zeros_like(self.variance[classes]))
+        scatter = _sum_over_processes(scatter, shared)
 
-        share = n.to(z.dtype) / (n + self.count).clamp(min=1)
+        share = n.to(z.dtype) / (n + self.count[classes]).clamp(min=1)
         share = share.clamp(min=1 - self.momentum).masked_fill(n < smallest, 0)
-        shift = mean - self.mean
-        self.mean.addcmul_(shift, share.unsqueeze(1))
-        alone = ((n > 0) & (n < smallest)).unsqueeze(1)
-        offset = torch.where(alone, mean - self.mean, torch.zeros_like(mean))
-        self.offset.copy_(torch.where((n > 0).unsqueeze(1), offset, self.offset))
-
+        shift = mean - before
+        after = before.addcmul(shift, share.unsqueeze(1))
+        alone = (n < smallest).unsqueeze(1)
+        offset = torch.where(alone, mean - after, torch.zeros_like(mean))
+        offset = torch.where((n > 0).unsqueeze(1), offset, self.offset[classes])
         if self.covariance == "full":
             share, size = share.view(-1, 1, 1), size.unsqueeze(2)
             drift = shift.unsqueeze(2) * shift.unsqueeze(1)
         else:
             share, drift = share.unsqueeze(1), shift.square_()
-        self.variance.mul_(1 - share).addcmul_(share / size, scatter)
-        self.variance.addcmul_(share * (1 - share), drift)
-        self.count += n
-        return n
+        variance = (self.variance[classes] * (1 - share)).addcmul_(share / size, scatter)
+        variance.addcmul_(share * (1 - share), drift)
 
-    def _scatter(self, z: Tensor, mean: Tensor, rows: Tensor) -> Tensor:
-        """Sums over each class of the squared deviations [K, D], or outer products [K, D, D]."""
-        total = torch.zeros_like(self.variance)
+        self.mean[classes] = after[touched.source]
+        self.offset[classes] = offset[touched.source]
+        self.variance[classes] = variance[touched.source]
+        self.count += counts
+        return counts
+
+    def _touched(self, counts: Tensor, rows: Tensor, most: int) -> _Touched:
+        """Find the classes that have samples, at ``most`` that many, without reading a value."""
+        everything = slice(None)
+        if most == self.num_classes:
+            return _Touched(everything, rows, everything)
+        present = counts > 0
+        place = present.cumsum(0) - 1
+        numbers = torch.arange(self.num_classes, device=rows.device)
+        classes = numbers.new_zeros(most + 1)  # the last place is for all that are absent
+        classes.scatter_(0, place.where(present, most), numbers)
+        # places left over repeat what the first one writes
+        places = numbers[:most]
+        source = places.where(places < present.sum(), 0)
+        return _Touched(classes[source], place[rows], source)
+
+    def _scatter(self, z: Tensor, mean: Tensor, rows: Tensor, total: Tensor) -> Tensor:
+        """Add up the squared deviations of each row [K, D], or outer products [K, D, D]."""
         step = max(1, _CHUNK // total[0].numel())
         for part, row in zip(z.split(step), rows.split(step), strict=True):
             d = mean.index_select(0, row).sub_(part)
@@ -237,8 +260,20 @@ class ClassStatistics(nn.Module):
         )
 
 
+class _Touched(NamedTuple):
+    """The classes that a call may change."""
+
+    classes: Tensor | slice  # their rows in the buffers [M]
+    place: Tensor  # of the class of each sample, among them [N]
+    source: Tensor | slice  # where the new values of each are [M]
+
+
+def _several_processes() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
 def _sum_over_processes(x: Tensor, shared: bool) -> Tensor:
     """Sum shares over all processes, in place; nothing to do where there is only one."""
-    if shared and dist.is_available() and dist.is_initialized():
+    if shared and _several_processes():
         dist.all_reduce(x)
     return x

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from bgl._checks import check_index_vector, describe
 from bgl.datasets.items import Item, read_items
 from bgl.images import Transform, read_image
+from bgl.images.cache import ImageCache
 
 
 class ImageDataset(Dataset[tuple[Tensor, int]]):
@@ -85,6 +86,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         self.class_names = list(class_names)
         self.transform = transform
         self.paths = list(paths)
+        self.cache: ImageCache | None = None
 
     @classmethod
     def from_items(
@@ -132,8 +134,13 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         """Number of classes."""
         return len(self.class_names)
 
-    def read(self, index: int) -> Tensor:
+    def read(self, index: int, min_side: int | None = None) -> Tensor:
         """Read the image before the transform, a uint8 tensor [3, H, W].
+
+        Args:
+            index: Which image.
+            min_side: Number of pixels that suffices for its shorter side. None: the whole image,
+                which is never cached.
 
         Raises:
             BrokenImageError: If its file cannot be decoded.
@@ -141,12 +148,22 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         image = self.images[index]
         if isinstance(image, Item):
             return image.read()
-        return image if isinstance(image, Tensor) else read_image(image)
+        if isinstance(image, Tensor):
+            return image
+        if self.cache is not None and min_side is not None:
+            return self.cache.read(image)
+        return read_image(image, min_side)
 
     def with_transform(self, transform: Transform | None) -> ImageDataset:
         """Make a copy with another transform that shares images and labels."""
         other = copy.copy(self)
         other.transform = transform
+        return other
+
+    def with_cache(self, cache: ImageCache) -> ImageDataset:
+        """Make a copy that decodes each file once; images in memory need no cache."""
+        other = copy.copy(self)
+        other.cache = cache
         return other
 
     def subset(self, indices: Tensor | Sequence[int]) -> ImageDataset:
@@ -163,7 +180,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
             raise ValueError("Expected argument `indices` to have at least one entry, but got 0")
         kept, labels = self.labels[chosen].unique(return_inverse=True)
         positions = chosen.tolist()
-        return ImageDataset(
+        part = ImageDataset(
             self.images[chosen]
             if isinstance(self.images, Tensor)
             else [self.images[i] for i in positions],
@@ -172,6 +189,8 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
             self.transform,
             [self.paths[i] for i in positions],
         )
+        part.cache = self.cache
+        return part
 
     def select_classes(self, ids: Tensor | Sequence[int]) -> ImageDataset:
         """Select all images of the classes ``ids``, numbered again in their old order.
@@ -237,6 +256,11 @@ class Splits:
             raise ValueError(
                 "Expected argument `gallery` to have the class names of `test` in the same order"
             )
+
+    def with_cache(self, cache: ImageCache) -> Splits:
+        """Make a copy whose parts decode each file once."""
+        cached = {part: data.with_cache(cache) for part, data in self.parts().items()}
+        return replace(self, **cached)
 
     def parts(self) -> dict[str, ImageDataset]:
         """Return the parts there are, by name: train, val, test, gallery."""

@@ -27,8 +27,13 @@ def is_image_like(value: object) -> bool:
     return isinstance(value, str | Path | bytes | Image.Image)
 
 
-def as_image(value: ImageLike) -> Tensor:
+def as_image(value: ImageLike, min_side: int | None = None) -> Tensor:
     """Convert an image to an RGB uint8 tensor [3, H, W], as :func:`bgl.images.read_image` does.
+
+    Args:
+        value: The image.
+        min_side: Number of pixels that suffices for the shorter side of one that is read from a
+            file; None: the whole image.
 
     Raises:
         BrokenImageError: If a file or its content cannot be decoded.
@@ -38,7 +43,7 @@ def as_image(value: ImageLike) -> Tensor:
         torch.Size([3, 4, 6])
     """
     if isinstance(value, str | Path):
-        return read_image(Path(value))
+        return read_image(Path(value), min_side)
     if isinstance(value, Tensor):
         return value.expand(3, -1, -1)
     if isinstance(value, np.ndarray):

@@ -2,36 +2,41 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
-import re
 import signal
 import sys
-import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from multiprocessing import resource_tracker
-from types import FrameType
-from typing import Any, Generic, Protocol, TypeVar
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing import connection, resource_tracker
+from multiprocessing.connection import Connection
+from multiprocessing.pool import ExceptionWithTraceback
+from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Lock
+from multiprocessing.util import Finalize
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
 
 from bgl.images.reading import BrokenImageError
 
-TIMEOUT = 600.0  # seconds to wait for a batch before a worker counts as stuck
+TIMEOUT = 600.0  # seconds without an image after which the workers count as stuck
 MOST_WORKERS = 16  # by default; more seldom pay for one training process
+AHEAD = 3  # batches in shared memory, one of them in use: 183 MB for 405 images of 224 px
+PIECE = 8  # images that a worker takes at a time, so that all of them work on one batch
+MOST_PIECES = 512  # of a batch; pipes hold as many notes without anybody reading them
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
-LOST = re.compile(r"DataLoader (worker \(pid|timed out)")
-NO_SHARED_MEMORY = re.compile(r"Bus error|shared memory|</torch_|ancdata")
 
-Key = TypeVar("Key", contravariant=True)
-Batch = tuple[Tensor, dict[int, BrokenImageError]]
+Key = tuple[int, int]  # the index of an image, and the seed of its augmentation
+Errors = dict[int, BrokenImageError]  # by the image's place in its batch
+Batch = tuple[Tensor, Errors]
 
 
-class Images(Protocol[Key]):
-    """Anything that gives an image [3, H, W] for a key, or raises BrokenImageError."""
+class Images(Protocol):
+    """Anything that gives a uint8 image [3, S, S] for a key, or raises BrokenImageError."""
 
     def __getitem__(self, key: Key, /) -> Tensor: ...
 
@@ -57,127 +62,212 @@ def num_workers(workers: int, in_memory: bool = False) -> int:
     return min(MOST_WORKERS, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
-def load_batches(
-    images: Images[Key],
-    batches: list[list[Key]],
-    workers: int = 0,
-    *,
-    pin_memory: bool = False,
-    seed: int = 0,
-) -> Iterator[Batch]:
-    """Load batches of images without touching the global random generators.
+class ImageLoader:
+    """Loads batches of images by key; its processes start when they are needed, until it is closed.
+
+    Each process takes a few images at a time and writes them to their place in a batch that lies
+    in shared memory, so that all work on the same batch, and nothing is copied to assemble it.
 
     Args:
         images: Where they come from.
-        batches: The keys of every batch.
-        workers: Loading processes, at most one for each batch; 0: this process loads.
-        pin_memory: Whether batches go to a GPU.
-        seed: Of the first worker's own generators; the others count up from it.
-
-    Yields:
-        The images that could be read [n, 3, H, W] and, by its place in the batch, the error of
-        each of the others.
-
-    Raises:
-        ChildProcessError: If a worker was killed, is stuck, or has no memory.
+        image_size: Side of every image in pixels.
+        batch_size: Most images of a batch.
+        workers: Loading processes; 0: this process loads.
 
     Example:
-        >>> [(len(x), broken) for x, broken in load_batches(torch.zeros(3, 3, 4, 4), [[0, 1], [2]])]
+        >>> class Black:
+        ...     def __getitem__(self, key):
+        ...         return torch.zeros(3, 4, 4, dtype=torch.uint8)
+        >>> with ImageLoader(Black(), image_size=4, batch_size=2) as loader:
+        ...     [(len(x), broken) for x, broken in loader.load([[(0, 0), (1, 0)], [(2, 0)]])]
         [(2, {}), (1, {})]
     """
-    workers = min(workers, len(batches))
-    # where children of a fork server die nobody is told: their loss would show after TIMEOUT only
-    forked = sys.platform == "linux" and multiprocessing.get_start_method() == "forkserver"
-    loader = DataLoader(
-        _Checked(images),
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=_collate,
-        pin_memory=pin_memory,
-        timeout=TIMEOUT if workers else 0.0,
-        generator=torch.Generator().manual_seed(seed),
-        multiprocessing_context="fork" if workers and forked else None,
-    )
-    others = set(multiprocessing.active_children())
-    iterator, children = None, set()
-    try:
-        with _signals_blocked():
-            iterator = iter(loader)
-        children = set(multiprocessing.active_children()) - others
-        if children:
-            yield from _losses_told_between_batches(iterator)
-        else:
-            yield from iterator
-    except (RuntimeError, MemoryError) as error:
-        memory = isinstance(error, MemoryError)
-        shared = NO_SHARED_MEMORY.search(str(error)) is not None
-        if not workers or not (memory or shared or LOST.match(str(error))):
-            raise
-        _kill(children)
-        reason = str(error).partition("\n")[0].split(". ")[0].rstrip(". ")
-        advice = (
-            "Shared memory is full: make /dev/shm larger (docker run --shm-size=8g), or use fewer "
-            "--workers"
-            if shared
-            else "If the system ran out of memory, use fewer --workers"
-        )
-        raise ChildProcessError(f"Lost a process that loads images: {reason}. {advice}") from error
-    finally:
-        del iterator  # ends its workers, unless they are stuck
-        _kill(child for child in children if child.is_alive())
 
-
-class _Checked(Dataset[Tensor | BrokenImageError], Generic[Key]):
-    """Images by key, with the error in the place of one that cannot be read."""
-
-    def __init__(self, images: Images[Key]) -> None:
+    def __init__(
+        self, images: Images, *, image_size: int, batch_size: int, workers: int = 0
+    ) -> None:
         self.images = images
+        self.workers = workers
+        self._shape = (batch_size, image_size, image_size, 3)
+        self._piece = max(PIECE, math.ceil(batch_size / MOST_PIECES))
+        self._pool: _Pool | None = None
 
-    def __getitem__(self, key: Key) -> Tensor | BrokenImageError:
+    def load(self, batches: Sequence[Sequence[Key]]) -> Iterator[Batch]:
+        """Load batches, without touching the global random generators.
+
+        Yields:
+            The images that could be read [n, 3, S, S], uint8, channels last, which hold until the
+            next batch is asked for; and the error of each of the others.
+
+        Raises:
+            ChildProcessError: If a worker was killed, is stuck, or has no memory.
+        """
+        if self.workers == 0:
+            for keys in batches:
+                images = torch.empty(len(keys), *self._shape[1:], dtype=torch.uint8)
+                yield _readable(images, _fill(images, self.images, keys))
+            return
+        if not batches:
+            return
+        if self._pool is None:
+            pieces = sum(math.ceil(len(keys) / self._piece) for keys in batches)
+            self._pool = _Pool(self.images, self._shape, self._piece, min(self.workers, pieces))
         try:
-            return self.images[key]
-        except BrokenImageError as error:
-            return error
+            yield from self._pool.load(batches)
+        except BaseException:  # GeneratorExit too: nobody will fetch what is being loaded
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the loading processes."""
+        if self._pool is not None:
+            self._pool.end()
+            self._pool = None
+
+    def __enter__(self) -> ImageLoader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
-def _collate(items: list[Tensor | BrokenImageError]) -> Batch:
-    images = [item for item in items if isinstance(item, Tensor)]
-    broken = {i: item for i, item in enumerate(items) if isinstance(item, BrokenImageError)}
-    return default_collate(images) if images else torch.empty(0), broken
+class _Pool:
+    """Processes that fill batches in shared memory, in whatever order they come to it."""
+
+    def __init__(
+        self, images: Images, shape: tuple[int, int, int, int], piece: int, workers: int
+    ) -> None:
+        try:
+            self.batches = torch.empty(AHEAD, *shape, dtype=torch.uint8).share_memory_()
+            self.keys = torch.empty(AHEAD, shape[0], 2, dtype=torch.int64).share_memory_()
+        except RuntimeError as error:
+            raise ChildProcessError(
+                f"Expected {AHEAD * math.prod(shape) / 2**20:.0f} MiB of shared memory for images, "
+                f"but got {error}: make /dev/shm larger (docker run --shm-size=8g), or load "
+                "without processes: --workers 0"
+            ) from error
+        self.piece = piece
+        method = multiprocessing.get_start_method()
+        forked = sys.platform == "linux" and method == "forkserver"  # its children import anew
+        context = multiprocessing.get_context("fork" if forked else method)
+        reader, self.tasks = context.Pipe(duplex=False)
+        self.lock = context.Lock()  # kept: a process that starts slowly opens it by its name
+        self.workers: dict[Connection, BaseProcess] = {}
+        self.end = Finalize(self, _kill, [self.workers], exitpriority=10)
+        with _signals_blocked():
+            for _ in range(workers):
+                receiver, sender = context.Pipe(duplex=False)
+                worker = context.Process(
+                    target=_work,
+                    args=(images, self.batches, self.keys, reader, self.lock, sender),
+                    daemon=True,
+                )
+                worker.start()
+                sender.close()
+                self.workers[receiver] = worker
+        reader.close()
+
+    def load(self, batches: Sequence[Sequence[Key]]) -> Iterator[Batch]:
+        coming = deque(self._ask(slot, keys) for slot, keys in enumerate(batches[:AHEAD]))
+        for number, keys in enumerate(batches):
+            slot = number % AHEAD
+            missing, errors = coming[0]
+            while missing:
+                for place, start, outcome in self._receive():
+                    coming[(place - slot) % AHEAD][0].remove(start)
+                    coming[(place - slot) % AHEAD][1].update(outcome)
+            coming.popleft()
+            yield _readable(self.batches[slot, : len(keys)], errors)
+            if number + AHEAD < len(batches):
+                coming.append(self._ask(slot, batches[number + AHEAD]))
+
+    def _ask(self, slot: int, keys: Sequence[Key]) -> tuple[set[int], Errors]:
+        """Let workers fill a batch; return the places where pieces begin, and room for errors."""
+        if keys:
+            self.keys[slot, : len(keys)] = torch.tensor(keys)
+        pieces = set()
+        for start in range(0, len(keys), self.piece):
+            pieces.add(start)
+            with suppress(BrokenPipeError):  # all are dead, which shows when their work is missed
+                self.tasks.send((slot, start, min(start + self.piece, len(keys))))
+        return pieces, {}
+
+    def _receive(self) -> Iterator[tuple[int, int, Errors]]:
+        """Wait for pieces that are filled: slot, start and errors of each."""
+        ends = {worker.sentinel: worker for worker in self.workers.values()}
+        ready = connection.wait([*self.workers, *ends], TIMEOUT)
+        if not ready:
+            raise _lost(f"no image in time, timed out after {TIMEOUT:g} seconds")
+        for sentinel in ends.keys() & set(ready):
+            worker = ends[sentinel]
+            worker.join()
+            code = worker.exitcode or 0
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited: {code}"
+            raise _lost(f"worker (pid {worker.pid}) {how}")
+        for receiver in self.workers.keys() & set(ready):
+            slot, start, outcome = receiver.recv()
+            if isinstance(outcome, MemoryError):
+                raise _lost("a worker is out of memory") from outcome
+            if isinstance(outcome, Exception):
+                raise outcome
+            yield slot, start, outcome
 
 
-def _losses_told_between_batches(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Raise the error of a lost worker where the next batch is asked for, and nowhere else.
-
-    PyTorch raises it in a signal handler, wherever the program is. In the middle of a training
-    step nothing could be saved any more.
-    """
-    if not _handles_children():
-        yield from batches
-        return
-    pytorchs, lost = signal.getsignal(signal.SIGCHLD), False
-
-    def note(number: int, frame: FrameType | None) -> None:
-        nonlocal lost
-        lost = True
-
-    try:
-        while True:
-            signal.signal(signal.SIGCHLD, pytorchs)
-            if lost and callable(pytorchs):
-                pytorchs(signal.SIGCHLD, None)
-            batch = next(batches, None)
-            signal.signal(signal.SIGCHLD, note)
-            if batch is None:
+def _work(
+    images: Images,
+    batches: Tensor,
+    keys: Tensor,
+    tasks: Connection,
+    lock: Lock,
+    results: Connection,
+) -> None:
+    """Fill pieces of batches until the main process ends."""
+    torch.set_num_threads(1)
+    main = multiprocessing.parent_process()
+    gone = -1 if main is None else main.sentinel
+    while True:
+        with lock:
+            if gone in connection.wait([tasks, gone]):
                 return
-            yield batch
-    finally:
-        signal.signal(signal.SIGCHLD, pytorchs)
+            slot, start, stop = tasks.recv()
+        outcome: Errors | ExceptionWithTraceback
+        try:
+            errors = _fill(
+                batches[slot, start:stop],
+                images,
+                [(i, seed) for i, seed in keys[slot, start:stop].tolist()],
+            )
+            outcome = {start + place: error for place, error in errors.items()}
+        except Exception as error:
+            outcome = ExceptionWithTraceback(error, error.__traceback__)
+        results.send((slot, start, outcome))
 
 
-def _handles_children() -> bool:
-    """Return whether SIGCHLD, which Windows does not have, is handled in this thread."""
-    return hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
+def _fill(out: Tensor, images: Images, keys: Sequence[Key]) -> Errors:
+    """Load images into [N, S, S, 3]; return the errors of those that cannot be read."""
+    found = {place: _put(out[place], images, key) for place, key in enumerate(keys)}
+    return {place: error for place, error in found.items() if error is not None}
+
+
+def _put(out: Tensor, images: Images, key: Key) -> BrokenImageError | None:
+    try:
+        out.copy_(images[key].permute(1, 2, 0))
+    except BrokenImageError as error:
+        return error
+    return None
+
+
+def _readable(batch: Tensor, errors: Errors) -> Batch:
+    if errors:
+        batch = batch[[place for place in range(len(batch)) if place not in errors]]
+    return batch.permute(0, 3, 1, 2), errors
+
+
+def _lost(reason: str) -> ChildProcessError:
+    return ChildProcessError(
+        f"Lost a process that loads images: {reason}. If the system ran out of memory, use fewer "
+        "--workers"
+    )
 
 
 @contextmanager
@@ -199,12 +289,12 @@ def _signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _kill(children: Iterable[Any]) -> None:
-    """Kill workers that do not end: Python would wait for them when it ends."""
-    # PyTorch's handler would raise once more for each of them
-    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if _handles_children() else None
-    for child in children:
-        child.kill()
-        child.join()
-    if _handles_children():
-        signal.signal(signal.SIGCHLD, handler)
+def _kill(workers: dict[Connection, BaseProcess]) -> None:
+    """End workers, which have nothing to lose; also stuck ones, for which Python would wait."""
+    for worker in workers.values():
+        worker.kill()
+    for receiver, worker in workers.items():
+        worker.join()
+        worker.close()
+        receiver.close()
+    workers.clear()

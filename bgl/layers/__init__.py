@@ -9,7 +9,6 @@ from bgl.layers.block import BatchBlock
 from bgl.layers.dybgr import DyBGR, DyBGRBlock
 from bgl.layers.label_graph import LabelGraph
 from bgl.layers.random_graph import RandomGraph, RandomGraphBlock
-from bgl.layers.structure_constrained_attention import StructureConstrainedAttention
 
 __all__ = [
     "AdaptiveGraph",
@@ -23,5 +22,4 @@ __all__ = [
     "LabelGraph",
     "RandomGraph",
     "RandomGraphBlock",
-    "StructureConstrainedAttention",
 ]

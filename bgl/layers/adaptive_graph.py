@@ -18,7 +18,7 @@ from bgl._checks import (
     readable,
 )
 from bgl._precision import at_least_float32
-from bgl.layers.pairs import Block, Graph, Neighbors, Pairs, Products, at
+from bgl.layers.pairs import Block, Graph, Neighbors, Pairs, at
 
 # Smallest denominators: they bound the gradients (see `AdaptiveGraph`) and lie far below the
 # values of any batch that is not degenerate.
@@ -223,19 +223,19 @@ class Problem:
         self.x, self.y, self.pairs, self.k = x, y, pairs, k
         self.lam, self.beta = lam, beta
         with torch.autocast(x.device.type, enabled=False):
-            self.h = self.products(x)
-            self.square = self.h.x.square().sum(1)
+            self.h = self.features(x)
+            self.square = self.h.square().sum(1)
             if k > 0:
                 self.set_up()
 
-    def products(self, x: Tensor) -> Products:
-        """The inner products of some features that the formulation looks at."""
-        return Products(at_least_float32(x), self.pairs)
+    def features(self, x: Tensor) -> Tensor:
+        """The features whose inner products the formulation looks at."""
+        return at_least_float32(x)
 
     def set_up(self) -> None:
         """Compute what else depends on ``x`` alone."""
 
-    def weigh(self, f: Products) -> tuple[Tensor, Tensor, Tensor]:
+    def weigh(self, f: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Neighbours [R, k], their weights, and how many there are [R, 1]."""
         raise NotImplementedError
 
@@ -251,65 +251,69 @@ class Problem:
             empty = self.square.new_zeros(self.pairs.rows.size(0), 0)
             return Neighbors(empty.long(), empty, None)
         with torch.autocast(context.device.type, enabled=False):
-            f = self.h if context is self.x else self.products(context)
+            f = self.h if context is self.x else self.features(context)
             source, weight, degree = self.weigh(f)
         if self.pairs.whole:
             return Neighbors(source, weight, None)
         mask = torch.arange(self.k, device=weight.device) < degree
         return Neighbors(source, torch.where(mask, weight, 0), mask)
 
-    def nearest(self, cost: Tensor, block: Block) -> tuple[Tensor, Tensor]:
-        """Nodes of the k + 1 smallest costs [R, k + 1], and how many there are [R, 1].
+    def same(self, i: Tensor, j: Tensor) -> Tensor | None:
+        """S_ij, whether samples i [R] and j [W] or [R, W] have equal labels."""
+        return None if self.y is None else at(self.y, i)[:, None] == at(self.y, j)
 
-        What is missing, or costs no number, is the row itself.
+    def nearest(self, cost: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+        """Positions of the k + 1 smallest costs [R, k + 1], and how many were found [R, 1].
+
+        What is missing, or costs no number, is the row itself, but the last is the last found.
         """
         cost = cost.scatter(1, block.itself, torch.inf)
         smallest = cost.topk(min(self.k + 1, cost.size(1)), largest=False)
         there = smallest.values < torch.inf
+        found = there.sum(1, keepdim=True)
         position = torch.where(there, smallest.indices, block.itself)
-        short = self.k + 1 - position.size(1)
-        if short > 0:
-            position = torch.cat([position, block.itself.expand(-1, short)], dim=1)
-        return block.nodes(position), there.sum(1, keepdim=True)
+        last = position.gather(1, (found - 1).clamp(min=0))
+        padding = block.itself.expand(-1, max(0, self.k - position.size(1)))
+        return torch.cat([position[:, : self.k], padding, last], dim=1), found
 
     def gaps(self, cost: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
         """c_(k+1) − c_(p) [R, k], 0 where padded, and how many neighbours there are [R, 1].
 
-        The costs are the k + 1 smallest, ``found`` of them real. Their differences come first
-        since the costs of almost equal rows cancel exactly. A single neighbour has no other to be
-        compared with.
+        Differences come first since the costs of almost equal rows cancel exactly. A single
+        neighbour has no other to be compared with.
         """
-        last = (found - 1).clamp(min=0)
-        degree = torch.minimum(last.clamp(min=1), found)
-        gap = cost.gather(1, last) - cost[:, : self.k]
-        return gap * (torch.arange(self.k, device=cost.device) < degree), degree
+        degree = torch.minimum((found - 1).clamp(min=1), found)
+        near, last = cost.split([self.k, 1], dim=1)
+        return (last - near) * (torch.arange(self.k, device=cost.device) < degree), degree
 
 
 class PaperProblem(Problem):
     """c_ij = |ĥ_i − ĥ_j|² − 2βS_ij − λ⟨f̂_i, f̂_j⟩, solved exactly for each context."""
 
-    def products(self, x: Tensor) -> Products:
-        return Products(F.normalize(at_least_float32(x), dim=1, eps=NORM_FLOOR), self.pairs)
+    def features(self, x: Tensor) -> Tensor:
+        return F.normalize(at_least_float32(x), dim=1, eps=NORM_FLOOR)
 
-    def weigh(self, f: Products) -> tuple[Tensor, Tensor, Tensor]:
-        h, pairs = self.h, self.pairs
+    def set_up(self) -> None:
+        self.products = self.pairs.products(self.h)
 
+    def weigh(self, f: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         def choose(block: Block, dots: Tensor, context_dots: Tensor) -> tuple[Tensor, Tensor]:
             return self.nearest(self.cost(block.rows, block.columns, dots, context_dots), block)
 
-        # choose on whole rows, then differentiate at the entries that were chosen
-        nodes, found = pairs.blockwise(choose, h, f)
-        gap, degree = self.gaps(self.cost(pairs.rows, nodes, h.at(nodes), f.at(nodes)), found)
+        pairs = self.pairs
+        nodes, dots, context_dots, found = pairs.select(choose, self.h, f, products=self.products)
+        gap, degree = self.gaps(self.cost(pairs.rows, nodes, dots, context_dots), found)
         total, size = gap.sum(1, keepdim=True), degree.clamp(min=1).to(gap.dtype)
         weight = 1 / size + (gap - total / size) / total.clamp(min=GAP_FLOOR)
         # the last weights can be -1e-16 by rounding
         return nodes[:, : self.k], weight.clamp(min=0), degree
 
     def cost(self, i: Tensor, j: Tensor, dots: Tensor, context_dots: Tensor) -> Tensor:
-        """c_ij from ⟨ĥ_i, ĥ_j⟩ and ⟨f̂_i, f̂_j⟩, i [R] and j [W] or [R, W]."""
-        d2 = at(self.square, i)[:, None] + at(self.square, j) - 2 * dots
-        cost = d2 - self.lam * context_dots
-        return cost if self.y is None else cost - 2 * self.beta * _same(self.y, i, j)
+        """c_ij − |ĥ_i|² from ⟨ĥ_i, ĥ_j⟩ and ⟨f̂_i, f̂_j⟩; what is equal in a row does not matter."""
+        cost = torch.add(at(self.square, j), dots, alpha=-2)
+        cost = torch.add(cost, context_dots, alpha=-self.lam)
+        same = self.same(i, j)
+        return cost if same is None else torch.add(cost, same, alpha=-2 * self.beta)
 
 
 class ReleasedProblem(Problem):
@@ -319,63 +323,55 @@ class ReleasedProblem(Problem):
         k, pairs = self.k, self.pairs
 
         def choose(block: Block, dots: Tensor) -> tuple[Tensor, ...]:
-            """Where ⟨h_i, h_j⟩ and then D are smallest and largest, and the k + 1 smallest D."""
+            """Where ⟨h_i, h_j⟩ is smallest and largest, the k + 1 smallest D, D's own extremes."""
             ends = _extremes(dots)
-            low, high = dots.gather(1, ends).split(1, dim=1)
-            n_i = self.class_size(block)
-            cost = self.cost(block.rows, block.columns, dots, low, high, n_i)
+            span, label = _range(dots.gather(1, ends)), self.label(block)
+            cost = self.cost(block.rows, block.columns, dots, span, label)
             nearest, found = self.nearest(cost, block)
-            ends = torch.cat([ends, _extremes(cost)], dim=1)
-            return torch.cat([block.nodes(ends), nearest], dim=1), n_i, found
+            position = torch.cat([ends, nearest, _extremes(cost)], dim=1)
+            return position, position[:, 2 : k + 2], label, found
 
-        # choose on whole rows, then differentiate at the entries that were chosen
-        nodes, n_i, found = pairs.blockwise(choose, self.h)
-        low, high, dots = self.h.at(nodes).split([1, 1, k + 3], dim=1)
-        cost = self.cost(pairs.rows, nodes[:, 2:], dots, low, high, n_i)
-        lowest, highest, cost = cost.split([1, 1, k + 1], dim=1)
-        gap, self.degree = self.gaps(_minmax(cost, lowest, highest), found)
-        self.single, self.chosen = found == 1, nodes[:, 4 : k + 4]
+        nodes, dots, self.position, label, found = pairs.select(choose, self.h)
+        ends, rest = dots.split([2, k + 3], dim=1)
+        cost = self.cost(pairs.rows, nodes[:, 2:], rest, _range(ends), label)
+        near, ends = cost.split([k + 1, 2], dim=1)
+        gap, self.degree = self.gaps(near, found)
+        gap = gap / _range(ends)  # D_(k+1) − D_(p)
         size = self.degree.clamp(min=1).to(gap.dtype)
         total = gap.sum(1, keepdim=True)  # 2γ_i; γ is a mean over the graph
         self.scale = scale = (_graph_mean(total, pairs) + 1e-8).clamp(min=GAMMA_FLOOR)
         # 1/k + (mean_p D_i(p) − D_ij) / 2γ = η_i − D_ij / 2γ
-        self.without_context = 1 / size + (gap - total / size) / scale
-        self.context_share = self.lam / scale  # λ / 2γ
+        self.without_context = torch.addcdiv(1 / size, gap - total / size, scale)
+        # λ / 2γ, or 0 so that the only possible neighbour has weight 1
+        self.context_share = torch.where(found > 1, self.lam / scale, 0)
+        self.chosen, self.own_dots = nodes[:, 2 : k + 2].contiguous(), dots[:, : k + 2]
 
-    def class_size(self, block: Block) -> Tensor:
-        """n_i [R, 1]."""
-        if self.y is None:
-            return self.square.new_ones(block.rows.size(0), 1)
-        classmates = _same(self.y, block.rows, block.columns)
-        if block.barred is not None:
-            classmates = classmates & ~block.barred
-        return classmates.sum(1, keepdim=True).to(self.square.dtype)
+    def label(self, block: Block) -> Tensor:
+        """2β / (n_i + 1) [R, 1]."""
+        same = self.same(block.rows, block.columns)
+        if same is None:
+            return self.square.new_zeros(block.rows.size(0), 1)
+        classmates = same if block.barred is None else same & ~block.barred
+        return 2 * self.beta / (classmates.sum(1, keepdim=True) + 1).to(self.square.dtype)
 
-    def cost(
-        self, i: Tensor, j: Tensor, dots: Tensor, low: Tensor, high: Tensor, n_i: Tensor
-    ) -> Tensor:
-        """d − 2βL − 1e-5·N(HHᵀ) from ⟨h_i, h_j⟩ and its range, i [R] and j [W] or [R, W]."""
+    def cost(self, i: Tensor, j: Tensor, dots: Tensor, span: Tensor, label: Tensor) -> Tensor:
+        """d − 2βL − 1e-5·N(HHᵀ) from ⟨h_i, h_j⟩ and its range, up to a number for each row i."""
         own = i[:, None] == j
-        d2 = at(self.square, i)[:, None] + at(self.square, j) - 2 * dots
-        cost = d2.masked_fill(own, 0).clamp(min=1e-12).sqrt() - 1e-5 * _minmax(dots, low, high)
-        if self.y is None:
-            return cost
-        return cost - 2 * self.beta / (n_i + 1) * (_same(self.y, i, j).to(cost.dtype) + own)
+        d2 = torch.add(at(self.square, i)[:, None] + at(self.square, j), dots, alpha=-2)
+        d = d2.masked_fill(own, 0).clamp(min=1e-12).sqrt()
+        cost = torch.addcdiv(d, dots, span, value=-1e-5)
+        same = self.same(i, j)
+        return cost if same is None else torch.addcmul(cost, label, same.to(cost) + own, value=-1)
 
-    def weigh(self, f: Products) -> tuple[Tensor, Tensor, Tensor]:
-        def ends(block: Block, dots: Tensor) -> tuple[Tensor, ...]:
-            return (block.nodes(_extremes(dots)),)
+    def weigh(self, f: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        def choose(block: Block, dots: Tensor) -> tuple[Tensor]:
+            return (torch.cat([_extremes(dots), at(self.position, block.rows)], dim=1),)
 
-        nodes = torch.cat([*self.pairs.blockwise(ends, f), self.chosen], dim=1)
-        low, high, dots = f.at(nodes).split([1, 1, self.k], dim=1)
-        weight = self.without_context + self.context_share * _minmax(dots, low, high)
-        # the only possible neighbour has weight 1
-        return self.chosen, weight.relu().masked_fill(self.single, 1), self.degree
-
-
-def _same(y: Tensor, i: Tensor, j: Tensor) -> Tensor:
-    """S_ij, whether samples i [R] and j [W] or [R, W] have equal labels."""
-    return at(y, i)[:, None] == at(y, j)
+        dots = self.own_dots if f is self.h else self.pairs.select(choose, f)[1]
+        ends, dots = dots.split([2, self.k], dim=1)
+        share = self.context_share / _range(ends)
+        weight = torch.addcmul(self.without_context, share, dots - ends[:, :1])
+        return self.chosen, weight.relu(), self.degree
 
 
 def _extremes(values: Tensor) -> Tensor:
@@ -385,10 +381,11 @@ def _extremes(values: Tensor) -> Tensor:
     return torch.stack([low.argmin(1), high.argmax(1)], dim=1)
 
 
-def _minmax(values: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """(values − low) / (high − low), the range held above `RANGE_FLOOR`."""
-    floor = RANGE_FLOOR * torch.maximum(low.abs(), high.abs()).detach().clamp(min=1)
-    return (values - low) / (high - low).clamp(min=floor)
+def _range(ends: Tensor) -> Tensor:
+    """high − low [R, 1] of a row's smallest and largest value [R, 2], held above `RANGE_FLOOR`."""
+    largest = torch.linalg.vector_norm(ends.detach(), torch.inf, dim=1, keepdim=True)
+    low, high = ends.split(1, dim=1)
+    return (high - low).clamp(min=RANGE_FLOOR * largest.clamp(min=1))
 
 
 def _graph_mean(values: Tensor, pairs: Pairs) -> Tensor:

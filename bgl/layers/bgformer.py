@@ -20,8 +20,8 @@ class GraphAttention(nn.Module):
     .. math::
         \text{proj}\Big(\big\Vert_h \sum_{j \in N_i^h} a_{ij}^h v_j^h\Big)
 
-    The same as :class:`AttentionGraph` followed by :class:`StructureConstrainedAttention`, with
-    the graph kept as a mask so that torch's fused attention does the work.
+    The same as :class:`AttentionGraph` followed by :class:`BatchGraphConv` with ``epsilon=1.0``,
+    with the graph kept as a mask so that torch's fused attention does the work.
 
     Args:
         channels: Feature dimension C, a multiple of ``heads``.

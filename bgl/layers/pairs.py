@@ -97,18 +97,21 @@ class Pairs:
         self.rows = torch.arange(n if candidates is None else candidates.size(0), device=device)
         self.place: Tensor | None = None  # of each row among the rows of all blocks, if not its own
         if candidates is not None:
-            self.width = candidates.size(1) + 1
+            self.width, self.keeps = candidates.size(1) + 1, True
             self.blocks = self._among(candidates.long())
-            self.keeps, self.one_block = True, False  # as many products as there are candidates
             return
-        sizes = [n] if self.graph is None else self._sizes(self.graph)
-        self.width = n if sizes is None else max(sizes, default=0)
+        runs = [[n]] if self.graph is None else self._runs(self.graph)
+        self.width = max(max(run) for run in runs)
         self.keeps = n * self.width <= kept_pairs(device, n * self.width)
-        if self.graph is None or sizes is None:
-            self.blocks = self._within(self.rows, self.graph)
-        else:
-            self.blocks = self._graphs(self.graph, sizes)
-        self.one_block = len(self.blocks) == 1  # of all nodes in their order
+        parts = [self.rows]
+        if self.graph is not None and len(runs) > 1:
+            order = self.graph.argsort(stable=True)
+            self.place, parts = order.argsort(), list(order.split([sum(run) for run in runs]))
+        self.blocks = [
+            block
+            for nodes, run in zip(parts, runs, strict=True)
+            for block in self._within(nodes, self.graph if len(run) > 1 else None)
+        ]
 
     def _among(self, candidates: Tensor) -> list[Block]:
         """Each row itself and its candidates, of which each counts once."""
@@ -124,85 +127,73 @@ class Pairs:
         step = max(1, block_pairs(own.device, columns.numel()) // self.width)
         return [Block(*part) for part in zip(*(t.split(step) for t in parts), strict=True)]
 
-    def _sizes(self, graph: Tensor) -> list[int] | None:
-        """Nodes per graph, in the order of the graphs.
+    @staticmethod
+    def _runs(graph: Tensor) -> list[list[int]]:
+        """Sizes of the graphs in their order, in runs that are looked at together.
 
         On an accelerator reading the sizes waits for the device, so one block of all pairs is
-        looked at as long as it fits; None then, and wherever there are no values.
+        looked at as long as it fits, and wherever there are no values.
         """
-        pairs = graph.numel() ** 2
+        n = graph.numel()
         waits = type(graph) is Tensor and not torch.compiler.is_compiling()
-        if not readable(graph) and not (waits and pairs > block_pairs(graph.device, pairs)):
-            return None
-        return graph.bincount().tolist()
-
-    def _graphs(self, graph: Tensor, sizes: list[int]) -> list[Block]:
-        """Blocks for every graph; small ones are looked at together."""
+        if not readable(graph) and not (waits and n * n > block_pairs(graph.device, n * n)):
+            return [[n, 0]]  # as if of two graphs
         runs: list[list[int]] = []
-        for size in sizes:
+        for size in graph.bincount().tolist():
             if runs and sum(runs[-1]) + size <= TOGETHER:
                 runs[-1].append(size)
             else:
                 runs.append([size])
-        if len(runs) <= 1:
-            return self._within(self.rows, graph if len(sizes) > 1 else None)
-        order = graph.argsort(stable=True)
-        self.place = order.argsort()
-        parts = order.split([sum(run) for run in runs])
-        return [
-            block
-            for run, nodes in zip(runs, parts, strict=True)
-            for block in self._within(nodes, graph if len(run) > 1 else None)
-        ]
+        return runs or [[0]]
 
     @staticmethod
     def _within(nodes: Tensor, graph: Tensor | None) -> list[Block]:
         """Blocks of rows for all pairs of some nodes; ``graph`` where they are of several."""
         n = nodes.size(0)
         most = block_pairs(nodes.device, n * n)
+        step = n if n * n <= most else max(1, most // n)
         position = torch.arange(n, device=nodes.device)[:, None]
-        parts = [(nodes, position)]
-        if n * n > most:
-            step = max(1, most // n)
-            parts = list(zip(nodes.split(step), position.split(step), strict=True))
         return [
             Block(rows, nodes, itself, None if graph is None else graph[rows, None] != graph[nodes])
-            for rows, itself in parts
+            for rows, itself in zip(nodes.split(step), position.split(step), strict=True)
         ]
 
-    def blockwise(
-        self, choose: Callable[..., tuple[Tensor, ...]], *products: Products
+    def products(self, x: Tensor) -> list[Tensor] | None:
+        """⟨x_i, x_j⟩ of every block, where they are to be kept."""
+        with torch.no_grad():
+            return [block.products(x) for block in self.blocks] if self.keeps else None
+
+    def select(
+        self,
+        choose: Callable[..., tuple[Tensor, ...]],
+        *features: Tensor,
+        products: list[Tensor] | None = None,
     ) -> tuple[Tensor, ...]:
-        """What ``choose`` finds for the rows of each block and their products, put together."""
+        """Choose nodes by whole rows of products, to differentiate the chosen products alone.
+
+        Args:
+            choose: Given a block and its products ⟨x_i, x_j⟩ for each of the features, it returns
+                positions among the columns [R, p], and anything else that there is of each row.
+            features: What is compared [N, C], once or more.
+            products: Those of the first features, where they were kept.
+
+        Returns:
+            The nodes [N, p], the products with them for each of the features, and the rest.
+        """
+        parts = []
         with torch.no_grad():
-            parts = [
-                choose(block, *(p.block(i) for p in products))
-                for i, block in enumerate(self.blocks)
-            ]
+            for i, block in enumerate(self.blocks):
+                dots = [] if products is None else [products[i]]
+                dots += [block.products(x) for x in features[len(dots) :]]
+                position, *rest = choose(block, *dots)
+                chosen = [each.gather(1, position) for each in dots]
+                parts.append((block.nodes(position), *chosen, *rest))
             found = parts[0] if len(parts) == 1 else tuple(map(torch.cat, zip(*parts, strict=True)))
-            return found if self.place is None else tuple(part[self.place] for part in found)
-
-
-class Products:
-    """Inner products ⟨x_i, x_j⟩: looked at in blocks, differentiated where they are chosen.
-
-    Args:
-        x: Features [N, C].
-        pairs: The pairs that matter.
-    """
-
-    def __init__(self, x: Tensor, pairs: Pairs) -> None:
-        self.x, self.pairs = x, pairs
-        with torch.no_grad():
-            self.kept = [block.products(x) for block in pairs.blocks] if pairs.keeps else None
-
-    def block(self, i: int) -> Tensor:
-        """The products of block ``i`` [R, W]."""
-        return self.pairs.blocks[i].products(self.x) if self.kept is None else self.kept[i]
-
-    def at(self, nodes: Tensor) -> Tensor:
-        """The products of all rows with ``nodes`` [R, p]."""
-        known = None
-        if self.kept is not None and self.pairs.one_block:
-            known = self.kept[0].gather(1, nodes)
-        return neighbor_products(self.x[: nodes.size(0)], self.x, nodes, known)
+            if self.place is not None:
+                found = tuple(part[self.place] for part in found)
+        nodes, known, rest = found[0], found[1 : 1 + len(features)], found[1 + len(features) :]
+        dots = [
+            neighbor_products(at(x, self.rows), x, nodes, each)
+            for x, each in zip(features, known, strict=True)
+        ]
+        return nodes, *dots, *rest

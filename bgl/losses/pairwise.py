@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from pytorch_metric_learning.distances import CosineSimilarity
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from bgl._checks import (
     check_choice,
@@ -14,7 +15,13 @@ from bgl._checks import (
     check_real,
     readable,
 )
-from bgl._precision import at_least_float32, for_exact_products
+from bgl._precision import at_least_float32, exact_matmul, for_exact_products
+
+# Pairs whose losses are computed at once, and kept for the gradient: some 4 GB. Of more, blocks of
+# anchors are computed, and computed again for the gradient.
+DENSE_PAIRS = 2**26
+# Entries of a matrix of samples and groups, up to which a product with it is cheap.
+PRODUCT_ENTRIES = 2**20
 
 
 class PairwiseCrossEntropyLoss(nn.Module):
@@ -42,7 +49,8 @@ class PairwiseCrossEntropyLoss(nn.Module):
     one class change places, but not when the classes are interleaved differently.
 
     All pairs are computed at once from a few ``[N, N]`` matrices, in float32 or wider with
-    autocast switched off, whatever the embeddings' type.
+    autocast switched off, whatever the embeddings' type. Of more than 8,192 samples a block of
+    rows is computed at a time, and again for the gradient: memory stays below some 7 GB.
 
     The papers' form is ``PairwiseCrossEntropyLoss(0.2, HyperbolicDistance(c=0.1), "sum")``, for
     embeddings of a head that ends in :class:`bgl.hyperbolic.ToPoincareBall`.
@@ -96,57 +104,92 @@ class PairwiseCrossEntropyLoss(nn.Module):
             _check_balanced(labels)
         with torch.autocast(embeddings.device.type, enabled=False):
             embeddings = at_least_float32(embeddings)
-            wide = for_exact_products(embeddings)
-            similarity = self.distance(wide, wide).to(embeddings.dtype)
-            if not self.distance.is_inverted:
-                similarity = -similarity
-            losses, first = pair_losses(similarity / self.temperature, labels)
-            total = losses.sum() / first.sum()
-            total = total.where(_balanced(labels), torch.nan)
+            position = positions(labels)
+            n, classes = labels.numel(), (position == 0).sum()
+            if n * n <= DENSE_PAIRS or torch.compiler.is_compiling():
+                total = self._sum(embeddings, labels, position, 0, n)
+            else:
+                height = max(1, DENSE_PAIRS // n)
+                blocks = [
+                    checkpoint(
+                        *(self._sum, embeddings, labels, position, first, height),
+                        use_reentrant=False,
+                        preserve_rng_state=False,
+                    )
+                    for first in range(0, n, height)
+                ]
+                total = torch.stack(blocks).sum()
+            total = (total / classes).where(_balanced(labels), torch.nan)
             if self.reduction == "sum":
                 return total
-            per_class = labels.numel() / first.sum()
+            per_class = n / classes
             return total / (per_class * (per_class - 1))
+
+    def _sum(
+        self, embeddings: Tensor, labels: Tensor, position: Tensor, first: int, height: int
+    ) -> Tensor:
+        """Sum the losses of the pairs of ``height`` anchors, from the ``first`` on."""
+        wide = for_exact_products(embeddings)
+        similarity = self.distance(wide[first : first + height], wide).to(embeddings.dtype)
+        if not self.distance.is_inverted:
+            similarity = -similarity
+        return pair_losses(similarity / self.temperature, labels, position, first).sum()
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}, reduction={self.reduction!r}"
 
 
-def pair_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the loss of every (anchor, positive) pair without a loop and without reading a value.
+def positions(labels: Tensor) -> Tensor:
+    """Count for each sample [N] the earlier samples of its class."""
+    return (labels[:, None] == labels).tril(-1).sum(dim=1)
 
-    Let a sample's position be its number of appearance within its class. The denominator of the
-    pair (p, q) sums over the samples at q's position and those at p's own, except p. So each row
-    needs one sum of exponentials per position; every such group is scaled by its own maximum,
-    because a group may lie hundreds below another one.
+
+def pair_losses(logits: Tensor, labels: Tensor, position: Tensor, first: int = 0) -> Tensor:
+    """Compute the loss of every (anchor, positive) pair without a loop.
+
+    The denominator of the pair (p, q) sums over the samples at q's position and those at p's own,
+    except p. So each row needs one sum of exponentials per position; every such group is scaled by
+    its own maximum, because a group may lie hundreds below another one.
 
     Args:
-        logits: Similarities over temperature, ``[N, N]``.
-        labels: Class of each row, ``[N]``.
+        logits: Similarities over temperature ``[R, N]`` of the anchors from the ``first`` on.
+        labels: Class of each sample, ``[N]``.
+        position: Its number of appearance within its class, :func:`positions`.
+        first: Number of the first anchor.
 
     Returns:
-        Losses ``[N, N]``, 0 where p and q are no pair; and ``[N]``, whether a sample is the first
-        of its class.
+        Losses ``[R, N]``, 0 where p and q are no pair.
     """
-    n = labels.numel()
-    same = labels[:, None] == labels
-    itself = torch.eye(n, dtype=torch.bool, device=labels.device)
-    position = same.tril(-1).sum(dim=1)
-    own, group = position[:, None], position.expand(n, n)
+    rows, n = logits.shape
+    anchors = slice(first, first + rows)
+    number = torch.arange(n, device=labels.device)
+    itself = number[anchors, None] == number
+    no_pair = itself | (labels[anchors, None] != labels)
+    own, group = position[anchors, None], position.expand(rows, n)
 
     others = logits.masked_fill(itself, -torch.inf)
+    # as many groups as samples, where counting the groups would wait for the device
+    groups = int(position.max()) + 1 if readable(position) else n
     lowest = torch.finfo(logits.dtype).min  # finite, so that an empty group's scale is no NaN
-    peak = torch.full_like(logits, lowest).scatter_reduce(1, group, others.detach(), "amax")
-    mass = torch.zeros_like(logits).scatter_add(1, group, (others - peak.gather(1, group)).exp())
+    peak = logits.new_full((rows, groups), lowest)
+    peak = peak.scatter_reduce(1, group, others.detach(), "amax")
+    mass = _group_sums((others - peak.gather(1, group)).exp(), position, groups)
 
     peak_own, peak_other = peak.gather(1, own), peak.gather(1, group)
     scale = torch.maximum(peak_own, peak_other)
     denominator = mass.gather(1, own) * (peak_own - scale).exp()
     denominator = denominator + mass.gather(1, group) * (peak_other - scale).exp()
-    no_pair = itself | ~same
     # Masked before the log too: an entry that is no pair may hold 0, where its gradient is NaN.
     losses = denominator.masked_fill(no_pair, 1.0).log() + scale - logits
-    return losses.masked_fill(no_pair, 0.0), position == 0
+    return losses.masked_fill(no_pair, 0.0)
+
+
+def _group_sums(x: Tensor, group: Tensor, groups: int) -> Tensor:
+    """Sum the columns of each group: [R, N] to [R, groups]."""
+    if group.numel() * groups > PRODUCT_ENTRIES:
+        return x.new_zeros(len(x), groups).scatter_add(1, group.expand_as(x), x)
+    # on a GPU, scatter_add would add in any order, and give other last digits every time
+    return exact_matmul(x, (group[:, None] == torch.arange(groups, device=x.device)).to(x.dtype))
 
 
 def _check_balanced(labels: Tensor) -> None:

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from bgl._checks import check_choice, check_device, check_int, describe
-from bgl.images import BrokenImageError, Transform, eval_transform
+from bgl.images import BrokenImageError, eval_transform
 from bgl.images.converting import ImageLike, as_image, is_image_like
-from bgl.images.loading import load_batches
+from bgl.images.loading import ImageLoader, Key
+from bgl.images.transforms import Crop
 from bgl.models.batch_graph_model import BatchGraphModel
 from bgl.models.config import ModelConfig
 from bgl.readout import SHRINKAGE, LinearReadout, fit_readout
@@ -31,8 +32,11 @@ class ImageSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, index: int, /) -> Tensor:
-        """Return a uint8 tensor [3, H, W], or raise a BrokenImageError."""
+    def read(self, index: int, min_side: int | None = None, /) -> Tensor:
+        """Return a uint8 tensor [3, H, W], or raise a BrokenImageError.
+
+        A shorter side of ``min_side`` pixels suffices, which allows for faster decoding.
+        """
 
 
 Images = Tensor | Sequence[ImageLike] | ImageSource
@@ -68,6 +72,7 @@ class Encoder:
         self.model = model.to(self.device).eval()
         self.config = config
         self.transform = eval_transform(config.image_size, config.mean, config.std, config.resize)
+        self._copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
     @property
     def distance(self) -> Any:
@@ -194,25 +199,25 @@ class Encoder:
         check_int(batch_size, "batch_size", 1)
         check_int(workers, "workers", 0)
         _check_images(images)
-        rows = list(range(len(images)))
-        batches = [rows[start : start + batch_size] for start in rows[::batch_size]]
-        prepared = _Prepared(images, self.transform)
-        pin_memory = self.device.type == "cuda"
+        keys = [(row, 0) for row in range(len(images))]
+        batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
+        loader = ImageLoader(
+            _Crops(images, self.transform.crop),
+            image_size=self.config.image_size,
+            batch_size=min(batch_size, len(images)),
+            workers=workers,
+        )
         parts: dict[str, list[Tensor]] = {name: [] for name in names}
         place = self.device if on_device else torch.device("cpu")
         first: BrokenImageError | None = None
         was_training = self.model.training
         self.model.eval()
         try:
-            for batch, (x, broken) in zip(
-                batches,
-                load_batches(prepared, batches, workers, pin_memory=pin_memory),
-                strict=True,
-            ):
-                for place, error in broken.items():
+            for batch, (x, broken) in zip(batches, loader.load(batches), strict=True):
+                for place, error in sorted(broken.items()):
                     if on_broken is None:
                         raise error
-                    on_broken(batch[place], error)
+                    on_broken(batch[place][0], error)
                     first = first or error
                 if len(x):
                     with torch.autocast(self.device.type, enabled=False):
@@ -221,6 +226,7 @@ class Encoder:
                         part.append(getattr(result, _OUTPUTS[name]).float().to(place))
                 on_batch(len(batch))
         finally:
+            loader.close()
             self.model.train(was_training)
         if first is not None and not all(parts.values()):
             raise ValueError(
@@ -231,8 +237,20 @@ class Encoder:
         return found if output is None else found[output]
 
     def to_device(self, images: Tensor) -> Tensor:
-        """Move a batch [N, 3, H, W] to the model, in the memory layout that is fastest there."""
-        return images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+        """Move uint8 images [N, 3, S, S] to the model and normalise them there.
+
+        On a GPU nothing waits: the copy runs beside what the model computes of earlier batches,
+        and ``images`` may be overwritten at once.
+        """
+        if self._copies is None:
+            return self.transform.normalize(images)
+        model = torch.cuda.current_stream(self.device)
+        with torch.cuda.stream(self._copies):
+            x = images.pin_memory().to(self.device, non_blocking=True)
+            x = self.transform.normalize(x)
+        model.wait_stream(self._copies)
+        x.record_stream(model)
+        return x
 
     def __repr__(self) -> str:
         return (
@@ -243,17 +261,18 @@ class Encoder:
 
 
 @dataclass(frozen=True)
-class _Prepared:
+class _Crops:
     """Images on their way into the model, by index; a loading process gets a copy."""
 
     images: Images
-    transform: Transform
+    crop: Crop
 
-    def __getitem__(self, index: int) -> Tensor:
+    def __getitem__(self, key: Key) -> Tensor:
+        index, side = key[0], self.crop.min_side
         if isinstance(self.images, ImageSource):
-            return self.transform(self.images.read(index))
+            return self.crop(self.images.read(index, side))
         image = self.images[index]
-        return self.transform(as_image(image))
+        return self.crop(as_image(image, side))
 
 
 def _check_images(images: Images) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,23 +79,17 @@ def load_checkpoint(
             f"({type(error).__name__}); remove it to train from the start"
         )
 
-    def read() -> tuple[dict[str, Any], Position] | None:
-        if not path.exists():
-            return None
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            stored, stored_digest = dict(state["config"]), str(state["digest"])
-            position = Position(**state["position"])
-        except Exception as error:  # the reader raises errors of many kinds
-            raise damaged(error) from error
-        config.check_stored(stored, path)
-        check_digest(digest, stored_digest, path)
-        return state, position
-
-    found = on_first_process(read)
-    if found is None:
+    content = on_first_process(lambda: path.read_bytes() if path.exists() else None)
+    if content is None:
         return None
-    state, position = found
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        stored, stored_digest = dict(state["config"]), str(state["digest"])
+        position = Position(**state["position"])
+    except Exception as error:  # the reader raises errors of many kinds
+        raise damaged(error) from error
+    config.check_stored(stored, path)
+    check_digest(digest, stored_digest, path)
     try:
         for name, part in parts.items():
             part.load_state_dict(state["parts"][name])

@@ -18,10 +18,10 @@ from bgl.samplers import SAMPLERS
 from bgl.training.teachers import TEACHERS
 
 # Where and how a run computes. With the same data these do not define its result, and may change
-# when it is resumed.
+# when it is resumed; of the cache only its place.
 CIRCUMSTANCES = (
     *("data_root", "table", "download", "skip_broken", "allow_partial"),
-    *("device", "compile", "workers", "on_nonfinite", "checkpoint_minutes"),
+    *("device", "compile", "workers", "cache", "on_nonfinite", "checkpoint_minutes"),
 )
 
 # Parts whose options are groups of the command line.
@@ -140,8 +140,11 @@ class TrainConfig:
         device: "auto", "cpu" or "cuda".
         compile: Compile encoder, blocks and loss with torch.compile: minutes at the start, for
             faster steps on a GPU.
-        workers: Processes that load images; -1: none for data in memory, else one for each core
-            that the job may use, at most 16.
+        workers: Processes that load images; -1: one for each core that the job may use, at most 16,
+            and none for data in memory that a CPU trains on.
+        cache: Folder in which each image file is kept decoded, its shorter side at most ``resize``
+            pixels, for all processes and later runs. Measures the same; training crops are cut out
+            of the smaller images.
         checkpoint_minutes: Write the checkpoint at the end of an epoch if the last one is older
             than this; 0: after every epoch. Always at the end and when the run is stopped.
         options: Options of the blocks, the augmentation and the teachers, by name:
@@ -209,6 +212,7 @@ class TrainConfig:
     device: str = "auto"
     compile: bool = False
     workers: int = -1
+    cache: str | None = None
     checkpoint_minutes: float = 5.0
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -319,6 +323,8 @@ class TrainConfig:
             ValueError: If a field that defines the result differs; the message names it.
         """
         now, then = self.to_dict(), TrainConfig.from_dict(stored).to_dict()
+        for values in (now, then):
+            values["cached"] = values["cache"] is not None
         defining = (now.keys() | then.keys()) - set(CIRCUMSTANCES)
         if changed := sorted(name for name in defining if then.get(name) != now.get(name)):
             raise ValueError(

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bgl.datasets import ImageDataset
-from bgl.images.loading import load_batches
+from bgl.images.loading import ImageLoader, Key
+from bgl.images.transforms import Crop
+from bgl.models import Encoder
 from bgl.samplers import BatchSampler
 
-Key = tuple[int, int]  # the index of an image, and the seed of its augmentation
 
+@dataclass(frozen=True)
+class SeededCrops:
+    """Crops of ``data`` by keys (index, seed): random numbers are drawn from that seed."""
 
-class SeededImages:
-    """``data`` by keys (index, seed): the transform draws its random numbers from that seed."""
-
-    def __init__(self, data: ImageDataset) -> None:
-        self.data = data
+    data: ImageDataset
+    crop: Crop
 
     def __getitem__(self, key: Key) -> Tensor:
         index, seed = key
+        image = self.data.read(index, self.crop.min_side)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            return self.data[index][0]
+            return self.crop(image)
 
 
 def seeded_batches(sampler: BatchSampler, seed: int, epoch: int) -> list[list[Key]]:
@@ -49,19 +52,16 @@ def seeded_batches(sampler: BatchSampler, seed: int, epoch: int) -> list[list[Ke
     ]
 
 
-def load_training_images(
-    data: ImageDataset, batches: list[list[Key]], workers: int, pin_memory: bool = False
+def training_images(
+    loader: ImageLoader, batches: Sequence[Sequence[Key]], encoder: Encoder
 ) -> Iterator[Tensor]:
-    """Load batches of augmented images [N, 3, H, W].
+    """Load batches of augmented images [N, 3, H, W] onto the encoder's device, normalised.
 
     Raises:
         BrokenImageError: If an image cannot be read.
         ChildProcessError: If a loading process was lost.
     """
-    seed = batches[0][0][1] if batches else 0
-    for images, broken in load_batches(
-        SeededImages(data), batches, workers, pin_memory=pin_memory, seed=seed
-    ):
-        for error in broken.values():
-            raise error
-        yield images
+    for images, broken in loader.load(batches):
+        if broken:
+            raise broken[min(broken)]
+        yield encoder.to_device(images)

@@ -22,7 +22,9 @@ from bgl._precision import at_least_float32
 from bgl.augment import AugmentedLoss, ClassStatistics
 from bgl.datasets import ImageDataset, Splits
 from bgl.images import train_transform
-from bgl.images.loading import num_workers
+from bgl.images.cache import ImageCache
+from bgl.images.loading import ImageLoader, num_workers
+from bgl.images.transforms import resized_side
 from bgl.models import BackboneInfo, BatchGraphOutput, Encoder
 from bgl.models.files import WEIGHTS_FILE
 from bgl.samplers import ClassPositions
@@ -54,7 +56,7 @@ from bgl.training.distributed import (
 from bgl.training.evaluation import Evaluator, Metrics, recall_at
 from bgl.training.history import chosen_epoch, graph_statistics, write_history
 from bgl.training.interruption import Interrupted, Interruption
-from bgl.training.loading import Key, load_training_images, seeded_batches
+from bgl.training.loading import Key, SeededCrops, seeded_batches, training_images
 from bgl.training.progress import Progress, TrainingRun
 from bgl.training.readout import Readout, add_readout
 from bgl.training.step import Reading, Step, Throughput, Values
@@ -156,8 +158,19 @@ def _train(
     measured = encoder
     if average is not None and config.ema > 0:
         measured = Encoder(average.model, encoder.config, device)
-    data = splits.train.with_transform(
-        train_transform(config.image_size, info.mean, info.std, (config.crop_scale, 1.0))
+    if config.cache is not None:
+        side = resized_side(config.image_size, config.resize)
+        splits = splits.with_cache(ImageCache(Path(config.cache), side))
+    data = splits.train
+    own = shares(config.batch_size, num_processes())
+    mine = own[process_index()]
+    transform = train_transform(config.image_size, info.mean, info.std, (config.crop_scale, 1.0))
+    in_memory = isinstance(data.images, Tensor)  # which a GPU outruns all the same
+    loader = ImageLoader(
+        SeededCrops(data, transform.crop),
+        image_size=config.image_size,
+        batch_size=len(mine),
+        workers=num_workers(config.workers, in_memory and device.type == "cpu"),
     )
     sampler = build_sampler(config, data.labels)
     optimizer = make_optimizer(config, model, criterion, teachers)
@@ -169,8 +182,8 @@ def _train(
         "criterion": criterion,
         "optimizer": optimizer,
         "schedule": schedule,
+        "scaler": step.scaler,
     }
-    parts["scaler"] = step.scaler
     positions = None
     if config.class_neighbors > 0 and isinstance(sampler, ClassPositions):
         positions = sampler
@@ -247,8 +260,6 @@ def _train(
                 positions.set_positions(classes.mean)
             batches = seeded_batches(sampler, config.seed, epoch)
             labels = batch_labels(data.labels, batches).to(device)  # all at once: one copy
-            own = shares(config.batch_size, num_processes())
-            mine = own[process_index()]
             if position.step == 0:
                 position.row = {"epoch": epoch + 1, "lr": schedule.get_last_lr()[0]}
                 if config.on_nonfinite == "skip":
@@ -256,17 +267,13 @@ def _train(
             row = position.row
             progress.start(f"epoch {epoch + 1}/{config.epochs}", len(sampler))
             progress.advance(position.step)
-            loaded = load_training_images(
-                data,
-                [batch[mine.start : mine.stop] for batch in batches[position.step :]],
-                num_workers(config.workers, isinstance(data.images, Tensor)),
-                pin_memory=device.type == "cuda",
-            )
+            parts_of_batches = [batch[mine.start : mine.stop] for batch in batches[position.step :]]
+            loaded = training_images(loader, parts_of_batches, encoder)
             for images in throughput.watch(loaded, config.batch_size):
                 batch, seeds = zip(*batches[position.step], strict=True)
                 last = position.step + 1 == len(sampler)
                 output, reading = step(
-                    encoder.to_device(images),
+                    images,
                     labels[position.step],
                     plain_criterion,
                     criterion,
@@ -321,6 +328,8 @@ def _train(
         if interruption.received:  # whoever stops this run may have ended that process as well
             raise Interrupted(interruption.received) from error
         raise
+    finally:
+        loader.close()
 
     if accelerator.is_main_process:
         stored = load_file(folder / WEIGHTS_FILE)  # with a readout, if this was reached before

@@ -13,6 +13,7 @@ from helpers import LargestResult, assert_close
 from torch import Tensor
 
 from bgl.augment import ClassStatistics
+from bgl.augment.statistics import _Touched
 
 Golden = Callable[[str], dict[str, Tensor]]
 
@@ -230,6 +231,29 @@ def test_version_follows_edits_of_a_buffer(name: str) -> None:
     assert statistics.version != before
 
 
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+@pytest.mark.parametrize("seen", [1, 3, 12])
+def test_few_of_many_classes_are_absorbed_like_all(seen: int, covariance: str) -> None:
+    """A batch with fewer samples than there are classes, class 0 among them or not."""
+    few, all_rows = (ClassStatistics(40, 4, 0.5, covariance).double() for _ in range(2))
+    every = slice(None)
+    all_rows._touched = lambda _, rows, most: _Touched(every, rows, every)  # type: ignore[method-assign]
+    for seed in range(6):
+        z, y = batch(12, seen, seed=seed)
+        y = 3 * y + seed % 2
+        for statistics in (few, all_rows):
+            (statistics.update if seed % 3 else statistics.estimate)(z, y)
+        for name, expected in all_rows.state_dict().items():
+            assert_close(few.state_dict()[name].double(), expected.double(), tol=1e-14)
+
+
+def test_a_step_touches_the_classes_of_its_batch_only() -> None:
+    statistics = ClassStatistics(1000, 16)
+    with LargestResult() as largest:
+        statistics.update(torch.randn(20, 16), torch.arange(20) * 7)
+    assert largest.numel <= 1000
+
+
 def test_no_tensor_of_samples_times_classes_times_channels() -> None:
     statistics = ClassStatistics(100, 16).double()
     z, y = batch(200, 100, 16)
@@ -244,12 +268,14 @@ def _absorb_share(rank: int, port_file: str, out: str) -> None:
     dist.init_process_group("gloo", f"file://{port_file}", rank=rank, world_size=2)
     diagonal = ClassStatistics(5, 4).double()
     full = ClassStatistics(5, 4, covariance="full").double()
+    many = ClassStatistics(60, 4).double()
     for seed in range(2):
         z, y = batch(seed=seed)
         share = slice(0, 25) if rank == 0 else slice(25, None)  # shares of unequal size
         diagonal.update(z[share], y[share])
+        many.update(z[share], 11 * y[share])
         full.estimate(z[share], y[share])
-    torch.save([diagonal.state_dict(), full.state_dict()], f"{out}/{rank}.pt")
+    torch.save([diagonal.state_dict(), full.state_dict(), many.state_dict()], f"{out}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -257,11 +283,14 @@ def test_two_processes_agree_with_one(tmp_path: Path) -> None:
     mp.spawn(_absorb_share, (str(tmp_path / "port"), str(tmp_path)), nprocs=2)
     diagonal = ClassStatistics(5, 4).double()
     full = ClassStatistics(5, 4, covariance="full").double()
+    many = ClassStatistics(60, 4).double()
     for seed in range(2):
-        diagonal.update(*batch(seed=seed))
-        full.estimate(*batch(seed=seed))
+        z, y = batch(seed=seed)
+        diagonal.update(z, y)
+        full.estimate(z, y)
+        many.update(z, 11 * y)
     for rank in range(2):
         states = torch.load(tmp_path / f"{rank}.pt")
-        for statistics, state in zip((diagonal, full), states, strict=True):
+        for statistics, state in zip((diagonal, full, many), states, strict=True):
             for name, value in statistics.state_dict().items():
                 assert_close(state[name].double(), value.double(), tol=1e-12)

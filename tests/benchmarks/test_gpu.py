@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ def run(output: Path, *words: str) -> dict[str, dict[str, list[object]]]:
 def test_parts_run_and_fill_the_page(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("<!-- machine -->\nkept\n<!-- /machine -->\n<!-- gpu -->\n<!-- /gpu -->\n")
-    names = ["step", "growth", "retrieval"]
+    names = ["step", "retrieval"]
     cases = run(tmp_path / "gpu.json", "--page", str(page), "--only", *names)
     for case in CASES:
         expected = sum(len(part.targets) for part in case.parts) if case.name in names else 0
@@ -55,20 +56,20 @@ def test_all_cases_run(tmp_path: Path) -> None:
     assert all(result["status"] == "done" for result in cases.values())
 
 
-def test_what_fails_dies_or_hangs_leaves_the_figures_before(tmp_path: Path) -> None:
+def test_what_fails_or_hangs_leaves_the_figures_before(tmp_path: Path) -> None:
     def raises(scale: Scale):
         yield 1.0
         raise ValueError("no such kernel")
 
-    def dies(scale: Scale):
+    def hangs(scale: Scale):
         yield 3.0
-        os._exit(5)
+        time.sleep(60)
 
-    parts = [Part(f, (Target("one", "≤", 2), Target("two", "≤", 2))) for f in (raises, dies)]
+    parts = [Part(f, (Target("one", "≤", 2), Target("two", "≤", 2))) for f in (raises, hangs)]
     result = {"figures": [], "errors": []}
     written = []
     case = Case("broken", "Broken", 60, tuple(parts))
-    run_case(case, Scale(torch.device("cpu"), True), 60, result, lambda: written.append(True))
+    run_case(case, Scale(torch.device("cpu"), True), 1, result, lambda: written.append(True))
     assert [f["value"] for f in result["figures"]] == [1, 3]
     assert [f["pass"] for f in result["figures"]] == [True, False]
     assert "no such kernel" in result["errors"][0]

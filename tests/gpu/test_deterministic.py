@@ -22,6 +22,7 @@ METHODS = {
     "bgformer": {"method": "bgformer"},
     "iaa": {"augmentation": "iaa", "loss": "multi-similarity"},
     "triplet": {"loss": "triplet"},
+    "hyperbolic": {"method": "dybgr", "distance": "hyperbolic"},
 }
 # every encoder with a graph, and every method with one encoder
 PAIRS = [(b, "dybgr") for b in BACKBONES] + [("resnet50", m) for m in METHODS if m != "dybgr"]

@@ -108,6 +108,22 @@ def test_blocks(device: torch.device, name: str, graphs: int, labels: bool) -> N
     compare(BLOCKS[name](k), call, x, device, y=y if labels else None, batch=batch)
 
 
+@pytest.mark.parametrize("name", BLOCKS)
+def test_half_precision_turns_no_gradient_aside(device: torch.device, name: str) -> None:
+    x, y, k = groups(12 if "former" in name else 36)
+    block, loss = BLOCKS[name](k).to(device), create_loss("pairwise-ce", 9, CHANNELS)
+    y, found = y.to(device), []
+    for half in (False, True):
+        z = x.float().to(device).requires_grad_()
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            out = block(z, y=y)
+        value = loss(out, y)
+        found.append((value.detach(), *torch.autograd.grad(value, z)))
+    (exact, gradient), (rough, other) = found
+    assert float((rough - exact).abs()) <= 2e-2 * float(exact)
+    assert float(torch.cosine_similarity(gradient.flatten(), other.flatten(), dim=0)) >= 0.99
+
+
 @pytest.mark.parametrize("n", [405, 1025, 2049, 4096])
 @pytest.mark.parametrize("name", ["dybgr", "dybgr-paper"])
 def test_large_batches(device: torch.device, small: bool, name: str, n: int) -> None:

@@ -11,12 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import write_pngs
 from PIL import Image
 
 from bgl.datasets import ImageDataset
 from bgl.images import BrokenImageError, read_image
-from bgl.images.loading import load_batches
 from bgl.images.reading import printable
 
 
@@ -247,26 +245,3 @@ def test_names_are_shown_without_what_a_terminal_would_obey(tmp_path: Path) -> N
     with pytest.raises(BrokenImageError) as caught:
         read_image(tmp_path / "\x1b]0;title\x07.png")
     assert str(caught.value).isprintable()
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_batches_hold_every_image_or_its_error_in_order(tmp_path: Path, workers: int) -> None:
-    images = torch.randint(0, 256, (5, 3, 6, 4), dtype=torch.uint8)
-    paths = write_pngs(tmp_path, images)
-    paths[3].write_bytes(b"no image")
-    data = ImageDataset(paths, torch.zeros(5).long(), ["x"])
-    before = torch.get_rng_state()
-    batches = list(load_batches(Files(data), [[4, 3], [1], [3], [0, 1, 2]], workers))
-    assert torch.equal(torch.get_rng_state(), before)
-    for (found, broken), rows in zip(batches, [[4], [1], [], [0, 1, 2]], strict=True):
-        assert torch.equal(found, images[rows]) or len(found) == len(rows) == 0
-        assert all(error.path == paths[3] for error in broken.values())
-    assert [list(broken) for _, broken in batches] == [[1], [], [0], []]
-
-
-class Files:
-    def __init__(self, data: ImageDataset) -> None:
-        self.data = data
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return self.data.read(index)

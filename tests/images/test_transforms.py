@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import InterpolationMode, RandomResizedCrop, v2
 
 from bgl.images import eval_transform, train_transform
 
@@ -44,6 +44,27 @@ def test_train_flip_alone() -> None:
         for side, found in ((expected, True), (expected.flip(-1), False)):
             distance = min(float((out - normalised(side)).abs().max()) for out in outs)
             assert (distance < 1e-5) is found
+
+
+@pytest.mark.parametrize("shape", [(60, 60), (40, 90), (200, 20), (7, 300)])
+def test_train_draws_boxes_as_torchvision_does(shape: tuple[int, int]) -> None:
+    """Means of top, left, height and width agree to four standard errors, and so do deviations."""
+    crop = train_transform(48, MEAN, STD, crop_scale=(0.3, 0.8)).crop
+    theirs = RandomResizedCrop(48, (0.3, 0.8))
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    numbers = torch.rand(4000, 40, generator=generator).tolist()
+    found = torch.tensor([crop._box(*shape, row) for row in numbers]).double()
+    image = noise(*shape)
+    expected = torch.tensor(
+        [theirs.get_params(image, [0.3, 0.8], [3 / 4, 4 / 3]) for _ in numbers]
+    ).double()
+    assert (found >= 0).all()
+    assert (found[:, :2] + found[:, 2:] <= torch.tensor(shape)).all()
+    for moment in (1, 2):
+        a, b = found**moment, expected**moment
+        error = (a.var(0) / len(a) + b.var(0) / len(b)).sqrt()
+        assert ((a.mean(0) - b.mean(0)).abs() <= 4 * error + 1e-9).all()
 
 
 def test_eval_leaves_an_image_that_fits_alone() -> None:
@@ -124,3 +145,14 @@ def test_bad_arguments_are_named(arguments: dict[str, Any], name: str) -> None:
 def test_resize_below_the_crop_is_refused() -> None:
     with pytest.raises(ValueError, match="`resize`"):
         eval_transform(64, MEAN, STD, resize=32)
+
+
+def test_halves_of_a_transform_are_the_whole() -> None:
+    images = [noise(50, 70), noise(90, 60)]
+    transform = eval_transform(32, MEAN, STD)
+    crops = torch.stack([transform.crop(image) for image in images])
+    assert crops.dtype == torch.uint8
+    batch = transform.normalize(crops.contiguous(memory_format=torch.channels_last))
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(batch, torch.stack([transform(image) for image in images]))
+    torch.testing.assert_close(batch, normalised(crops))

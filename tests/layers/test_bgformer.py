@@ -10,9 +10,9 @@ from torch import nn
 from bgl.layers import (
     AttentionGraph,
     BatchFormerBlock,
+    BatchGraphConv,
     BGFormerBlock,
     LabelGraph,
-    StructureConstrainedAttention,
 )
 from bgl.layers.bgformer import ClassMean, GraphAttention
 
@@ -105,7 +105,7 @@ def test_graph_and_messages_equal_the_fused_path():
     edge_index, weight = attention.edges(x, batch=batch)
     value = attention.qkv(x).view(10, 3, 2, 4)[:, 2]
     expected = attention(x, batch=batch)
-    out = StructureConstrainedAttention()(value, edge_index, weight)
+    out = BatchGraphConv(1.0)(value, edge_index, weight)
     assert_close(attention.proj(out.reshape(10, 8)), expected, 1e-12)
 
 
@@ -123,7 +123,7 @@ def test_class_mean_is_message_passing_on_the_label_graph(labels):
     x = torch.randn(10, 4).double()
     for b in (None, batch):
         edge_index, weight = LabelGraph()(y, batch=b)
-        out = StructureConstrainedAttention()(layer.value(x)[:, None], edge_index, weight.double())
+        out = BatchGraphConv(1.0)(layer.value(x)[:, None], edge_index, weight.double())
         assert_close(layer(x, y=y, batch=b), layer.proj(out[:, 0]), 1e-7)  # label graph is float32
 
 
@@ -207,7 +207,7 @@ def test_return_graph(make):
         (lambda: BGFormerBlock(8, lam=1.5), "`lam`"),
         (lambda: BGFormerBlock(8, semantic="other"), "`semantic`"),
         (
-            lambda: StructureConstrainedAttention()(
+            lambda: BatchGraphConv(1.0)(
                 torch.zeros(3, 2, 4), torch.zeros(2, 5).long(), torch.zeros(5, 3)
             ),
             "`edge_weight`",

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from helpers import without_values
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
@@ -44,16 +45,6 @@ blocks = pytest.mark.parametrize("make", BLOCKS.values(), ids=BLOCKS.keys())
 def fake() -> Iterator[FakeTensorMode]:
     with FakeTensorMode() as mode:
         yield mode
-
-
-def without_values(module: nn.Module) -> nn.Module:
-    """The module with fake parameters and buffers."""
-    for part in module.modules():
-        for name, value in part.named_parameters(recurse=False):
-            part.register_parameter(name, nn.Parameter(torch.empty(value.shape)))
-        for name, value in part.named_buffers(recurse=False):
-            setattr(part, name, torch.empty(value.shape, dtype=value.dtype))
-    return module
 
 
 def batch() -> tuple[Tensor, Tensor]:

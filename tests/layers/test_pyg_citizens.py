@@ -21,7 +21,6 @@ from bgl.layers import (
     DyBGR,
     DyBGRBlock,
     LabelGraph,
-    StructureConstrainedAttention,
 )
 
 N, C, HEADS = 10, 8, 2
@@ -78,7 +77,7 @@ GRAPHS = {
             lambda v, batch: AttentionGraph(3)(v, v, batch=batch),
             "v, batch -> edge_index, edge_weight",
         ),
-        (StructureConstrainedAttention(), "v, edge_index, edge_weight -> v"),
+        (BatchGraphConv(1.0), "v, edge_index, edge_weight -> v"),
         (nn.Flatten(), "v -> x"),
     ],
 }
@@ -151,7 +150,7 @@ def graph_of(heads: bool) -> tuple[Tensor, Tensor, Tensor]:
 def test_every_kind_of_adjacency(form, heads):
     """The same output and the same gradients as on an edge list."""
     x, edge_index, weight = graph_of(heads)
-    layer = StructureConstrainedAttention() if heads else BatchGraphConv(0.7)
+    layer = BatchGraphConv(0.7)
     features = x.view(N, HEADS, -1) if heads else x
     features.requires_grad_()
     if form == "SparseTensor":
@@ -171,11 +170,9 @@ def test_every_kind_of_adjacency(form, heads):
 def test_one_weight_for_all_heads():
     x, edge_index, weight = graph_of(False)
     value = x.view(N, HEADS, -1)
-    attend = StructureConstrainedAttention()
+    attend = BatchGraphConv(1.0)
     graph = adjacencies(edge_index, weight)["CSR"]
     assert_close(attend(value, *graph), attend(value, edge_index, weight))
-    with pytest.raises(ValueError, match="`edge_weight`"):
-        attend(value, edge_index)
 
 
 def test_learned_graphs_as_edge_index_are_sorted_by_target():
@@ -193,8 +190,7 @@ class OneLayer(nn.Module):
         if conv == "GATv2Conv":
             self.conv = GATv2Conv(C, C, edge_dim=1)
         else:
-            attend = StructureConstrainedAttention()
-            self.conv = BatchGraphConv() if conv == "BatchGraphConv" else attend
+            self.conv = BatchGraphConv()
         self.heads = conv == "attention"
         self.linear = nn.Linear(C, 1)
 

@@ -14,8 +14,8 @@ from pytorch_metric_learning.distances import (
 from torch import Tensor
 
 from bgl.hyperbolic import HyperbolicDistance, ToPoincareBall
-from bgl.losses import PairwiseCrossEntropyLoss
-from bgl.losses.pairwise import pair_losses
+from bgl.losses import PairwiseCrossEntropyLoss, pairwise
+from bgl.losses.pairwise import pair_losses, positions
 
 F64 = torch.float64
 TEMPERATURE = 0.2
@@ -60,8 +60,9 @@ def test_one_ordered_pair_equals_reference(golden, case, c):
     n = len(x0)
     x = torch.cat([x0, x1])
     logits = similarity(reference_distance(c), x, x) / TEMPERATURE
-    losses, first = pair_losses(logits, torch.arange(n).repeat(2))
-    assert first.tolist() == [True] * n + [False] * n
+    labels = torch.arange(n).repeat(2)
+    assert positions(labels).tolist() == [0] * n + [1] * n
+    losses = pair_losses(logits, labels, positions(labels))
     loss = losses[:n, n:].diagonal().mean()
     assert_close(loss, arrays["loss"])
     grads = torch.autograd.grad(loss, (x0, x1))
@@ -136,6 +137,41 @@ def test_gradcheck(reduction):
     labels = torch.tensor([0, 1, 1, 0, 2, 2])
     loss = PairwiseCrossEntropyLoss(0.2, HyperbolicDistance(), reduction)
     assert torch.autograd.gradcheck(lambda z: loss(z, labels), x)
+
+
+@pytest.mark.parametrize("dense", [1, 30], ids=["rows", "blocks"])
+@pytest.mark.parametrize(
+    "distance", [HyperbolicDistance(), CosineSimilarity()], ids=["ball", "cosine"]
+)
+def test_blocks_of_anchors_give_the_same(monkeypatch, distance, dense):
+    """Values and gradients, of the first and second order; also from sums by scattering."""
+    x = (torch.randn(12, 4, dtype=F64) * 0.3).requires_grad_()
+    labels = torch.arange(3).repeat(4)
+
+    def results() -> list[Tensor]:
+        loss = PairwiseCrossEntropyLoss(0.2, distance)(x, labels)
+        (grad,) = torch.autograd.grad(loss, x, create_graph=True)
+        (second,) = torch.autograd.grad(grad.square().sum(), x)
+        return [loss, grad, second]
+
+    expected = results()
+    monkeypatch.setattr(pairwise, "DENSE_PAIRS", dense)
+    monkeypatch.setattr(pairwise, "PRODUCT_ENTRIES", 0)
+    for actual, value in zip(results(), expected, strict=True):
+        torch.testing.assert_close(actual, value)
+
+
+def test_blocks_bound_the_memory(monkeypatch):
+    x, labels = torch.randn(96, 4, requires_grad=True), torch.arange(12).repeat(8)
+    monkeypatch.setattr(pairwise, "DENSE_PAIRS", 96 * 8)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: kept.append(t.numel()) or t, lambda t: t
+    ):
+        loss = PairwiseCrossEntropyLoss()(x, labels)
+    assert max(kept) <= 96 * 8
+    loss.backward()
+    assert x.grad.isfinite().all()
 
 
 def test_groups_far_apart_do_not_underflow():

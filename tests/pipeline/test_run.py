@@ -92,6 +92,26 @@ def test_run_writes_results(finished: Path) -> None:
     assert {"torch", "timm", "torch_geometric", "python", "bgl"} <= content["versions"].keys()
 
 
+def test_the_last_line_says_what_the_run_took(finished: Path) -> None:
+    content = results(finished)
+    about: Any = {**content, "seconds": 90.0}
+    done = run.Run(None, None, about, finished, content["rows"])  # type: ignore[arg-type]
+    line = run.summary(done)
+    assert re.fullmatch(
+        r"1\.5 min, CPU, fp32, 1 process, peak memory \d+\.\d GB, [\d,]+ images/s, "
+        r"\d+% waiting for data",
+        line,
+    )
+    versions = {"cuda": "13.0", "cudnn": "91300", "nccl": "2.28.9"}
+    about |= {"gpu": "NVIDIA H100", "processes": 8, "versions": versions}
+    about["precision"] = {"training": "bf16"}
+    done.rows[-1]["peak_gpu_memory_mb"] = 2048.0
+    assert run.summary(done).startswith(
+        "1.5 min, NVIDIA H100, bf16, cuda 13.0, cudnn 91300, nccl 2.28.9, 8 processes, peak memory"
+    )
+    assert ", of the GPU 2.0 GB, " in run.summary(done)
+
+
 @pytest.mark.parametrize("method", ["none", "dybgr"])
 def test_run_folder_of_a_method(finished: Path, method: str) -> None:
     folder = finished / f"{method}-seed0"

@@ -283,11 +283,6 @@ ENTRIES: dict[str, Entry] = {
         ),
     ),
     "layers.AttentionGraph": entry(layers.AttentionGraph, query=per_head, key=per_head),
-    "layers.StructureConstrainedAttention": entry(
-        layers.StructureConstrainedAttention,
-        value=per_head,
-        edge_weight=mostly(st.sampled_from([torch.rand(3), torch.rand(3, 2)]), tensors()),
-    ),
     "layers.BGFormerBlock": entry(layers.BGFormerBlock, semantic=name("graph", "attention")),
     "transforms.LearnBatchGraph": entry(
         lambda use_labels, x, y=None, batch=None: transforms.LearnBatchGraph(use_labels=use_labels)(
@@ -574,7 +569,7 @@ ENTRIES: dict[str, Entry] = {
 # hold what they are given, and leave it to others to look at it; types, constants
 RECORDS = {
     *("images.IMAGE_SUFFIXES", "images.BrokenImageError", "images.Transform"),
-    *("datasets.RECALL_AT", "readout.ReadoutChoice"),
+    *("datasets.RECALL_AT", "readout.ReadoutChoice", "readout.ReadoutScore"),
     # what names are registered in, and what stands behind a name
     *("augment.AUGMENTATIONS", "datasets.READERS", "losses.LOSSES", "losses.MINERS"),
     *("augment.AugmentationPlan", "augment.iaa", "datasets.Listing", "layers.BatchBlock"),

@@ -201,6 +201,35 @@ def test_all_random_states_are_kept():
     assert drawn == (random.random(), np.random.rand(), torch.rand(1).item())  # noqa: NPY002
 
 
+class Generators:
+    """The generators of several GPUs, as one process sees them, in place of torch.cuda's."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, devices: int) -> None:
+        self.all = [torch.Generator() for _ in range(devices)]
+        of = lambda device: self.all[torch.device(device).index]  # noqa: E731
+        monkeypatch.setattr(torch.cuda, "get_rng_state", lambda d: of(d).get_state())
+        monkeypatch.setattr(torch.cuda, "set_rng_state", lambda s, d: of(d).set_state(s))
+
+    def draw(self, device: int) -> float:
+        return torch.rand(1, generator=self.all[device]).item()
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_every_process_resumes_with_the_generator_of_its_own_device(monkeypatch, devices):
+    """The second process draws on the second device, or on the only one that it sees."""
+    first = Generators(monkeypatch, 2)  # of the process that writes
+    for generator, seed in zip(first.all, (1, 2), strict=True):
+        generator.manual_seed(seed)  # what it drew on a device that another one trains on
+    first.draw(0)
+    state = random_state(torch.device("cuda", 0))
+    expected = first.draw(0)
+    for own in range(devices):
+        visible = Generators(monkeypatch, devices)
+        restore_random_state(state, torch.device("cuda", own))
+        assert visible.draw(own) == expected
+    restore_random_state(state, torch.device("cpu"))  # a GPU's run, resumed without one
+
+
 # --- SIGKILL --------------------------------------------------------------------------------------
 
 
@@ -328,6 +357,35 @@ def test_killed_many_times_at_any_time(splits, whole, tmp_path):
         finish(whole, folder, splits)
         shutil.rmtree(folder)
     print(f"killed {kills} times in {trainings} trainings")
+
+
+class Stop(Progress):
+    """Ends the process' training after an epoch, with nothing saved: as a kill does."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        if row["epoch"] == self.after:
+            raise KeyboardInterrupt
+
+
+def test_checkpoint_is_written_only_after_some_minutes(splits, tmp_path):
+    """Its model with it, though later epochs were better: they are trained again."""
+    options = {"method": "dybgr", "lr": 3e-3, "epochs": 4, "test_every_epoch": False}
+    every, seldom = tiny(**options), tiny(**options, checkpoint_minutes=1e6)
+    result = train(every, splits, tmp_path / "whole")
+    assert result.chosen_epoch > 1
+    with pytest.raises(KeyboardInterrupt):
+        train(every, splits, tmp_path / "parts", Stop(1))
+    files = [tmp_path / "parts" / name for name in ("checkpoint.pt", "model.safetensors")]
+    before = [file.read_bytes() for file in files]
+    with pytest.raises(KeyboardInterrupt):
+        train(seldom, splits, tmp_path / "parts", Stop(3))
+    assert [file.read_bytes() for file in files] == before
+    train(seldom, splits, tmp_path / "parts")
+    assert_same_files(tmp_path / "whole", tmp_path / "parts")
+    assert files[0].read_bytes() != before[0]
 
 
 # --- nothing can be written -----------------------------------------------------------------------

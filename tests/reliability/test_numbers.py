@@ -35,7 +35,6 @@ from bgl.layers import (
     DyBGRBlock,
     LabelGraph,
     RandomGraphBlock,
-    StructureConstrainedAttention,
 )
 from bgl.losses import LOSSES, MinedLoss, PairwiseCrossEntropyLoss, create_loss, create_miner
 from bgl.metrics import retrieval_metrics
@@ -48,7 +47,7 @@ Layer = Callable[[Tensor, Tensor], Tensor]
 def attention(x: Tensor, y: Tensor) -> Tensor:
     heads = x.view(len(x), HEADS, -1)
     edge_index, weight = AttentionGraph(k=3)(heads, heads)
-    return StructureConstrainedAttention()(heads, edge_index, weight)
+    return BatchGraphConv(1.0)(heads, edge_index, weight)
 
 
 def conv(x: Tensor, y: Tensor) -> Tensor:

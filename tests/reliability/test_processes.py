@@ -26,9 +26,14 @@ from safetensors.torch import load_file
 from tiny_training import assert_same_files, make_splits, tiny
 from two_processes import CASES
 
+import bgl.pipeline.rows as rows_of_a_run
+import bgl.training.distributed as distributed
 from benchmarks.standin import write_standin
 from bgl.augment import AugmentedLoss
+from bgl.datasets import raw_pixels
 from bgl.pipeline import baseline_rows
+from bgl.pipeline.options import Command
+from bgl.pipeline.run import claimed
 from bgl.training import Interrupted, Progress, build_encoder, train
 from bgl.training.distributed import average_gradients, gather_rows, shares
 
@@ -135,8 +140,10 @@ def two(work: Callable[[int], Any], folder: Path) -> list[int | None]:
 
 
 @pytest.mark.parametrize("sizes", [(3, 3), (2, 5), (1, 4)], ids=str)
-def test_gather_has_the_gradient_of_one_process(sizes, tmp_path):
-    """Each process has some rows of x; the loss is a function of all of them."""
+def test_gather_has_the_gradient_of_one_process(sizes, tmp_path, monkeypatch):
+    """Each process has some rows of x; the loss is a function of all of them. Gradients do not
+    all fit into one bucket."""
+    monkeypatch.setattr(distributed, "BUCKET", 18)
     total = sum(sizes)
     x = torch.randn(total, 4, dtype=torch.float64)
     weight = torch.randn(4, 4, dtype=torch.float64)
@@ -223,6 +230,78 @@ def test_only_the_first_process_writes(tmp_path):
 
     assert two(work, tmp_path) == [0, 0], (tmp_path / "1.log").read_text()
     assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_no_process_but_the_first_needs_the_run_folder(tmp_path, monkeypatch):
+    """As on two machines without a file system in common: begin, stop, resume, refine, resume."""
+    splits, config = make_splits(), tiny(method="dybgr", loss="proxy-anchor", epochs=2)
+    monkeypatch.setattr(rows_of_a_run, "FEW_IMAGES", 3)
+    command = Command([config], Path("run"), [], refine=True)
+
+    def work(rank: int) -> None:
+        here = tmp_path / f"machine {rank}"
+        here.mkdir()
+        os.chdir(here)
+        stop = At(3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with claimed(command, splits) as run, pytest.raises(Interrupted):
+            run.measure(stop, print)
+        for _ in range(2):
+            with claimed(command, splits) as run:
+                run.measure(Progress(), print)
+
+    assert two(work, tmp_path) == [0, 0], (tmp_path / "1.log").read_text()
+    assert not list((tmp_path / "machine 1").iterdir())
+    run = tmp_path / "machine 0" / "run"
+    rows = json.loads((run / "results.json").read_text())["rows"]
+    assert [row["embedding"] for row in rows] == ["backbone", "backbone", "head", "backbone"]
+
+
+def test_pixels_are_shared(tmp_path):
+    """And are those of one process."""
+    data = make_splits().test.subset(range(15))
+
+    def work(rank: int) -> None:
+        dist.init_process_group("gloo")
+        torch.save(rows_of_a_run.shared_pixels(data), tmp_path / f"{rank}.pt")
+
+    assert two(work, tmp_path) == [0, 0]
+    for rank in range(2):
+        assert torch.equal(torch.load(tmp_path / f"{rank}.pt"), raw_pixels(data))
+
+
+@pytest.mark.reliability
+def test_two_launchers_as_on_two_machines(tmp_path):
+    """``torchrun --nnodes=2`` twice, each in a folder of its own."""
+    write_standin("folder", tmp_path / "images", classes=8, images=4, image_size=32)
+    words = [
+        *("--dataset", "folder", "--data-root", str(tmp_path / "images"), "--method", "dybgr"),
+        *("--backbone", "test_resnet", "--weights", "none", "--image-size", "32"),
+        *("--epochs", "2", "--batch-size", "8", "--per-class", "2", "--device", "cpu"),
+        *("--workers", "0", "--output-dir", "run"),
+    ]
+    port, nodes = free_port(), []
+    for rank in range(2):
+        (tmp_path / str(rank)).mkdir()
+        command = [
+            *(sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={rank}"),
+            *("--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}"),
+            *(str(ROOT / "benchmarks" / "run.py"), *words),
+        ]
+        with (tmp_path / f"{rank}.log").open("w") as log:
+            nodes.append(
+                subprocess.Popen(
+                    command, env=environment(), cwd=tmp_path / str(rank), stdout=log, stderr=log
+                )
+            )
+    try:
+        statuses = [node.wait(240) for node in nodes]
+    finally:
+        for node in nodes:
+            node.kill()
+    assert statuses == [0, 0], "".join((tmp_path / f"{n}.log").read_text() for n in range(2))
+    assert not list((tmp_path / "1").iterdir())
+    about = json.loads((tmp_path / "0" / "run" / "results.json").read_text())
+    assert about["processes"] == 2
 
 
 class At(Progress):

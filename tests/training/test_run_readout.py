@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_training import WIDTH, make_splits, part, tiny
+from tiny_training import WIDTH, assert_same_files, make_splits, part, tiny
 
 from bgl.datasets import Splits
 from bgl.metrics import retrieval_metrics
@@ -97,3 +98,14 @@ def test_too_many_dimensions_are_refused_before_anything_is_trained(splits: Spli
         TrainConfig(readout="both")
     with pytest.raises(ValueError, match="`readout_dim`"):
         dataclasses.replace(tiny(), readout_dim=0)
+
+
+def test_a_run_that_ended_after_its_readout_was_stored_resumes(
+    tmp_path: Path, splits: Splits
+) -> None:
+    """The checkpoint is there until the whole result is written."""
+    result = train(tiny(epochs=1), splits, tmp_path)
+    before = shutil.copytree(tmp_path, tmp_path / "before")
+    again = train(tiny(epochs=1), splits, tmp_path)
+    assert again.metrics == result.metrics
+    assert_same_files(before, tmp_path)

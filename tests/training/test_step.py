@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from test_no_waiting import without_values
+from helpers import without_values
 from tiny_training import SIDE, assert_same_files, make_splits, tiny
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
@@ -146,14 +147,14 @@ def test_automatic_precision(monkeypatch, native):
 
 
 def switches() -> list[Any]:
-    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv
-    found: list[Any] = [matmul.fp32_precision, conv.fp32_precision]
-    for look in (lambda: matmul.allow_tf32, lambda: torch.backends.cudnn.allow_tf32):
+    def old(place: Any) -> bool | str:
         try:
-            found.append(look())
-        except RuntimeError:  # noqa: PERF203 - where old and new switches disagree
-            found.append("refused")
-    return found
+            return place.allow_tf32
+        except RuntimeError:  # where it disagrees with the new one
+            return "refused"
+
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    return [matmul.fp32_precision, cudnn.conv.fp32_precision, old(matmul), old(cudnn)]
 
 
 @pytest.mark.skipif(
@@ -198,8 +199,6 @@ def test_determinism_is_asked_of_cublas_before_it_starts(monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     make_accelerator("cpu", deterministic=True)
-    import os
-
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
