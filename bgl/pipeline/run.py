@@ -192,8 +192,8 @@ R@1 (R@2, …): share of test images with an image of their class among the near
 mean average precision among the R nearest, where R is the number of images to find. R-Prec: share
 of those R that is right. Δ: difference to the run without a graph (none), seed by seed; with one
 seed there is no interval (±), and small differences say nothing. backbone: the encoder's features;
-head: the smaller embedding made of them; readout: a linear map of them. epoch: {selection}. min:
-minutes of training.
+head: the smaller embedding made of them; readout: a linear map of them. min: minutes of training.
+epoch: {selection}.
 """
 
 
@@ -208,9 +208,8 @@ def show(run: Run, console: Console) -> None:
     console.print(legend, highlight=False, markup=False, soft_wrap=True)
     if all(row["method"] != "pixels" for row in rows):
         console.print("without the raw pixels of so many images: --pixels measures them")
-    console.print(
-        f"{summary(run)}; results: {folder / RESULTS_FILE}", highlight=False, markup=False
-    )
+    line = f"{summary(run)}; results: {folder / RESULTS_FILE}"
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
     try:
         line = f"look at it: {explore_run(folder, splits=splits)}"
     except (ValueError, OSError) as error:

@@ -419,6 +419,9 @@ ENTRIES: dict[str, Entry] = {
         table=optional(path("/no/such.csv")),
     ),
     "datasets.raw_pixels": entry(datasets.raw_pixels, dataset=st.builds(image_dataset)),
+    "datasets.split_by_class": entry(
+        datasets.split_by_class, images=st.builds(image_dataset), name=st.just("x")
+    ),
     "datasets.recall_at": entry(datasets.recall_at, dataset=st.sampled_from(["cub", "sop", "x"])),
     "images.eval_transform": entry(
         lambda **options: images.eval_transform(**options)(image),
@@ -589,6 +592,7 @@ RECORDS = {
     *("pipeline.main", "pipeline.markdown", "pipeline.parse", "pipeline.print_table"),
     *("pipeline.trained_rows", "pipeline.Row", "pipeline.Trained", "pipeline.read_config"),
     *("pipeline.read_results", "pipeline.train", "train"),
+    *("checking.Copies", "checking.Report", "checking.check_images", "checking.write_page"),
 }
 
 
