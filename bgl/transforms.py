@@ -54,6 +54,7 @@ class LearnBatchGraph(BaseTransform):
         self.attr = attr
 
     def forward(self, data: Data) -> Data:
+        """Put the graph on the data."""
         features = data.get(self.attr) if isinstance(data, Data) else None
         if features is None:
             raise ValueError(

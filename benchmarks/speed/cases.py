@@ -169,9 +169,27 @@ def graph_steps(scale: Scale, count: int, nodes: int) -> Sides:
     return Sides({"bgl": lambda: train_step(lambda x: mixer(x, batch=batch), x)}, [each])
 
 
-def batched(scale: Scale, count: int, nodes: int) -> tuple[Tensor, Tensor]:
+def point_clouds(scale: Scale, channels: int) -> Sides:
+    """Graphs as DGCNN draws them anew in each layer, and sums along them."""
+    count, nodes, k = scale(32, 3), scale(1024, 12), scale(20, 3)
+    x, batch = batched(scale, count, nodes, channels)
+    learner, conv = AdaptiveGraph(k), BatchGraphConv(epsilon=1.0)
+
+    def ours(x: Tensor) -> Tensor:
+        return conv(x, *learner(x, batch=batch))
+
+    def each(x: Tensor) -> Tensor:
+        return torch.cat([conv(part, *learner(part)) for part in x.split(nodes)])
+
+    separate = Peer("a call for each graph", lambda: train_step(each, x), target=1 / 1.3)
+    return Sides({"bgl": lambda: train_step(ours, x)}, [separate])
+
+
+def batched(
+    scale: Scale, count: int, nodes: int, channels: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Nodes of some graphs of one size, and the graph of each."""
-    x, _ = class_data(scale, count * nodes // 4, 4, scale(64, 8))
+    x, _ = class_data(scale, count * nodes // 4, 4, channels or scale(64, 8))
     return x, torch.arange(count).repeat_interleave(nodes)
 
 
@@ -325,6 +343,7 @@ _STATISTICS = "class statistics, 512-d"
 _update = partial(class_statistics, n=128, classes=100, whole_set=False)
 _estimate = partial(class_statistics, n=5000, classes=1000, whole_set=True)
 _iaa, _iaa_estimated = (partial(augmentation, estimates=each) for each in (False, True))
+_POINTS = "a graph on each of 32 × 1,024 points, k=20, with gradients"
 _STEP = "EfficientNet-Lite0, 64 px, N=128"
 CASES = (
     Case("dybgr", "DyBGR, N=405, C=768, k=30, T=3", partial(dybgr, ffn=False)),
@@ -336,6 +355,8 @@ CASES = (
     Case("batch-8", "a graph on each of 8 × 1,024 nodes", partial(graphs, count=8, nodes=1024)),
     Case("steps-32", "DyBGR, T=1, on 32 × 512 nodes", partial(graph_steps, count=32, nodes=512)),
     Case("steps-8", "DyBGR, T=1, on 8 × 1,024 nodes", partial(graph_steps, count=8, nodes=1024)),
+    Case("points-3", f"{_POINTS}, positions", partial(point_clouds, channels=3)),
+    Case("points-64", f"{_POINTS}, 64 channels", partial(point_clouds, channels=64)),
     Case("pairwise-loss", "pairwise loss, 45 classes × 9, 384-d, hyperbolic", pairwise_loss),
     Case("update", f"{_STATISTICS}, N=128, 100 classes", _update),
     Case("estimate", f"{_STATISTICS}, N=5,000, 1,000 classes", _estimate),

@@ -97,7 +97,8 @@ class AdaptiveGraph(nn.Module):
     without it. Repeated candidates count once.
 
     Memory grows with N·k, since large batches are looked at in blocks of rows. ``torch.compile``
-    makes one graph for all N, which looks at all N² pairs at once.
+    makes one graph for all N. It looks at all N² pairs at once, since a loop over blocks would be
+    unrolled for one N.
 
     Args:
         k: Number of neighbours, ≥ 1.
@@ -148,7 +149,8 @@ class AdaptiveGraph(nn.Module):
     ) -> Graph:
         """Learn the graph of ``x`` for one set of contextual features."""
         problem = self.prepare(x, y=y, batch=batch, candidates=candidates)
-        return problem.solve(x if context is None else context).edges()
+        neighbors = problem.solve(x if context is None else context)
+        return neighbors.edges()
 
     def prepare(
         self,
@@ -328,7 +330,9 @@ class ReleasedProblem(Problem):
             span, label = _range(dots.gather(1, ends)), self.label(block)
             cost = self.cost(block.rows, block.columns, dots, span, label)
             nearest, found = self.nearest(cost, block)
-            position = torch.cat([ends, nearest, _extremes(cost)], dim=1)
+            first, itself = nearest[:, :1], block.itself  # the smallest is one of the two
+            low = torch.where(cost.gather(1, itself) < cost.gather(1, first), itself, first)
+            position = torch.cat([ends, nearest, low, _highest(cost)], dim=1)
             return position, position[:, 2 : k + 2], label, found
 
         nodes, dots, self.position, label, found = pairs.select(choose, self.h)
@@ -376,9 +380,13 @@ class ReleasedProblem(Problem):
 
 def _extremes(values: Tensor) -> Tensor:
     """Positions [R, 2] of each row's smallest and largest number, where there is one."""
-    inf = torch.inf
-    low, high = values.nan_to_num(inf, inf, inf), values.nan_to_num(-inf, -inf, -inf)
-    return torch.stack([low.argmin(1), high.argmax(1)], dim=1)
+    low = values.nan_to_num(torch.inf, torch.inf, torch.inf).argmin(1, keepdim=True)
+    return torch.cat([low, _highest(values)], dim=1)
+
+
+def _highest(values: Tensor) -> Tensor:
+    """Position [R, 1] of each row's largest number, where there is one."""
+    return values.nan_to_num(-torch.inf, -torch.inf, -torch.inf).argmax(1, keepdim=True)
 
 
 def _range(ends: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ class Neighbors(NamedTuple):
         edge_weight = self.weight.flatten()
         if self.mask is None or padded:
             return edge_index, edge_weight
-        keep = self.mask.flatten()
+        keep = self.mask.flatten().nonzero()[:, 0]
         return edge_index[:, keep], edge_weight[keep]
 
     def sums(self, x: Tensor) -> Tensor:

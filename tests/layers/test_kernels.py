@@ -15,8 +15,8 @@ from bgl.layers import BatchFormerBlock, BGFormerBlock, DyBGRBlock
 
 C = 384
 BLOCKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
-    "dybgr": (lambda: DyBGRBlock(C), 450),
-    "dybgr-paper": (lambda: DyBGRBlock(C, formulation="paper"), 480),
+    "dybgr": (lambda: DyBGRBlock(C), 400),
+    "dybgr-paper": (lambda: DyBGRBlock(C, formulation="paper"), 390),
     "bgformer": (lambda: BGFormerBlock(C), 100),
     "batchformer": (lambda: BatchFormerBlock(C), 60),
 }

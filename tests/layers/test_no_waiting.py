@@ -13,10 +13,12 @@ import torch
 from helpers import without_values
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch_geometric.nn import GATv2Conv
 
 from bgl.augment import AugmentedLoss, ClassStatistics, IntraClassAugmentation
 from bgl.hyperbolic import HyperbolicDistance, ToPoincareBall
 from bgl.layers import (
+    AdaptiveGraph,
     BatchFormerBlock,
     BatchGraphConv,
     BGFormerBlock,
@@ -127,6 +129,21 @@ def test_more_samples_than_a_block_compile_once(monkeypatch, formulation):
     monkeypatch.setattr("bgl._sizes._CPU_KEPT", 40**2)
     block = DyBGRBlock(C, K, num_iterations=2, formulation=formulation).double()
     assert_compiles_once(lambda x, y: block(x, y=y), (20, 84, 97, 201))
+
+
+def test_a_learned_graph_breaks_a_compiled_one_less_than_pyg():
+    """The number of its edges depends on values, and so does that of GATv2Conv's self-loops."""
+    x, batch = torch.randn(24, C), torch.arange(24) // 12
+    learner, conv = AdaptiveGraph(K), GATv2Conv(C, 4, edge_dim=1)
+    edge_index, weight = learner(x, batch=batch)
+
+    def breaks(function: Callable[..., object], *args: Tensor) -> int:
+        torch._dynamo.reset()
+        return int(torch._dynamo.explain(function)(*args).graph_break_count)
+
+    own = breaks(lambda x, batch: learner(x, batch=batch), x, batch)
+    assert breaks(lambda x: learner(x), x) == 0
+    assert 0 < own < breaks(conv, x, edge_index, weight[:, None])
 
 
 def test_pairwise_loss_compiles_once_for_all_batch_sizes():
