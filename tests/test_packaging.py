@@ -66,7 +66,7 @@ assert main(["eval", "x"]) == 2
         ("import bgl.models", ["timm"], "train"),
         ("import bgl.datasets", ["torchvision"], "train"),
         ("import bgl.visualization", ["plotly"], "plot"),
-        ("from bgl.search import SearchIndex", ["faiss", "timm"], "search"),
+        ("from bgl.search import SearchIndex", ["timm"], "train"),
     ],
 )
 def test_a_missing_package_names_its_extra(code: str, blocked: list[str], extra: str) -> None:

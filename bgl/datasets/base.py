@@ -15,8 +15,7 @@ from torch.utils.data import Dataset
 
 from bgl._checks import check_index_vector, describe
 from bgl.datasets.items import Item, read_items
-from bgl.images import Transform, read_image
-from bgl.images.cache import ImageCache
+from bgl.images import ImageCache, Transform, read_image
 
 
 class ImageDataset(Dataset[tuple[Tensor, int]]):
@@ -259,7 +258,9 @@ class Splits:
 
     def with_cache(self, cache: ImageCache) -> Splits:
         """Make a copy whose parts decode each file once."""
-        cached = {part: data.with_cache(cache) for part, data in self.parts().items()}
+        cached: dict[str, Any] = {
+            part: data.with_cache(cache) for part, data in self.parts().items()
+        }
         return replace(self, **cached)
 
     def parts(self) -> dict[str, ImageDataset]:

@@ -208,22 +208,22 @@ class Encoder:
             workers=workers,
         )
         parts: dict[str, list[Tensor]] = {name: [] for name in names}
-        place = self.device if on_device else torch.device("cpu")
+        kept_on = self.device if on_device else torch.device("cpu")
         first: BrokenImageError | None = None
         was_training = self.model.training
         self.model.eval()
         try:
             for batch, (x, broken) in zip(batches, loader.load(batches), strict=True):
-                for place, error in sorted(broken.items()):
+                for i, error in sorted(broken.items()):
                     if on_broken is None:
                         raise error
-                    on_broken(batch[place][0], error)
+                    on_broken(batch[i][0], error)
                     first = first or error
                 if len(x):
                     with torch.autocast(self.device.type, enabled=False):
                         result = self.model(self.to_device(x))
                     for name, part in parts.items():
-                        part.append(getattr(result, _OUTPUTS[name]).float().to(place))
+                        part.append(getattr(result, _OUTPUTS[name]).float().to(kept_on))
                 on_batch(len(batch))
         finally:
             loader.close()

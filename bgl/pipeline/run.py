@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -221,7 +222,8 @@ def summary(run: Run) -> str:
     about, rows = run.about, run.rows
 
     def most(name: str) -> float:
-        return max((row.get(name) or 0.0 for row in rows), default=0.0)  # type: ignore[misc]
+        found: list[Any] = [row.get(name) for row in rows]
+        return max((value or 0.0 for value in found), default=0.0)
 
     parts = [
         f"{about['seconds'] / 60:.1f} min",

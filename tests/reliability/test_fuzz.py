@@ -337,6 +337,12 @@ ENTRIES: dict[str, Entry] = {
         **{"make_criterion": st.none(), "lesson": st.builds(lesson), "weight": real},
         **{"embedding": name("head", "backbone")},
     ),
+    "layers.FeatureMemory": entry(layers.FeatureMemory, size=count),
+    "losses.ContextualSimilarityLoss": entry(
+        losses.ContextualSimilarityLoss,
+        **{"distance": st.just(CosineSimilarity()), "eps": real, "mean_similarity": real},
+        **{"pos_margin": real, "neg_margin": real},
+    ),
     "losses.SoftTargetLoss": entry(losses.SoftTargetLoss, targets=matrix(N, N)),
     "losses.diffuse": entry(losses.diffuse, targets=matrix(N, N), w=real),
     **{
@@ -569,6 +575,7 @@ ENTRIES: dict[str, Entry] = {
 # hold what they are given, and leave it to others to look at it; types, constants
 RECORDS = {
     *("images.IMAGE_SUFFIXES", "images.BrokenImageError", "images.Transform"),
+    *("images.ImageCache", "images.ImageTransform"),
     *("datasets.RECALL_AT", "readout.ReadoutChoice", "readout.ReadoutScore"),
     # what names are registered in, and what stands behind a name
     *("augment.AUGMENTATIONS", "datasets.READERS", "losses.LOSSES", "losses.MINERS"),
