@@ -28,5 +28,6 @@ def _reason(file: Path) -> str | None:
         read_image(file, min_side=1)
     except BrokenImageError as error:
         # without the path, so that files with one reason can be named together
-        return printable(re.sub(r" (\w+\()?(['\"]).*?\2\)?(?=;|$)", "", error.reason))
+        path = r"(?<=image file) (\w+\()?(['\"]).*?\2\)?(?=;|$)"
+        return printable(re.sub(path, "", error.reason, count=1))
     return None
