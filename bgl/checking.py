@@ -24,6 +24,8 @@ from bgl.images import BrokenImageError, read_image
 from bgl.images.loading import num_workers
 from bgl.images.reading import printable
 
+__all__ = ["Copies", "Report", "check_images", "write_page"]
+
 SIDE = 16  # of the thumbnails that are compared
 NEAR = 5.0  # root mean square difference of two of them, of 255, below which images are alike
 CONTRAST = 0.1  # and below this share of their own spread: flat images are all close
@@ -181,7 +183,9 @@ def _look(file: Path) -> _Look | str:
         pixels = read_image(file).permute(1, 2, 0).contiguous().numpy()
     except BrokenImageError as error:
         return printable(error.reason)
-    digest = hashlib.blake2b(pixels, digest_size=16, person=str(pixels.shape).encode()[:16])
+    digest = hashlib.blake2b(
+        pixels.tobytes(), digest_size=16, person=str(pixels.shape).encode()[:16]
+    )
     small = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BOX)
     height, width = pixels.shape[:2]
     return _Look((width, height), digest.digest(), np.asarray(small))

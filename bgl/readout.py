@@ -94,8 +94,9 @@ def fit_readout(
         W = V_D^\top S^{-1/2},
 
     where the columns of :math:`V_D` are the :math:`D` leading eigenvectors of
-    :math:`S^{-1/2}\, T\, S^{-1/2}`. All :math:`D = C` of them only rotate the result; fewer keep
-    the directions in which the classes differ most, relative to :math:`S`.
+    :math:`S^{-1/2}\, T\, S^{-1/2}`: the directions in which the classes differ most, relative to
+    :math:`S`. All :math:`D = C` of them would only rotate the result, so then
+    :math:`W = S^{-1/2}`, which small changes of the embeddings change little.
 
     ``"within"`` is linear discriminant analysis with shrinkage; ``"total"`` the whitening of
     `"Negative Evidences and Co-occurences in Image Retrieval: The Benefit of PCA and Whitening"
@@ -236,11 +237,12 @@ class _Moments:
 
     def readout(self, shrinkage: float, dim: int) -> LinearReadout:
         root = (self.values.clamp(min=0) + shrinkage * self.average).rsqrt()
-        inverse_root = (self.vectors * root) @ self.vectors.t()  # symmetric
-        axes = torch.linalg.eigh(inverse_root @ self.total @ inverse_root).eigenvectors
-        weight = axes.flip(1)[:, :dim].t() @ inverse_root  # eigh sorts from small to large
-        # An eigenvector's sign is arbitrary: the largest entry of a row is made positive.
-        weight *= weight.gather(1, weight.abs().argmax(1, keepdim=True)).sign()
+        weight = (self.vectors * root) @ self.vectors.t()  # symmetric
+        if dim < len(weight):
+            axes = torch.linalg.eigh(weight @ self.total @ weight).eigenvectors
+            weight = axes.flip(1)[:, :dim].t() @ weight  # eigh sorts from small to large
+            # An eigenvector's sign is arbitrary: the largest entry of a row is made positive.
+            weight *= weight.gather(1, weight.abs().argmax(1, keepdim=True)).sign()
         mean = self.mean[0].to(self.dtype)
         return LinearReadout(mean, weight.to(self.dtype).contiguous())
 

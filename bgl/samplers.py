@@ -13,7 +13,12 @@ from torch.nn.functional import normalize
 from torch.utils.data import Sampler
 
 from bgl._checks import check_finite, check_index_vector, check_int, check_matrix
+from bgl._neighbors import smallest_products
 from bgl._registry import Registry
+
+# Up to so many classes left the nearest of one are searched when it is drawn; of more, the nearest
+# of many at a time, by matrix products.
+SEARCHED_ALONE = 2048
 
 
 class BatchSampler(Protocol):
@@ -230,23 +235,46 @@ class _GroupedShuffle(_Shuffle):
 
     def __init__(self, positions: Tensor, neighbors: int, rng: np.random.Generator) -> None:
         super().__init__(len(positions), rng)
-        self.unit = normalize(positions - positions.mean(dim=0), dim=1).numpy()
+        self.unit = normalize(positions - positions.mean(dim=0), dim=1)
         self.neighbors = neighbors
 
     def one_pass(self) -> list[int]:
+        order = np.array(super().one_pass())
         left = np.ones(self.size, dtype=bool)
         groups: list[list[int]] = []
-        for first in super().one_pass():
+        found: dict[int, np.ndarray] = {}
+        for place, first in enumerate(order.tolist()):
             if not left[first]:
                 continue
+            if first not in found and left.sum() > SEARCHED_ALONE:
+                found = self._look_ahead(order[place:], left)
             left[first] = False
-            others = np.flatnonzero(left)
-            order = np.argsort(-(self.unit[others] @ self.unit[first]), kind="stable")
-            nearest = others[order[: self.neighbors]]
+            nearest = found.get(first, order[:0])
+            nearest = nearest[left[nearest]][: self.neighbors]
+            if len(nearest) < self.neighbors:
+                nearest = self._nearest(first, left)
             left[nearest] = False
             groups.append([first, *nearest.tolist()])
         # the last groups, made of what was left, are no worse placed than the first
         return [number for g in self.rng.permutation(len(groups)) for number in groups[g]]
+
+    def _nearest(self, first: int, left: np.ndarray) -> np.ndarray:
+        """Find the nearest of those that are left."""
+        unit, others = self.unit.numpy(), np.flatnonzero(left)
+        order = np.argsort(-(unit[others] @ unit[first]), kind="stable")
+        return others[order[: self.neighbors]]
+
+    def _look_ahead(self, order: np.ndarray, left: np.ndarray) -> dict[int, np.ndarray]:
+        """Find the nearest of those that are left, for the next that may come first.
+
+        So few at a time that they take a small share of each other's nearest, and some to spare.
+        """
+        others = np.flatnonzero(left)
+        count = len(others) // (16 * (self.neighbors + 1)) + 1
+        firsts = order[left[order]][:count]
+        unit = self.unit[others]
+        found = smallest_products(-self.unit[firsts], unit, 4 * self.neighbors + 1)[1]
+        return dict(zip(firsts.tolist(), others[found.numpy()], strict=True))
 
 
 def _members(labels: Tensor) -> tuple[list[int], list[np.ndarray]]:

@@ -20,7 +20,7 @@ class LearnBatchGraph(BaseTransform):
     ``edge_index`` and ``edge_weight`` become those of :func:`bgl.to_batch_graph`; edges that the
     data had before are dropped, with their ``edge_attr`` and ``adj_t``. With a ``batch`` vector
     every graph keeps to its own nodes, and ``to_data_list`` of a ``Batch`` gives each its own
-    edges. ``edge_weight`` carries the gradient to ``x``, so inside
+    edges. ``edge_weight`` carries the gradient to the features, so inside
     a model the transform is a layer; as the ``transform`` or ``pre_transform`` of a dataset it
     replaces :class:`torch_geometric.transforms.KNNGraph`.
 
@@ -28,10 +28,12 @@ class LearnBatchGraph(BaseTransform):
         learner: As :func:`bgl.to_batch_graph` takes it. Default: ``AdaptiveGraph()``.
         use_labels: Give the learner ``data.y``, a label for each node. It then prefers edges
             within a class, so leave it off wherever these labels are to be predicted.
+        attr: What to learn from: "x", the features, or another matrix with a row for each node,
+            such as "pos".
 
     Raises:
-        ValueError: If the learner cannot be called or is a class, the data has no matrix ``x`` of
-            features, or ``use_labels`` is on and ``y`` does not hold a label for each node.
+        ValueError: If the learner cannot be called or is a class, the data has no matrix ``attr``,
+            or ``use_labels`` is on and ``y`` does not hold a label for each node.
 
     Example:
         >>> import torch
@@ -41,39 +43,45 @@ class LearnBatchGraph(BaseTransform):
     """
 
     def __init__(
-        self, learner: Callable[..., Graph] | None = None, use_labels: bool = False
+        self,
+        learner: Callable[..., Graph] | None = None,
+        use_labels: bool = False,
+        attr: str = "x",
     ) -> None:
         self.learner = AdaptiveGraph() if learner is None else learner
         check_callable(self.learner, "learner")
         self.use_labels = use_labels
+        self.attr = attr
 
     def forward(self, data: Data) -> Data:
         """Put the graph on the data."""
-        if not isinstance(data, Data) or data.x is None:
+        features = data.get(self.attr) if isinstance(data, Data) else None
+        if features is None:
             raise ValueError(
-                "Expected argument `data` to be a PyG Data with features `x`, "
-                f"but got {describe(data)}"
+                f"Expected argument `data` to be a PyG Data with `{self.attr}`, but got "
+                f'{describe(data)}; LearnBatchGraph(attr="pos") learns from `pos`'
             )
         if self.use_labels and data.y is None:
             raise ValueError("Expected argument `data` to have labels `y`, but got none")
         graph = to_batch_graph(
-            data.x, data.y if self.use_labels else None, self.learner, batch=data.batch
+            features, data.y if self.use_labels else None, self.learner, batch=data.batch
         )
         for stale in ("edge_attr", "adj_t"):
             if stale in data:
                 del data[stale]
         data.edge_index, data.edge_weight = graph.edge_index, graph.edge_weight
         if isinstance(data, Batch) and hasattr(data, "_slice_dict"):
-            _keep_separable(data)
+            _keep_separable(data, self.attr)
         return data
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.learner!r}, use_labels={self.use_labels})"
+        options = f"use_labels={self.use_labels}, attr={self.attr!r}"
+        return f"{type(self).__name__}({self.learner!r}, {options})"
 
 
-def _keep_separable(data: Batch) -> None:
+def _keep_separable(data: Batch, attr: str) -> None:
     """Note which edges are whose, so that the batch can be taken apart again."""
-    first = data._slice_dict["x"].to(data.edge_index.device)
+    first = data._slice_dict[attr].to(data.edge_index.device)
     graph = data.batch[data.edge_index[1]]
     order = graph.argsort(stable=True)
     data.edge_index, data.edge_weight = data.edge_index[:, order], data.edge_weight[order]

@@ -102,7 +102,7 @@ def test_gradient_reaches_the_features():
 @pytest.mark.parametrize(
     ("data", "named"),
     [
-        (Data(y=torch.zeros(3).long(), num_nodes=3), "features `x`"),
+        (Data(y=torch.zeros(3).long(), num_nodes=3), "with `x`.*attr="),
         (HeteroData(), "PyG Data"),
         (Data(x=torch.zeros(3).long(), y=torch.zeros(3).long()), "`x`"),
         (Data(x=torch.randn(3, 2)), "labels `y`"),
@@ -113,6 +113,21 @@ def test_gradient_reaches_the_features():
 def test_errors(data, named):
     with pytest.raises(ValueError, match=named):
         LearnBatchGraph(use_labels=True)(data)
+
+
+def test_positions_instead_of_features():
+    """The graph is that of the positions, alone and in a batch that can be taken apart."""
+    clouds = [Data(pos=torch.randn(n, 3)) for n in (7, 9)]
+    transform = LearnBatchGraph(AdaptiveGraph(k=3), attr="pos")
+    expected = [to_batch_graph(cloud.pos, learner=AdaptiveGraph(k=3)) for cloud in clouds]
+    apart = transform(Batch.from_data_list(clouds)).to_data_list()
+    for found, one, cloud in zip(apart, expected, clouds, strict=True):
+        for graph in (found, transform(cloud)):
+            assert "x" not in graph
+            order = [data.edge_index[0] * 10 + data.edge_index[1] for data in (graph, one)]
+            places = [keys.argsort() for keys in order]
+            assert torch.equal(graph.edge_index[:, places[0]], one.edge_index[:, places[1]])
+            torch.testing.assert_close(graph.edge_weight[places[0]], one.edge_weight[places[1]])
 
 
 def test_repr():

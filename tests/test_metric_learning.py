@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -152,6 +155,49 @@ def test_trainer():
         dataloader_num_workers=0,
     ).train(num_epochs=1)
     assert not torch.equal(trunk.weight, before)
+
+
+def test_trainer_with_a_block():
+    """As on the start page: a loss that has the block, whose parameters are trained as its own."""
+    page = (Path(__file__).parent.parent / "docs/start.md").read_text(encoding="utf-8")
+    found = re.search(r"^(class WithContext.*?)^```", page, re.DOTALL | re.MULTILINE)
+    assert found is not None
+    names = {"torch": torch}
+    exec(found[1], names)
+    x, y = batch(48)
+    trunk, block = nn.Linear(C, C), DyBGRBlock(C, k=4)
+    before = [p.detach().clone() for p in (trunk.weight, block.mlp.fc1.weight)]
+    trainers.MetricLossOnly(
+        {"trunk": trunk},
+        {
+            "trunk_optimizer": torch.optim.SGD(trunk.parameters(), lr=0.1),
+            "metric_loss_optimizer": torch.optim.SGD(block.parameters(), lr=0.1),
+        },
+        batch_size=24,
+        loss_funcs={"metric_loss": names["WithContext"](losses.ContrastiveLoss(), block)},
+        mining_funcs={"tuple_miner": miners.MultiSimilarityMiner()},
+        dataset=TensorDataset(x, y),
+        data_device=torch.device("cpu"),
+        dataloader_num_workers=0,
+    ).train(num_epochs=1)
+    for old, new in zip(before, (trunk.weight, block.mlp.fc1.weight), strict=True):
+        assert not torch.equal(old, new)
+
+
+def test_a_memory_holds_the_encoders_embeddings_alone():
+    """Context goes through the inner loss; synthetic copies are refused."""
+    x, y = batch()
+    memory = losses.CrossBatchMemory(losses.ContrastiveLoss(), C, memory_size=64)
+    context = DyBGRBlock(C, k=4)(x, y=y)
+    assert (memory(x, y) + memory.loss(context, y)).isfinite()
+    assert memory.queue_idx == len(x)
+    assert torch.equal(memory.embedding_memory[: len(x)], x)
+    iaa = augmentation(x, y)
+    for loss in (memory, DistributedLossWrapper(memory)):
+        with pytest.raises(ValueError, match=r"synthetic copies.*AugmentedLoss\(memory\.loss"):
+            AugmentedLoss(loss, iaa)
+    assert (AugmentedLoss(memory.loss, iaa)(x, y) + memory(x, y)).isfinite()
+    assert memory.queue_idx == 2 * len(x)
 
 
 def test_tester():

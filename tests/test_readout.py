@@ -111,7 +111,7 @@ def test_labels_choose_the_covariance_and_signs_are_fixed():
     x, y = classes(6, 6, 5)
     assert torch.equal(fit_readout(x, y).weight, fit_readout(x, y, covariance="within").weight)
     assert torch.equal(fit_readout(x).weight, fit_readout(x, y, covariance="total").weight)
-    weight = fit_readout(x, y).weight
+    weight = fit_readout(x, y, dim=3).weight
     assert (weight.gather(1, weight.abs().argmax(1, keepdim=True)) > 0).all()
 
 

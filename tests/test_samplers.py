@@ -114,6 +114,21 @@ def test_groups_of_what_was_left_come_at_any_place() -> None:
     assert pair == {(0, 1), (2, 3), (4, 5)}
 
 
+@pytest.mark.parametrize("neighbors", [1, 7])
+def test_looking_ahead_deals_the_same(monkeypatch: pytest.MonkeyPatch, neighbors: int) -> None:
+    """Tight clusters, whose classes take each other's nearest, and others."""
+    positions = torch.cat([torch.randn(30, 6).repeat(10, 1) + 1e-3 * torch.randn(300, 6)] * 2)
+    positions[300:] += torch.randn(300, 6)
+
+    def passes() -> list[list[int]]:
+        shuffle = _GroupedShuffle(positions.double(), neighbors, np.random.default_rng(0))
+        return [shuffle.one_pass() for _ in range(3)]
+
+    expected = passes()
+    monkeypatch.setattr("bgl.samplers.SEARCHED_ALONE", 20)
+    assert passes() == expected
+
+
 def test_look_alikes_meet() -> None:
     """Four clusters of four classes: each batch of four classes is a cluster."""
     labels = torch.arange(16).repeat_interleave(4)

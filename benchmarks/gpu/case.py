@@ -14,6 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 Work = Callable[[], object]
 
 
+class OutOfTime(KeyboardInterrupt):
+    """A case has taken too long.
+
+    No error of a part, after which the next would begin, nor of a test for pytest.
+    """
+
+
 @dataclass(frozen=True)
 class Scale:
     """Where to measure, and whether at the sizes of the targets or at tiny ones."""

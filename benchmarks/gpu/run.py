@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.case import Case, Part, Scale
+from benchmarks.gpu.case import Case, OutOfTime, Part, Scale
 from benchmarks.gpu.cases import CASES
 from benchmarks.pages import fill
 from bgl._io import write_text
@@ -38,10 +38,6 @@ LIBRARIES = ("torch", "torchvision", "triton", "timm", "torch-geometric", "accel
 LINES = 8  # of a traceback that are kept
 NOT_RUN = "not run"
 Report = dict[str, Any]
-
-
-class OutOfTime(BaseException):
-    """A case has taken too long: no error of a part, which would go on with the next."""
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu.case import Part, Scale, Target
+from benchmarks.gpu.case import OutOfTime, Part, Scale, Target
 
 ROOT = Path(__file__).parents[2]
 LINES = 12  # of each failure that are kept
@@ -49,6 +49,8 @@ def suite(name: str) -> Part:
         with contextlib.redirect_stdout(io.StringIO()):
             file = ROOT / "tests" / "gpu" / f"{name}.py"
             status = pytest.main([*words, str(file)], plugins=[outcomes])
+        if status == pytest.ExitCode.INTERRUPTED:
+            raise OutOfTime
         if outcomes.passed == 0 and not outcomes.failures:
             raise RuntimeError(f"No test of {file} ran (status {status})")
         yield len(outcomes.failures)

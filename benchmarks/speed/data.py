@@ -15,8 +15,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from benchmarks.speed.case import Peer, Scale, Sides, Values, Work
 from bgl.datasets import ImageDataset, load_dataset
-from bgl.images import train_transform
-from bgl.images.cache import ImageCache
+from bgl.images import ImageCache, train_transform
 from bgl.images.loading import ImageLoader
 from bgl.images.transforms import resized_side
 from bgl.training.loading import SeededCrops

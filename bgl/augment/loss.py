@@ -7,7 +7,12 @@ from collections.abc import Callable
 
 import torch
 from pytorch_metric_learning.distances import BaseDistance
-from pytorch_metric_learning.losses import AngularLoss, MarginLoss, TripletMarginLoss
+from pytorch_metric_learning.losses import (
+    AngularLoss,
+    CrossBatchMemory,
+    MarginLoss,
+    TripletMarginLoss,
+)
 from pytorch_metric_learning.losses.base_metric_loss_function import BaseMetricLossFunction
 from pytorch_metric_learning.losses.generic_pair_loss import GenericPairLoss
 from pytorch_metric_learning.miners import BaseMiner, BatchEasyHardMiner, HDCMiner
@@ -65,7 +70,8 @@ class AugmentedLoss(nn.Module):
 
     Raises:
         ValueError: If ``miner`` is a ``DistributedMinerWrapper``, ``loss`` or ``augmentation`` is
-            a class or cannot be called, or they are swapped.
+            a class or cannot be called, they are swapped, or ``loss`` has a ``CrossBatchMemory``,
+            which would be filled with copies.
 
     Example:
         >>> from pytorch_metric_learning.losses import ContrastiveLoss
@@ -96,6 +102,13 @@ class AugmentedLoss(nn.Module):
             raise ValueError(
                 "Expected argument `loss` to be a loss of embeddings and labels, "
                 f"got {type(loss).__name__}"
+            )
+        inner = loss.modules() if isinstance(loss, nn.Module) else ()
+        if any(isinstance(part, CrossBatchMemory) for part in inner):
+            raise ValueError(
+                "Expected argument `loss` not to remember embeddings, because its memory would "
+                "hold synthetic copies, but got CrossBatchMemory: add the two, "
+                "AugmentedLoss(memory.loss, augmentation)(z, y) + memory(z, y)"
             )
         check_callable(augmentation, "augmentation")
         if isinstance(augmentation, ClassStatistics | BaseMetricLossFunction):

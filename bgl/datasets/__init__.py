@@ -14,6 +14,7 @@ with extra("train"):
         load_dataset,
         recall_at,
     )
+    from bgl.datasets.splits import split_by_class
 
 __all__ = [
     "READERS",
@@ -26,4 +27,5 @@ __all__ = [
     "load_dataset",
     "raw_pixels",
     "recall_at",
+    "split_by_class",
 ]

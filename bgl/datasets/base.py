@@ -7,14 +7,15 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from bgl._checks import check_index_vector, describe
-from bgl.images import Transform, read_image
-from bgl.images.cache import ImageCache
+from bgl.datasets.items import Item, read_items
+from bgl.images import ImageCache, Transform, read_image
 
 
 class ImageDataset(Dataset[tuple[Tensor, int]]):
@@ -45,7 +46,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
 
     def __init__(
         self,
-        images: Tensor | Sequence[str | Path],
+        images: Tensor | Sequence[str | Path | Item],
         labels: Tensor,
         class_names: Sequence[str],
         transform: Transform | None = None,
@@ -59,8 +60,10 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
                 )
         elif isinstance(images, (str, Path)):
             raise ValueError(f"Expected argument `images` to be a list of paths, got {images!r}")
-        self.images: Tensor | list[Path] = (
-            images if isinstance(images, Tensor) else [Path(path) for path in images]
+        self.images: Tensor | list[Path | Item] = (
+            images
+            if isinstance(images, Tensor)
+            else [image if isinstance(image, Item) else Path(image) for image in images]
         )
         check_index_vector(labels, len(images), "labels")
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(class_names):
@@ -83,6 +86,35 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         self.transform = transform
         self.paths = list(paths)
         self.cache: ImageCache | None = None
+
+    @classmethod
+    def from_items(
+        cls,
+        items: Any,
+        *,
+        image: str = "image",
+        label: str = "label",
+        class_names: Sequence[str] | None = None,
+    ) -> ImageDataset:
+        """Take a dataset of another library, whose images are read when they are asked for.
+
+        Args:
+            items: A Hugging Face dataset, or a PyTorch dataset or list of pairs (image, label).
+                Its images are paths, bytes, Pillow images, uint8 arrays [H, W, 3] or uint8
+                tensors [3, H, W]; floats from 0 to 1 are scaled. Labels are integers or text.
+            image, label: Columns of a Hugging Face dataset.
+            class_names: A name for each integer label; by default the dataset's own names.
+
+        Raises:
+            ValueError: If ``items`` is no such dataset.
+
+        Example:
+            >>> pairs = [(torch.zeros(3, 8, 8, dtype=torch.uint8), name) for name in "aab"]
+            >>> ImageDataset.from_items(pairs)
+            ImageDataset(3 images, 2 classes)
+        """
+        found, labels, names = read_items(items, image, label, class_names)
+        return cls(found, labels, names, paths=[str(i) for i in range(len(found))])
 
     def __len__(self) -> int:
         return len(self.images)
@@ -113,6 +145,8 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
             BrokenImageError: If its file cannot be decoded.
         """
         image = self.images[index]
+        if isinstance(image, Item):
+            return image.read()
         if isinstance(image, Tensor):
             return image
         if self.cache is not None and min_side is not None:
@@ -224,7 +258,9 @@ class Splits:
 
     def with_cache(self, cache: ImageCache) -> Splits:
         """Make a copy whose parts decode each file once."""
-        cached = {part: data.with_cache(cache) for part, data in self.parts().items()}
+        cached: dict[str, Any] = {
+            part: data.with_cache(cache) for part, data in self.parts().items()
+        }
         return replace(self, **cached)
 
     def parts(self) -> dict[str, ImageDataset]:

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import re
-import stat
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
-
-from PIL import Image
 
 from bgl.images import BrokenImageError, read_image
 from bgl.images.loading import num_workers
@@ -28,15 +24,10 @@ def broken_images(files: Sequence[Path]) -> dict[Path, str]:
 
 
 def _reason(file: Path) -> str | None:
-    with suppress(Exception):  # what fails here is read in full, which is what counts
-        if stat.S_ISREG(file.stat().st_mode):
-            with Image.open(file, formats=["JPEG"]) as image:
-                image.draft("RGB", (image.width // 8, image.height // 8))
-                image.load()
-            return None
     try:
-        read_image(file)
+        read_image(file, min_side=1)
     except BrokenImageError as error:
         # without the path, so that files with one reason can be named together
-        return printable(re.sub(r" (\w+\()?'.*'\)?(?=;|$)", "", error.reason))
+        path = r"(?<=image file) (\w+\()?(['\"]).*?\2\)?(?=;|$)"
+        return printable(re.sub(path, "", error.reason, count=1))
     return None

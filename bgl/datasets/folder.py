@@ -55,10 +55,10 @@ def read_folder(root: str | Path) -> Listing:
                 empty.append(entry)
     if parts["train"] != root:
         beside = [entry for entry in _folders(root) if entry not in parts.values()]
-        if beside := [entry.name for entry in beside if any(_images_below(entry))]:
+        if spare := [entry.name for entry in beside if any(_images_below(entry))]:
             listing.notes.append(
-                f"{len(beside)} folders beside train in {root} are no part and are left out: "
-                f"{join_names(beside, 5)}"
+                f"{len(spare)} folders beside train in {root} are no part and are left out: "
+                f"{join_names(spare, 5)}"
             )
     _check_not_empty(listing, root, loose)
     if loose:

@@ -123,6 +123,46 @@ def build_splits(
     )
 
 
+def split_by_class(
+    images: ImageDataset, name: str = "images", *, val_fraction: float = 0.25, seed: int = 0
+) -> Splits:
+    """Draw the classes of validation and test from one dataset.
+
+    Args:
+        images: All images.
+        name: What to call the data.
+        val_fraction: Share of the classes held out for validation, of those that are left by the
+            quarter for test: at least 2. 0: none.
+        seed: A non-negative integer.
+
+    Raises:
+        ValueError: If there are fewer than 2 classes for a part.
+
+    Example:
+        >>> labels = torch.arange(16) // 2
+        >>> images = torch.zeros(16, 3, 4, 4, dtype=torch.uint8)
+        >>> splits = split_by_class(ImageDataset(images, labels, list("abcdefgh")))
+        >>> [part.num_classes for part in splits.parts().values()]
+        [4, 2, 2]
+    """
+    check_real(val_fraction, "val_fraction", 0.0, 1.0)
+    check_int(seed, "seed", 0)
+    ids = {name: i for i, name in enumerate(images.class_names)}
+    test = draw_classes(list(ids), TEST_SHARE, seed, 4 if val_fraction else 2)
+    train = [name for name in ids if name not in test]
+    val = draw_classes(train, val_fraction, seed) if val_fraction else []
+
+    def part(names: Sequence[str]) -> ImageDataset:
+        return images.select_classes([ids[name] for name in names])
+
+    return Splits(
+        name,
+        part([name for name in train if name not in val]),
+        part(val) if val else None,
+        part(test),
+    )
+
+
 def _raise_all(problems: list[Problem]) -> None:
     """Raise one ValueError that names every problem and what goes on."""
     if not problems:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bgl._checks import check_int
 from bgl._io import atomic_path
 from bgl.images.reading import read_image
 from bgl.images.transforms import resize
@@ -30,6 +31,9 @@ class ImageCache:
 
     folder: Path
     side: int
+
+    def __post_init__(self) -> None:
+        check_int(self.side, "side", 1)
 
     def read(self, path: Path) -> Tensor:
         """Read an image as uint8 [3, H, W], from the folder if it is there.

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import connection, resource_tracker
 from multiprocessing.connection import Connection
-from multiprocessing.pool import ExceptionWithTraceback
+from multiprocessing.pool import ExceptionWithTraceback  # type: ignore[attr-defined]
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Lock
 from multiprocessing.util import Finalize
@@ -157,7 +157,7 @@ class _Pool:
         with _signals_blocked():
             for _ in range(workers):
                 receiver, sender = context.Pipe(duplex=False)
-                worker = context.Process(
+                worker = context.Process(  # type: ignore[attr-defined]
                     target=_work,
                     args=(images, self.batches, self.keys, reader, self.lock, sender),
                     daemon=True,

@@ -14,6 +14,8 @@ import torch
 from PIL import ExifTags, Image
 from torch import Tensor
 
+from bgl._checks import check_int
+
 with suppress(ImportError):  # the extra "heic"
     import pillow_heif
 
@@ -118,6 +120,8 @@ def read_image(path: Path, min_side: int | None = None) -> Tensor:
         BrokenImageError: If the file is missing, is no file (a pipe, a folder) or cannot be
             decoded to the end.
     """
+    if min_side is not None:
+        check_int(min_side, "min_side", 1)
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
             raise BrokenImageError(path, "it is a folder, a pipe or a device, not a file")

@@ -152,7 +152,8 @@ class _RandomCrop:
 
     def __call__(self, image: Tensor) -> Tensor:
         flipped, *numbers = torch.rand(1 + 4 * ATTEMPTS).tolist()  # at once; a draw takes its time
-        top, left, height, width = self._box(*image.shape[1:], numbers)
+        height, width = image.shape[1:]
+        top, left, height, width = self._box(height, width, numbers)
         image = image[:, top : top + height, left : left + width]
         image = resize(image, [self.image_size, self.image_size])
         return image.flip(-1) if flipped < self.flip else image

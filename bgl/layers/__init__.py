@@ -8,6 +8,7 @@ from bgl.layers.bgformer import BGFormerBlock
 from bgl.layers.block import BatchBlock
 from bgl.layers.dybgr import DyBGR, DyBGRBlock
 from bgl.layers.label_graph import LabelGraph
+from bgl.layers.memory import FeatureMemory
 from bgl.layers.random_graph import RandomGraph, RandomGraphBlock
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "BatchGraphConv",
     "DyBGR",
     "DyBGRBlock",
+    "FeatureMemory",
     "LabelGraph",
     "RandomGraph",
     "RandomGraphBlock",

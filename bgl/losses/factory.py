@@ -14,6 +14,7 @@ from bgl._checks import check_choice, check_index_vector, check_matrix
 from bgl._precision import in_precision_of
 from bgl._registry import Registry
 from bgl.hyperbolic import HyperbolicDistance
+from bgl.losses.contextual import ContextualSimilarityLoss
 from bgl.losses.pairwise import PairwiseCrossEntropyLoss
 
 
@@ -63,6 +64,7 @@ LOSSES: Registry[Callable[..., nn.Module]] = Registry(
             {"alpha": 2.0, "beta": 40.0, "base": 0.5},
             default_miner="multi-similarity",
         ),
+        "contextual": _Loss(ContextualSimilarityLoss),
         "contrastive": _Loss(losses.ContrastiveLoss, {"pos_margin": 0.8, "neg_margin": 0.5}),
         "triplet": _Loss(
             losses.TripletMarginLoss,

@@ -293,22 +293,21 @@ def _score_against(distance: Distance, gallery: Tensor) -> Callable[[Tensor], Te
 
 
 def _score_of_part(distance: Distance, gallery: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    if distance == "cosine":
-        return lambda query, part: exact_matmul(-normalize(query), normalize(part).T)
-    if distance == "euclidean":
-        centre = central_point(gallery).to(_rank_dtype(gallery.device))
-
-        def euclidean(query: Tensor, part: Tensor) -> Tensor:
-            # |q-g|² without |q|², which is the same for the whole row.
-            part = part - centre
-            return part.square().sum(dim=1) - 2 * exact_matmul(query - centre, part.T)
-
-        return euclidean
     if isinstance(distance, Rankable):
         return distance.rank_key
-    measure: Callable[[Tensor, Tensor], Tensor] = distance
-    sign = -1 if getattr(distance, "is_inverted", False) else 1
-    return lambda query, part: sign * measure(query, part)
+    if distance == "cosine":
+        return lambda query, part: exact_matmul(-normalize(query), normalize(part).T)
+    if not isinstance(distance, str):
+        sign = -1 if getattr(distance, "is_inverted", False) else 1
+        return lambda query, part: sign * distance(query, part)
+    centre = central_point(gallery).to(_rank_dtype(gallery.device))
+
+    def euclidean(query: Tensor, part: Tensor) -> Tensor:
+        # |q-g|² without |q|², which is the same for the whole row.
+        part = part - centre
+        return part.square().sum(dim=1) - 2 * exact_matmul(query - centre, part.T)
+
+    return euclidean
 
 
 def _nearest(scores: Tensor, depth: int) -> Tensor:

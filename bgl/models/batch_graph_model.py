@@ -115,12 +115,17 @@ class BatchGraphModel(nn.Module):
         return features
 
     def from_features(
-        self, features: Tensor, labels: Tensor | None = None, return_graph: bool = False
+        self,
+        features: Tensor,
+        labels: Tensor | None = None,
+        return_graph: bool = False,
+        remembered: tuple[Tensor, Tensor] | None = None,
     ) -> BatchGraphOutput:
         """Run the second half of a call, blocks and head, from what :meth:`encode` gave.
 
         Several processes that train together encode a share of the batch each, and call this
-        with the features of all of them.
+        with the features of all of them. In training, ``remembered`` features and labels of a
+        :class:`bgl.layers.FeatureMemory` are further nodes of the graph.
         """
         if labels is not None:
             check_index_vector(labels, features.size(0), "labels")
@@ -129,7 +134,12 @@ class BatchGraphModel(nn.Module):
             return BatchGraphOutput(self.head(features), features, readout=readout)
         if not self.blocks:
             return BatchGraphOutput(self.head(features), features)
-        context, graphs = self.contextualize(features, labels, return_graph)
+        nodes, node_labels = features, labels
+        if remembered is not None and labels is not None:
+            nodes = torch.cat([features, remembered[0]])
+            node_labels = torch.cat([labels, remembered[1]])
+        context, graphs = self.contextualize(nodes, node_labels, return_graph)
+        context = context[: len(features)]
         plain, contextual = self.head(torch.cat([features, context])).chunk(2)
         return BatchGraphOutput(plain, features, contextual, context, graphs)
 

@@ -126,8 +126,9 @@ class ModelConfig:
 
         All are compared by cosine but a head's that maps onto the Poincaré ball.
         """
-        hyperbolic = embedding == "head" and self.curvature is not None
-        return HyperbolicDistance(self.curvature) if hyperbolic else "cosine"
+        if embedding != "head" or self.curvature is None:
+            return "cosine"
+        return HyperbolicDistance(self.curvature)
 
 
 def assemble_model(backbone: nn.Module, channels: int, config: ModelConfig) -> BatchGraphModel:

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, overload, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bgl._checks import check_choice, check_device, check_int, describe
-from bgl.images import BrokenImageError, eval_transform, read_image
+from bgl.images import BrokenImageError, eval_transform
+from bgl.images.converting import ImageLike, as_image, is_image_like
 from bgl.images.loading import ImageLoader, Key
 from bgl.images.transforms import Crop
 from bgl.models.batch_graph_model import BatchGraphModel
@@ -37,7 +39,7 @@ class ImageSource(Protocol):
         """
 
 
-Images = Tensor | Sequence[str | Path | Tensor] | ImageSource
+Images = Tensor | Sequence[ImageLike] | ImageSource
 
 
 class Encoder:
@@ -171,8 +173,8 @@ class Encoder:
         """Embed images of any size, each by itself. The model's mode is left as it was.
 
         Args:
-            images: A uint8 tensor [N, 3, H, W], a sequence of paths and uint8 tensors [3, H, W],
-                or a dataset.
+            images: A uint8 tensor [N, 3, H, W], a dataset, or a sequence of paths, bytes, Pillow
+                images, uint8 arrays [H, W, 3] and uint8 tensors [3, H, W].
             batch_size: Images at a time; the result depends on it by rounding only.
             output: "readout", "backbone" or "head"; "default": the one of these that the model was
                 chosen by (``config.embedding``); None: all that it has, by name.
@@ -206,22 +208,22 @@ class Encoder:
             workers=workers,
         )
         parts: dict[str, list[Tensor]] = {name: [] for name in names}
-        place = self.device if on_device else torch.device("cpu")
+        kept_on = self.device if on_device else torch.device("cpu")
         first: BrokenImageError | None = None
         was_training = self.model.training
         self.model.eval()
         try:
             for batch, (x, broken) in zip(batches, loader.load(batches), strict=True):
-                for place, error in sorted(broken.items()):
+                for i, error in sorted(broken.items()):
                     if on_broken is None:
                         raise error
-                    on_broken(batch[place][0], error)
+                    on_broken(batch[i][0], error)
                     first = first or error
                 if len(x):
                     with torch.autocast(self.device.type, enabled=False):
                         result = self.model(self.to_device(x))
                     for name, part in parts.items():
-                        part.append(getattr(result, _OUTPUTS[name]).float().to(place))
+                        part.append(getattr(result, _OUTPUTS[name]).float().to(kept_on))
                 on_batch(len(batch))
         finally:
             loader.close()
@@ -270,22 +272,20 @@ class _Crops:
         if isinstance(self.images, ImageSource):
             return self.crop(self.images.read(index, side))
         image = self.images[index]
-        return self.crop(image if isinstance(image, Tensor) else read_image(Path(image), side))
+        return self.crop(as_image(image, side))
 
 
 def _check_images(images: Images) -> None:
-    """Raise unless there are images, each a path or a uint8 tensor [3, H, W]."""
-    expected = "Expected argument `images` to be paths or uint8 tensors of shape [3, H, W]"
-    if isinstance(images, (str, Path)):
-        raise ValueError(f"{expected} in a list, got {images!r}")
+    """Raise unless there are images, each of a kind that :func:`as_image` takes."""
+    expected = (
+        "Expected argument `images` to be paths, bytes, Pillow images, uint8 arrays [H, W, 3] or "
+        "uint8 tensors [3, H, W]"
+    )
+    one = isinstance(images, np.ndarray) and images.ndim < 4
+    if one or isinstance(images, (str, Path, bytes)) or not hasattr(images, "__len__"):
+        raise ValueError(f"{expected} in a list, got {describe(images)}")
     if len(images) == 0:
         raise ValueError(f"{expected}, but got none")
     for i, image in enumerate(() if isinstance(images, ImageSource) else images):
-        ok = isinstance(image, (str, Path)) or (
-            isinstance(image, Tensor)
-            and image.dtype == torch.uint8
-            and image.dim() == 3
-            and image.size(0) == 3
-        )
-        if not ok:
+        if not is_image_like(image):
             raise ValueError(f"{expected}, but got {describe(image)} at index {i}")

@@ -89,7 +89,9 @@ class _Embed(nn.Module):
     def __init__(self, model: BatchGraphModel, embedding: str) -> None:
         super().__init__()
         self.backbone = model.backbone
-        maps = {"head": model.head, "readout": model.readout, "backbone": _Copy()}
+        maps: dict[str, nn.Module] = {"head": model.head, "backbone": _Copy()}
+        if model.readout is not None:
+            maps["readout"] = model.readout
         self.last = maps[embedding]
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from bgl import models
-from bgl.datasets import Splits, dataset_names
+from bgl.datasets import ImageDataset, Splits, dataset_names, split_by_class
 from bgl.models import Encoder
 from bgl.pipeline.data import load_splits
 from bgl.pipeline.options import option_words, parse
@@ -40,7 +40,7 @@ class Trained:
 
 
 def train(
-    data: str | Path | Splits = "emoji",
+    data: str | Path | Splits | ImageDataset | Any = "emoji",
     method: str | Sequence[str] = ("none", "dybgr"),
     *,
     output_dir: str | Path | None = None,
@@ -52,8 +52,10 @@ def train(
     A call that was interrupted is resumed by repeating it with its ``output_dir``.
 
     Args:
-        data: The name of a dataset, a folder with ``train/CLASS/*`` and ``test/CLASS/*``, or
-            parts of your own.
+        data: The name of a dataset; a folder with ``CLASS/*`` or ``train/CLASS/*`` …; a CSV file
+            with the columns path and label; parts of your own; or one dataset, of Hugging Face or
+            PyTorch as well (see :meth:`bgl.datasets.ImageDataset.from_items`), whose classes are
+            split by :func:`bgl.datasets.split_by_class`.
         method: Blocks joined by "+", or "none"; several are trained in turn and compared.
         output_dir: The run folder; None: a new one in ``runs/``.
         quiet: Print nothing.
@@ -69,10 +71,16 @@ def train(
         >>> print(trained)  # doctest: +SKIP
         >>> trained.encoder.embed(["new.jpg"])  # doctest: +SKIP
     """
+    if not isinstance(data, str | Path | Splits):
+        images = data if isinstance(data, ImageDataset) else ImageDataset.from_items(data)
+        share = 0.0 if options.get("protocol") == "paper" else options.get("val_fraction", 0.25)
+        data = split_by_class(images, val_fraction=share)
     if isinstance(data, Splits):
         options["dataset"] = data.name
     elif str(data) in dataset_names():
         options["dataset"] = str(data)  # and its folder, if it has one, as `data_root`
+    elif Path(data).is_file():
+        options |= {"dataset": "table", "table": str(data)}
     else:
         options |= {"dataset": "folder", "data_root": str(data)}
     options["method"] = [method] if isinstance(method, str) else list(method)

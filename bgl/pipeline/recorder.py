@@ -15,6 +15,7 @@ from bgl._neighbors import nearest
 from bgl.datasets import ImageDataset, Splits
 from bgl.models import Encoder
 from bgl.pipeline.arrays import RECORD_FILE, Arrays, read_or_note, write_arrays
+from bgl.pipeline.results import compared
 from bgl.training import Progress, TrainingRun
 from bgl.visualization._frames import Frame, make_frame, unpack_frames
 from bgl.visualization.projection import pca
@@ -77,8 +78,7 @@ class Recorder(Progress):
         gallery: dict[str, Tensor] | None = None,
     ) -> None:
         if data is self.splits.test:
-            # by the encoder's output, which means something before training, too, as it is read
-            name = "readout" if "readout" in vectors else "backbone"
+            name = compared(vectors)
             others = None if gallery is None else gallery[name].cpu()
             self.tested = vectors[name].cpu(), others
         elif data is self.data:

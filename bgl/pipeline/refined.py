@@ -17,7 +17,7 @@ from bgl.metrics import retrieval_metrics
 from bgl.models import Encoder
 from bgl.pipeline.arrays import RECORD_FILE, REFINED_FILE, read_or_note, write_arrays
 from bgl.pipeline.comparison import OTHER_EPOCHS
-from bgl.pipeline.results import Row, read_record
+from bgl.pipeline.results import Row, compared, read_record
 from bgl.refinement import refine
 from bgl.training import Evaluator, Progress, TrainConfig, make_accelerator
 from bgl.training.distributed import on_first_process
@@ -87,8 +87,7 @@ def refined_rows(
         vectors = _embed(config, folder, splits, accelerator.device, progress or Progress())
     if not accelerator.is_main_process:
         return []
-    embeddings = {row["embedding"] for row in rows}
-    embedding = "readout" if "readout" in embeddings else "backbone"
+    embedding = compared([row["embedding"] for row in rows])
     queries, others = vectors[0].to(accelerator.device), vectors[1]
     found: Tensor | None = None
     if others is None:
@@ -125,7 +124,7 @@ def _embed(
 
 def _kept(vectors: dict[str, Tensor]) -> Tensor:
     """Return the vectors that are refined."""
-    return vectors.get("readout", vectors["backbone"])
+    return vectors[compared(vectors)]
 
 
 def chosen_epoch_only(row: Row) -> Row:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypedDict, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -179,6 +179,17 @@ def misfit(value: object, hint: Any, name: str = "it") -> str | None:
         if fault := misfit(item, kind, below):
             return fault
     return None
+
+
+def compared(embeddings: Container[str]) -> str:
+    """Name the embedding that is refined and that the page shows: the encoder's output, by its
+    readout if it has one. It means something before training as well, and is compared by cosine.
+
+    Example:
+        >>> compared(["backbone", "head", "readout"]), compared(["backbone", "head"])
+        ('readout', 'backbone')
+    """
+    return "readout" if "readout" in embeddings else "backbone"
 
 
 def with_new(rows: list[Row], new: list[Row]) -> list[Row]:

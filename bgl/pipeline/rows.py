@@ -104,20 +104,17 @@ def baseline_rows(
             k=k,
         )
         rows.append({"method": "pixels", "seed": None, "embedding": "pixels", "metrics": metrics})
-    return [
-        *rows,
-        *(
-            {
-                "method": "untrained" if config.weights == "none" else "pretrained",
-                "seed": None,
-                "embedding": embedding,
-                "metrics": metrics,
-                "backbone": dataclasses.asdict(info),
-                "readout": readout if embedding == "readout" else None,
-            }
-            for embedding, metrics in measured.items()
-        ),
-    ]
+    for embedding, metrics in measured.items():
+        row: Row = {
+            "method": "untrained" if config.weights == "none" else "pretrained",
+            "seed": None,
+            "embedding": embedding,
+            "metrics": metrics,
+            "backbone": dataclasses.asdict(info),
+            "readout": readout if embedding == "readout" else None,
+        }
+        rows.append(row)
+    return rows
 
 
 def shared_pixels(data: ImageDataset) -> Tensor:
@@ -260,6 +257,7 @@ def describe(config: TrainConfig, splits: Splits) -> About:
     about = {"name": splits.name, "digest": splits.digest, **sizes, "skipped": skipped}
     accelerator = make_accelerator(config.device, config.deterministic)
     cuda = accelerator.device.type == "cuda"
+    nccl = cuda and torch.distributed.is_nccl_available()
     precision = choose_precision(config.precision, accelerator.device)
     return {
         "dataset": cast(Dataset, about),
@@ -279,7 +277,7 @@ def describe(config: TrainConfig, splits: Splits) -> About:
             "torch": torch.__version__,
             "cuda": torch.version.cuda,
             "cudnn": str(torch.backends.cudnn.version()) if cuda else None,
-            "nccl": ".".join(map(str, torch.cuda.nccl.version())) if cuda else None,
+            "nccl": ".".join(map(str, torch.cuda.nccl.version())) if nccl else None,
             "torch_geometric": torch_geometric.__version__,
             "timm": timm.__version__,
         },

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -191,8 +192,8 @@ R@1 (R@2, …): share of test images with an image of their class among the near
 mean average precision among the R nearest, where R is the number of images to find. R-Prec: share
 of those R that is right. Δ: difference to the run without a graph (none), seed by seed; with one
 seed there is no interval (±), and small differences say nothing. backbone: the encoder's features;
-head: the smaller embedding made of them; readout: a linear map of them. epoch: {selection}. min:
-minutes of training.
+head: the smaller embedding made of them; readout: a linear map of them. min: minutes of training.
+epoch: {selection}.
 """
 
 
@@ -207,9 +208,8 @@ def show(run: Run, console: Console) -> None:
     console.print(legend, highlight=False, markup=False, soft_wrap=True)
     if all(row["method"] != "pixels" for row in rows):
         console.print("without the raw pixels of so many images: --pixels measures them")
-    console.print(
-        f"{summary(run)}; results: {folder / RESULTS_FILE}", highlight=False, markup=False
-    )
+    line = f"{summary(run)}; results: {folder / RESULTS_FILE}"
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
     try:
         line = f"look at it: {explore_run(folder, splits=splits)}"
     except (ValueError, OSError) as error:
@@ -222,7 +222,8 @@ def summary(run: Run) -> str:
     about, rows = run.about, run.rows
 
     def most(name: str) -> float:
-        return max((row.get(name) or 0.0 for row in rows), default=0.0)  # type: ignore[misc]
+        found: list[Any] = [row.get(name) for row in rows]
+        return max((value or 0.0 for value in found), default=0.0)
 
     parts = [
         f"{about['seconds'] / 60:.1f} min",

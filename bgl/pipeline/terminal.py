@@ -82,4 +82,4 @@ class TerminalProgress(Progress):
                     parts.append(f"{title} {embedding}: R@1 {recall:.1%}, MAP@R {precision:.1%}")
         if row.get("skipped_steps"):
             parts.append(f"{row['skipped_steps']} batches skipped: not finite")
-        self.console.print("  ".join(parts), highlight=False)
+        self.console.print("  ".join(parts), highlight=False, soft_wrap=True)

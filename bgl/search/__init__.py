@@ -1,14 +1,12 @@
 """Find the images nearest to an image with a trained model: an index of many, a page of results.
 
-Needs ``pip install bgl[search]``. On the command line: ``python -m bgl.search --help``.
+Needs ``pip install bgl[train]``. On the command line: ``python -m bgl.search --help``.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
-
-from bgl._extras import extra
 
 if TYPE_CHECKING:
     from bgl.search.images import find_images
@@ -23,8 +21,5 @@ _HOMES = {"Hit": "index", "SearchIndex": "index", "find_images": "images", "writ
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        with extra("search"):
-            import faiss  # noqa: F401  # first: what follows would name bgl[train]
-
-            return getattr(import_module(f"bgl.search.{_HOMES[name]}"), name)
+        return getattr(import_module(f"bgl.search.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
-import faiss
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -19,6 +17,7 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from bgl._checks import check_choice, check_finite, check_int, describe
 from bgl._io import atomic_path
+from bgl._neighbors import exact_search
 from bgl.hyperbolic import HyperbolicDistance, paired_distance, rank_factors
 from bgl.images import BrokenImageError
 from bgl.models import Encoder, load, model_digest
@@ -40,7 +39,7 @@ class Hit:
 class SearchIndex:
     r"""Search images for those nearest to another, by a trained model.
 
-    The nearest are found in float32 by faiss, as the largest inner products:
+    The nearest are found in float32 on the model's device, as the largest inner products:
 
     - cosine: of the embeddings divided by their norms;
     - hyperbolic, on the ball of curvature :math:`-c`: of :func:`bgl.hyperbolic.rank_factors`,
@@ -86,7 +85,7 @@ class SearchIndex:
         entries = normalize(embeddings)
         if self._curvature is not None:
             entries = rank_factors(embeddings, c=self._curvature)[1]
-        self._entries = entries.contiguous().numpy()
+        self._entries = entries.to(encoder.device)
 
     @classmethod
     def build(
@@ -208,6 +207,7 @@ class SearchIndex:
         }
         return hits, broken
 
+    @torch.no_grad()
     def nearest(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Find the entries nearest to embeddings.
 
@@ -220,20 +220,14 @@ class SearchIndex:
         """
         c, k = self._curvature, min(k, len(self))
         asked = normalize(x) if c is None else -rank_factors(x, c=c)[0]
-        found = faiss.knn(
-            np.ascontiguousarray(asked.numpy()),
-            self._entries,
-            min(2 * k + 10, len(self)),
-            metric=faiss.METRIC_INNER_PRODUCT,
-        )[1]
-        rows = torch.from_numpy(found)
+        rows = exact_search(asked.to(self._entries), self._entries, 2 * k + 10).cpu()
         queries = x.double().repeat_interleave(rows.size(1), dim=0)
         entries = self.embeddings[rows.flatten()].double()
         if c is None:
             scores = cosine_similarity(queries, entries).clamp(-1, 1)
         else:
             scores = paired_distance(queries, entries, c=c)
-        # Stable: where distances are capped, faiss's order still tells which is farther.
+        # Stable: where distances are capped, the order of the products tells which is farther.
         scores, order = scores.view_as(rows).sort(dim=1, descending=c is None, stable=True)
         return scores[:, :k], rows.gather(1, order[:, :k])
 

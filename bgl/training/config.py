@@ -91,6 +91,7 @@ class TrainConfig:
         augmentation: "none", or "iaa": synthetic embeddings for the plain embeddings' loss.
         teacher: Teachers whose soft targets are learned besides, joined by "+" (for instance
             "wide+diffused"), or "none".
+        memory: Samples of the latest batches that are further nodes of the blocks' graph.
         alpha: Weight of the plain embeddings' loss; the contextual ones' loss has 1 - alpha.
         epochs: Number of epochs.
         batch_size: Images in a batch.
@@ -179,6 +180,7 @@ class TrainConfig:
     miner_options: dict[str, int | float | bool | str] = field(default_factory=dict)
     augmentation: str = "none"
     teacher: str = "none"
+    memory: int = 0
     alpha: float = 0.3
     epochs: int = 10
     batch_size: int = 128
@@ -230,6 +232,7 @@ class TrainConfig:
             check_int(getattr(self, name), name, 1)
         check_int(self.class_neighbors, "class_neighbors", 0)
         check_int(self.head_epochs, "head_epochs", 0)
+        check_int(self.memory, "memory", 0)
         check_int(self.seed, "seed", 0)
         check_int(self.workers, "workers", -1)
         check_int(self.checkpoint_activations, "checkpoint_activations", 0)
@@ -275,6 +278,11 @@ class TrainConfig:
             raise ValueError(
                 "Expected argument `distance` to be 'cosine' with a `teacher`, whose targets are "
                 f"cosines, got {self.distance!r}"
+            )
+        if self.memory > 0 and self.method == "none":
+            raise ValueError(
+                "Expected argument `memory` to be 0 with the method 'none', which has no graph, "
+                f"got {self.memory}"
             )
         if self.batch_size % self.per_class:
             raise ValueError(

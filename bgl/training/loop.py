@@ -21,10 +21,10 @@ from bgl._memory import out_of_memory, peak_memory_mb
 from bgl._precision import at_least_float32
 from bgl.augment import AugmentedLoss, ClassStatistics
 from bgl.datasets import ImageDataset, Splits
-from bgl.images import train_transform
-from bgl.images.cache import ImageCache
+from bgl.images import ImageCache, train_transform
 from bgl.images.loading import ImageLoader, num_workers
 from bgl.images.transforms import resized_side
+from bgl.layers import FeatureMemory
 from bgl.models import BackboneInfo, BatchGraphOutput, Encoder
 from bgl.models.files import WEIGHTS_FILE
 from bgl.samplers import ClassPositions
@@ -141,8 +141,6 @@ def _train(
 ) -> TrainResult:
     accelerator = make_accelerator(config.device, config.deterministic)
     device = accelerator.device
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
     check_processes(config, accelerator.num_processes)
     check_classes(config, splits)
     if accelerator.is_main_process:
@@ -150,6 +148,8 @@ def _train(
         remove_leftovers(folder)
 
     encoder, info = build_encoder(config, device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     model = encoder.model
     criterion = build_criterion(config, splits.train.num_classes).to(device)
     plan = build_augmentation(config, splits.train.num_classes)
@@ -175,7 +175,8 @@ def _train(
     sampler = build_sampler(config, data.labels)
     optimizer = make_optimizer(config, model, criterion, teachers)
     schedule = make_schedule(config, optimizer, steps=config.epochs * len(sampler))
-    step = Step(config, model, optimizer, device, compute_losses, teachers, average)
+    memory = FeatureMemory(config.memory) if config.memory > 0 else None
+    step = Step(config, model, optimizer, device, compute_losses, teachers, average, memory)
 
     parts: dict[str, Any] = {
         "model": model,
@@ -196,6 +197,8 @@ def _train(
         parts["teachers"] = teachers
     if average is not None:
         parts["average"] = average
+    if memory is not None:
+        parts["memory"] = memory
     checkpoint = folder / CHECKPOINT_FILE
     resumed = load_checkpoint(checkpoint, config, splits.digest, parts, device)
     position = resumed or Position()
@@ -257,6 +260,7 @@ def _train(
             if not config.train_batch_norm:
                 freeze_batch_norm(model.backbone)
             if positions is not None and position.step == 0 and epoch > 0:
+                broadcast_module(classes)  # sums in another order would deal other batches
                 positions.set_positions(classes.mean)
             batches = seeded_batches(sampler, config.seed, epoch)
             labels = batch_labels(data.labels, batches).to(device)  # all at once: one copy

@@ -41,24 +41,18 @@ def add_readout(
     """
     if config.readout == "none":
         return None
-    device, val = evaluator.encoder.device, splits.val
-    val_features = None if val is None else evaluator.embed(val)["backbone"].to(device)
+    device, dim, val = evaluator.encoder.device, config.readout_dim, splits.val
+    if val is not None:
+        val_features = evaluator.embed(val)["backbone"].to(device)
     x, y = features.to(device), splits.train.labels
     shrinkage, chosen_by = SHRINKAGE, "default"
     try:
-        if val is None or val_features is None:
-            readout = fit_readout(x, y, covariance=config.readout, dim=config.readout_dim)
-        else:
+        if val is not None:
             choice = choose_readout(
-                x,
-                y,
-                val_features,
-                val.labels,
-                covariances=(config.readout,),
-                dim=config.readout_dim,
+                x, y, val_features, val.labels, covariances=(config.readout,), dim=dim
             )
-            readout, shrinkage = choice.readout, choice.best["shrinkage"]
-            chosen_by = "validation MAP@R"
+            shrinkage, chosen_by = choice.best["shrinkage"], "validation MAP@R"
+        readout = fit_readout(x, y, covariance=config.readout, shrinkage=shrinkage, dim=dim)
     except ValueError as error:  # of an encoder that gives the same for all images, for instance
         warnings.warn(f"There is no readout. {error}", stacklevel=2)
         return None

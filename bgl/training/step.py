@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from bgl.layers import FeatureMemory
 from bgl.models import BatchGraphModel, BatchGraphOutput
 from bgl.training.average import WeightAverage
 from bgl.training.config import TrainConfig
@@ -172,6 +173,7 @@ class Step:
             "loss" is minimised.
         teachers: What adds to these losses.
         average: The older model; it follows every step.
+        memory: Further nodes of the graph.
     """
 
     def __init__(
@@ -183,6 +185,7 @@ class Step:
         losses: Losses,
         teachers: Teachers | None = None,
         average: WeightAverage | None = None,
+        memory: FeatureMemory | None = None,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -190,6 +193,7 @@ class Step:
         self.losses = losses
         self.teachers = Teachers() if teachers is None else teachers
         self.average = average
+        self.memory = memory
         self.alpha = config.alpha
         self.max_norm = config.grad_clip
         self.precision = Precision(config.precision, device, not config.deterministic)
@@ -232,7 +236,12 @@ class Step:
             features = gather_rows(features, sizes)
             graphs = return_graph and len(self.model.blocks) > 0
             compare = self._forward if graphs else self._compare  # another graph to compile
-            output, losses = compare(features, labels, plain_criterion, criterion, graphs)
+            remembered = None if self.memory is None else self.memory.recall(features)
+            output, losses = compare(
+                features, labels, plain_criterion, criterion, graphs, remembered
+            )
+            if self.memory is not None:
+                self.memory.remember(features, labels)
             if self.teachers:
                 older = None
                 if self.average is not None and self.teachers.look_back and progress > 0:
@@ -252,9 +261,10 @@ class Step:
         plain_criterion: nn.Module,
         criterion: nn.Module,
         return_graph: bool,
+        remembered: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[BatchGraphOutput, dict[str, Tensor]]:
         with self.precision.autocast():
-            output = self.model.from_features(features, labels, return_graph)
+            output = self.model.from_features(features, labels, return_graph, remembered)
         return output, self.losses(output, labels, plain_criterion, criterion, self.alpha)
 
     def _update(self, losses: dict[str, Tensor]) -> Reading:

@@ -129,10 +129,10 @@ def test_rows_of_a_run_are_marked(finished):
     rows = json.loads((finished / "results.json").read_text())["rows"]
     (refined,) = [row for row in rows if row.get("transductive")]
     assert rows[-1] is refined
-    assert (refined["method"], refined["embedding"]) == ("none", "backbone")
+    assert (refined["method"], refined["embedding"]) == ("none", "readout")
     model = models.load(finished / "none-seed0")
     images = load_dataset("folder", finished.parent / "images", val_fraction=0.5).test
-    x = model.embed([images.read(i) for i in range(16)], output="backbone")
+    x = model.embed([images.read(i) for i in range(16)])
     expected = retrieval_metrics(bgl.refine(x, k=7), images.labels)
     assert refined["metrics"] == pytest.approx(expected)
     text = report.markdown(rows)

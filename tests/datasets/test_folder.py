@@ -101,6 +101,14 @@ def test_cut_jpeg_files_are_found(root: Path) -> None:
     assert "good" not in str(caught.value)
 
 
+@pytest.mark.skipif(".heic" in Image.registered_extensions(), reason="pillow-heif is installed")
+def test_formats_without_a_decoder_name_what_to_install(root: Path) -> None:
+    for name in ("a.heic", "b.HEIC"):
+        (root / "train/train0" / name).write_bytes(b"....ftypheic")
+    with pytest.raises(ValueError, match=r"a\.heic, \S+b\.HEIC \(\w+: cannot .*'bgl\[heic\]'"):
+        load_folder(root)
+
+
 def test_one_report_names_all_problems_and_what_goes_on(root: Path) -> None:
     cut(root / "train/train3/0.PNG")
     shutil.copytree(root / "train/train5", root / "test/train5")

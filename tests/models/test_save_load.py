@@ -177,9 +177,9 @@ def test_embed_does_not_depend_on_the_batch(saved):
         (torch.zeros(2, 3, 8, 8), "float32 tensor.*index 0"),
         (torch.zeros(3, 8, 8, dtype=torch.uint8), r"\[8, 8\] at index 0"),
         (["a.png", 3], "3 at index 1"),
-        (["a.png", torch.zeros(1, 8, 8, dtype=torch.uint8)], r"\[1, 8, 8\] at index 1"),
+        (["a.png", torch.zeros(2, 8, 8, dtype=torch.uint8)], r"\[2, 8, 8\] at index 1"),
     ],
-    ids=["str", "path", "empty", "no rows", "float", "one image", "number", "grey"],
+    ids=["str", "path", "empty", "no rows", "float", "one image", "number", "two channels"],
 )
 def test_what_is_no_image(saved, images, message):
     with pytest.raises(ValueError, match=f"`images`.*{message}"):

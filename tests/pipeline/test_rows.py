@@ -55,4 +55,4 @@ def test_raw_pixels_are_measured_where_they_are_few_or_wanted(
     monkeypatch.setattr(rows_of_a_run, "FEW_IMAGES", few)
     rows = baseline_rows(tiny(), make_splits(), Progress(), forced)
     wanted = there if forced is None else forced
-    assert [row["method"] for row in rows] == ["pixels"] * wanted + ["untrained"]
+    assert {row["method"] for row in rows} == ({"pixels", "untrained"} if wanted else {"untrained"})

@@ -280,7 +280,7 @@ def test_other_data_are_refused_and_nothing_is_touched(
     change(moved)
     capsys.readouterr()
     assert run.main(["--resume", str(folder), "--data-root", str(moved)]) == 2
-    text = " ".join(capsys.readouterr().out.split())
+    text = " ".join(capsys.readouterr().err.split())
     assert "other data: digest is" in text
     if change is remove_test_images:
         assert "test is {'classes': 3, 'images': 6}, was {'classes': 3, 'images': 9}" in text
@@ -288,7 +288,7 @@ def test_other_data_are_refused_and_nothing_is_touched(
     assert contents(folder) == before
     (folder / "results.json").unlink()  # result.json and checkpoint.pt know the data as well
     assert run.main(["--resume", str(folder), "--data-root", str(moved)]) != 0
-    assert "but got other data" in " ".join(capsys.readouterr().out.split())
+    assert "but got other data" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_later_command_adds_its_rows(images, finished, tmp_path, capsys):
@@ -348,9 +348,10 @@ def test_files_of_the_page_cannot_stop_a_run(images, interrupted, content, capsy
     else:
         place.write_bytes(content)
     (interrupted / "explorer.html").mkdir()
-    with pytest.warns(UserWarning, match=r"explorer\.npz"):
-        assert run.main(["--resume", str(interrupted)]) == 0
-    text = " ".join(capsys.readouterr().out.split())
+    assert run.main(["--resume", str(interrupted)]) == 0
+    captured = capsys.readouterr()
+    assert re.search(r"^note: .*explorer\.npz", captured.err, re.MULTILINE)
+    text = " ".join(captured.out.split())
     assert re.search(
         r"note: there is no page to look at: Expected \S+explorer\.html to be a file", text
     )

@@ -337,6 +337,12 @@ ENTRIES: dict[str, Entry] = {
         **{"make_criterion": st.none(), "lesson": st.builds(lesson), "weight": real},
         **{"embedding": name("head", "backbone")},
     ),
+    "layers.FeatureMemory": entry(layers.FeatureMemory, size=count),
+    "losses.ContextualSimilarityLoss": entry(
+        losses.ContextualSimilarityLoss,
+        **{"distance": st.just(CosineSimilarity()), "eps": real, "mean_similarity": real},
+        **{"pos_margin": real, "neg_margin": real},
+    ),
     "losses.SoftTargetLoss": entry(losses.SoftTargetLoss, targets=matrix(N, N)),
     "losses.diffuse": entry(losses.diffuse, targets=matrix(N, N), w=real),
     **{
@@ -413,6 +419,9 @@ ENTRIES: dict[str, Entry] = {
         table=optional(path("/no/such.csv")),
     ),
     "datasets.raw_pixels": entry(datasets.raw_pixels, dataset=st.builds(image_dataset)),
+    "datasets.split_by_class": entry(
+        datasets.split_by_class, images=st.builds(image_dataset), name=st.just("x")
+    ),
     "datasets.recall_at": entry(datasets.recall_at, dataset=st.sampled_from(["cub", "sop", "x"])),
     "images.eval_transform": entry(
         lambda **options: images.eval_transform(**options)(image),
@@ -566,6 +575,7 @@ ENTRIES: dict[str, Entry] = {
 # hold what they are given, and leave it to others to look at it; types, constants
 RECORDS = {
     *("images.IMAGE_SUFFIXES", "images.BrokenImageError", "images.Transform"),
+    *("images.ImageCache", "images.ImageTransform"),
     *("datasets.RECALL_AT", "readout.ReadoutChoice", "readout.ReadoutScore"),
     # what names are registered in, and what stands behind a name
     *("augment.AUGMENTATIONS", "datasets.READERS", "losses.LOSSES", "losses.MINERS"),
@@ -582,6 +592,7 @@ RECORDS = {
     *("pipeline.main", "pipeline.markdown", "pipeline.parse", "pipeline.print_table"),
     *("pipeline.trained_rows", "pipeline.Row", "pipeline.Trained", "pipeline.read_config"),
     *("pipeline.read_results", "pipeline.train", "train"),
+    *("checking.Copies", "checking.Report", "checking.check_images", "checking.write_page"),
 }
 
 

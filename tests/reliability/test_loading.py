@@ -10,10 +10,12 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -228,3 +230,36 @@ def test_deterministic_training_equals_itself_and_leaves_no_flag(tmp_path):
         train(config, splits, tmp_path / name)
         assert not torch.are_deterministic_algorithms_enabled()
     assert_same_files(tmp_path / "a", tmp_path / "b")
+
+
+class Sleepy:
+    """Images that say who loads them, and take their time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __getitem__(self, key: loading.Key) -> torch.Tensor:
+        (self.folder / str(os.getpid())).touch()
+        time.sleep(0.05)
+        return torch.zeros(3, 2, 2, dtype=torch.uint8)
+
+
+def test_loading_processes_end_when_the_main_one_is_killed(tmp_path):
+    """Those of two loaders at once, of which the second inherits what is open in the first."""
+
+    def work() -> None:
+        options = {"image_size": 2, "batch_size": 16, "workers": 2}
+        first, second = (loading.ImageLoader(Sleepy(tmp_path), **options) for _ in range(2))
+        keys = [[(0, 0)] * 16] * 100
+        for _ in zip(first.load(keys), second.load(keys), strict=True):
+            if len(list(tmp_path.iterdir())) == 4:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    child = multiprocessing.get_context("fork").Process(target=work)
+    child.start()
+    child.join(60)
+    assert child.exitcode == -signal.SIGKILL
+    workers = [int(path.name) for path in tmp_path.iterdir()]
+    assert len(workers) == 4
+    ended = psutil.wait_procs([psutil.Process(i) for i in workers if psutil.pid_exists(i)], 60)
+    assert not [p for p in ended[1] if p.status() != psutil.STATUS_ZOMBIE]

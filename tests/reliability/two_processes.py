@@ -46,6 +46,7 @@ CASES: dict[str, dict[str, Any]] = {
         "options": {"wide": {"heads": 2, "dim": 12}},
     },
     "last epoch's teacher": {"teacher": "diffused", "epochs": 2},
+    "memory": {"method": "dybgr", "memory": 20},
     "frozen parts": {"method": "dybgr", "freeze": ["conv1", "layer1"]},
     **{f"loss {name}": {"loss": name, "method": "dybgr"} for name in LOSSES},
 }

@@ -1,4 +1,4 @@
-"""Teachers and the average of the weights: their formulas, and how they go through a run."""
+"""Teachers, the average of the weights, a memory: their formulas, and how a run has them."""
 
 from __future__ import annotations
 
@@ -258,7 +258,7 @@ class Stop(Progress):
 @pytest.mark.parametrize(
     ("options", "steps"),
     [
-        ({"teacher": "diffused", "method": "dybgr"}, 1),
+        ({"teacher": "diffused", "method": "dybgr", "memory": 20}, 1),
         ({"teacher": "wide+diffused+refined", "ema": 0.9, "loss": "proxy-anchor"}, 1),
         ({"teacher": "diffused", "train_batch_norm": True, "ema": 0.9}, 2),
     ],
@@ -284,7 +284,7 @@ def test_every_teacher_has_a_loss_of_its_own(splits, tmp_path):
 
 
 def test_teachers_are_no_part_of_the_stored_model(splits, tmp_path):
-    train(tiny(**WIDE, teacher="wide+diffused"), splits, tmp_path)
+    train(tiny(**WIDE, teacher="wide+diffused", readout="none"), splits, tmp_path)
     model, _ = build_model(tiny())
     model.load_state_dict(load_file(tmp_path / "model.safetensors"))  # strict
 
@@ -358,6 +358,31 @@ def test_no_teacher_of_cosines_for_another_distance():
         tiny(teacher="wide+diffuse")
     with pytest.raises(ValueError, match=r"teacher 'wide'.*depth"):
         tiny(teacher="wide", options={"wide": {"depth": 3}})
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+
+def test_remembered_samples_are_nodes_of_the_graph(splits, tmp_path, monkeypatch):
+    seen: list[tuple[Tensor, Tensor]] = []
+    contextualize = BatchGraphModel.contextualize
+
+    def looked_at(self: BatchGraphModel, x: Tensor, y: Tensor, return_graph: bool) -> Any:
+        seen.append((x.detach().clone(), y.clone()))
+        return contextualize(self, x, y, return_graph)
+
+    monkeypatch.setattr(BatchGraphModel, "contextualize", looked_at)
+    train(tiny(method="dybgr", memory=20, epochs=2), splits, tmp_path)  # of 16 in a batch
+    assert [len(x) for x, _ in seen] == [16, 16, 36, 36]
+    for now in (2, 3):
+        for part in (0, 1):
+            latest = torch.cat([seen[now - 1][part][:16], seen[now - 2][part][:16]])[:20]
+            assert torch.equal(seen[now][part][16:], latest)
+
+
+def test_no_memory_without_a_graph():
+    with pytest.raises(ValueError, match=r"`memory`.*'none'"):
+        tiny(memory=16)
 
 
 # --- rates ----------------------------------------------------------------------------------------
