@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def read_folder(root: str | Path) -> Listing:
         FileNotFoundError: If ``root`` is missing.
         ValueError: If there are no class folders with images.
     """
-    root = Path(root)
+    root = Path(os.path.abspath(root))
     if not root.is_dir():
         raise FileNotFoundError(
             f"Expected argument `root` (--data-root) to be a folder, but got {root}"

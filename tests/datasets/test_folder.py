@@ -77,6 +77,12 @@ def test_digest_does_not_depend_on_where_the_folder_lies(root: Path, tmp_path: P
     assert load_folder(moved).digest == load_folder(root).digest
 
 
+def test_a_relative_path_gives_the_same(root: Path, monkeypatch) -> None:
+    expected = load_dataset("folder", root)
+    monkeypatch.chdir(root.parent)
+    assert load_dataset("folder", root.name).digest == expected.digest
+
+
 def test_broken_images_are_all_named_at_once(root: Path, monkeypatch) -> None:
     for name in ("train/train3/0.PNG", "test/test1/2.PNG"):
         cut(root / name)
