@@ -17,6 +17,7 @@ from bgl._io import write_text
 from bgl.pipeline import parse
 from bgl.pipeline.options import as_word, option_words
 from bgl.training import TrainConfig
+from bgl.training.config import CIRCUMSTANCES
 
 Options = dict[str, Any]  # options of run.py without their dashes
 
@@ -90,7 +91,7 @@ def config_key(values: dict[str, Any]) -> str:
     Options that ``values`` lack are newer than them, and had their defaults then.
     """
     config = TrainConfig.from_dict(values).to_dict()
-    unused = {"device", "workers"}
+    unused = {*CIRCUMSTANCES} - {"data_root", "table"}  # which say what the data are
     if config["method"] == "none":
         unused.add("alpha")
     return json.dumps({name: value for name, value in config.items() if name not in unused})

@@ -1,10 +1,10 @@
 """Tables and plots: ``python -m benchmarks.studies.report STUDY RESULTS PAGE [PAGE ...]``
 
 The pages hold the text; between ``<!-- STUDY-NAME -->`` and ``<!-- /STUDY-NAME -->``, with the
-name of the study's file, stand its tables (arms, heads, controls, grid, selection, sweeps, graphs,
-commands), made anew from the stored results. A page may hold tables of several studies. The plots
-that the first page shows (``PAGE_STUDY_gains.png``, ``PAGE_STUDY_graphs.png``) go with it.
-With ``--csv FILE`` every training is written as a line as well.
+name of the study's file, stand its tables (arms, outputs, heads, readouts, controls, grid,
+selection, sweeps, graphs, commands), made anew from the stored results. A page may hold tables of
+several studies. The plots that the first page shows (``STUDY_gains.png``, ``STUDY_graphs.png``) go
+with it. With ``--csv FILE`` every training is written as a line as well.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ METRICS = {"recall@1": "R@1", "map@r": "MAP@R"}
 TITLES = list(METRICS.values())
 GAINS = [f"Δ {title}" for title in TITLES]
 
+Metrics = dict[int, dict[str, float]]  # by seed
+
 
 class Results:
     """The stored trainings of a study, by arm and seed."""
@@ -45,64 +47,84 @@ class Results:
             for arm, options in self.chosen.items()
             if options is not None
         }
+        # the embedding that counts: the readout, where every training has one
+        read = (metrics_of(e, "readout").keys() == e.keys() for e in self.arms.values())
+        self.embedding = "readout" if all(read) else "backbone"
 
     def trained(self, arm: str, options: Options, seeds: list[int]) -> dict[int, Entry]:
         """Find the finished runs with these options, by seed."""
         found = {seed: self.done.get(Training(arm, options, seed).key) for seed in seeds}
         return {seed: entry for seed, entry in found.items() if entry is not None}
 
-    def gain(self, arm: str, metric: str, embedding: str = "backbone") -> list[float]:
+    def gain(self, arm: str, metric: str, embedding: str | None = None) -> list[float]:
         """Compute paired differences to the arm's baseline, seed by seed; empty without one."""
         base = self.arms.get(self.study.baselines.get(arm, ""), {})
-        return paired(self.arms[arm], base, metric, embedding)
+        embedding = embedding or self.embedding
+        return paired(metrics_of(self.arms[arm], embedding), metrics_of(base, embedding), metric)
 
 
-def metric_of(entry: Entry, metric: str, embedding: str = "backbone") -> float:
-    """Return a test metric of a run."""
-    return next(float(r["metrics"][metric]) for r in entry["rows"] if r["embedding"] == embedding)
+def metrics_of(entries: dict[int, Entry], embedding: str) -> Metrics:
+    """Return the test metrics of one embedding, of the runs that have it."""
+    rows = {seed: entry["rows"] for seed, entry in entries.items()}
+    return {s: row["metrics"] for s in rows for row in rows[s] if row["embedding"] == embedding}
 
 
-def paired(
-    entries: dict[int, Entry], base: dict[int, Entry], metric: str, embedding: str = "backbone"
-) -> list[float]:
+def paired(ours: Metrics, theirs: Metrics, metric: str) -> list[float]:
     """Compute differences seed by seed, where both have the seed."""
-    return [
-        metric_of(entries[seed], metric, embedding) - metric_of(base[seed], metric, embedding)
-        for seed in entries
-        if seed in base
-    ]
+    return [ours[seed][metric] - theirs[seed][metric] for seed in ours if seed in theirs]
 
 
 def arms_table(results: Results, embedding: str) -> str:
     """Tabulate every arm with all its seeds: test metrics, and the gain over its baseline."""
     grid = [name for name, values in results.study.grid.items() if len(values) > 1]
     lines = []
-    for row in results.untrained if embedding == "backbone" else []:
-        values = [percent([row["metrics"][metric]]) for metric in METRICS]
-        lines.append([row["method"], *[""] * (len(grid) + 1), *values, "", "", ""])
+    shown = {embedding, "pixels"} if embedding == results.embedding else {embedding}
+    for row in results.untrained:
+        if row["embedding"] in shown:
+            values = [percent([row["metrics"][metric]]) for metric in METRICS]
+            lines.append([row["method"], *[""] * (len(grid) + 1), *values, "", "", ""])
     for arm, entries in results.arms.items():
-        if not entries:
+        measured = metrics_of(entries, embedding).values()
+        if not measured:
             continue
         options = results.chosen[arm] or {}
-        line = [arm, *(f"{options[name]:g}" for name in grid), str(len(entries))]
-        for metric in METRICS:
-            line += [percent([metric_of(e, metric, embedding) for e in entries.values()])]
+        line = [arm, *(f"{options[name]:g}" for name in grid), str(len(measured))]
+        line += [percent([metrics[metric] for metrics in measured]) for metric in METRICS]
         line += [signed(results.gain(arm, metric, embedding)) for metric in METRICS]
         lines.append([*line, results.study.baselines.get(arm, "")])
     return markdown_table(["arm", *grid, "seeds", *TITLES, *GAINS, "Δ to"], lines)
 
 
-def controls_table(results: Results) -> str:
-    """Tabulate paired differences between arms and controls, by encoder's output and head."""
+def readouts_table(results: Results) -> str:
+    """Tabulate what the readout gains over the encoder's output and the head of the same runs."""
     lines = []
+    others = ("backbone", "head")
+    for arm, entries in results.arms.items():
+        read = metrics_of(entries, "readout")
+        gains = [
+            signed(paired(read, metrics_of(entries, other), metric))
+            for other in others
+            for metric in METRICS
+        ]
+        lines.append([arm, str(len(read)), *gains])
+    header = [f"over {other}: {gain}" for other in others for gain in GAINS]
+    return markdown_table(["arm", "seeds", *header], lines)
+
+
+def controls_table(results: Results) -> str:
+    """Tabulate paired differences between arms and controls, first by the embedding that counts."""
+    lines = []
+    embeddings = list(dict.fromkeys([results.embedding, "backbone", "head"]))
     for arm, others in results.study.controls.items():
         for other in others:
             pair = results.arms.get(arm, {}), results.arms.get(other, {})
-            both = len(pair[0].keys() & pair[1].keys())
-            gains = [signed(paired(*pair, m, e)) for e in ("backbone", "head") for m in METRICS]
-            lines.append([arm, other, str(both), *gains])
-    header = ["arm", "against", "seeds", *GAINS, *(f"head: {gain}" for gain in GAINS)]
-    return markdown_table(header, lines, left=(0, 1))
+            line = [arm, other, str(len(pair[0].keys() & pair[1].keys()))]
+            for embedding in embeddings:
+                ours, theirs = (metrics_of(entries, embedding) for entries in pair)
+                line += [signed(paired(ours, theirs, metric)) for metric in METRICS]
+            lines.append(line)
+    further = [f"{embedding}: {gain}" for embedding in embeddings[1:] for gain in GAINS]
+    return markdown_table(["arm", "against", "seeds", *GAINS, *further], lines, left=(0, 1))
 
 
 def grid_table(results: Results) -> str:
@@ -148,9 +170,10 @@ def sweeps_table(results: Results) -> str:
         own = results.arms[sweep.arm]
         for value in sweep.values:
             entries = results.trained(sweep.arm, {**options, sweep.option: value}, sweep.seeds)
-            if entries:
-                cells = [percent([metric_of(e, m) for e in entries.values()]) for m in METRICS]
-                gains = [signed(paired(entries, own, metric)) for metric in METRICS]
+            ours, theirs = (metrics_of(some, results.embedding) for some in (entries, own))
+            if ours:
+                cells = [percent([row[metric] for row in ours.values()]) for metric in METRICS]
+                gains = [signed(paired(ours, theirs, metric)) for metric in METRICS]
                 chosen_by = [
                     percent([validation(e) for e in found])
                     for found in (entries.values(), [own[s] for s in entries if s in own])
@@ -270,8 +293,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         results = Results(Study.load(options.study), Store(options.results))
         tables = {
-            "arms": arms_table(results, "backbone"),
+            "arms": arms_table(results, results.embedding),
+            "outputs": arms_table(results, "backbone"),
             "heads": arms_table(results, "head"),
+            "readouts": readouts_table(results),
             "controls": controls_table(results),
             "grid": grid_table(results),
             "selection": selection_table(results),
@@ -292,7 +317,7 @@ def main(argv: list[str] | None = None) -> int:
         page.write_text(text, encoding="utf-8")
     first = options.pages[0]
     for kind, draw in {"gains": plot_gains, "graphs": plot_purity}.items():
-        picture = first.with_name(f"{first.stem}_{name}_{kind}.png")
+        picture = first.with_name(f"{name}_{kind}.png")
         if picture.name in filled[first]:
             draw(results, picture)
     if options.csv:

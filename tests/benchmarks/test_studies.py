@@ -37,7 +37,9 @@ def load(tmp_path: Path, **changes: Any) -> Study:
     return Study.load(path)
 
 
-def finish(training: Training, val: float, test: float) -> dict[str, Any]:
+def finish(
+    training: Training, val: float, test: float, readout: float | None = None
+) -> dict[str, Any]:
     """A finished training with made-up figures; the head has a tenth of the backbone's."""
     config = training.config
     recalls = ["recall@1", "recall@2", "recall@4", "recall@8", "r_precision"]
@@ -49,7 +51,8 @@ def finish(training: Training, val: float, test: float) -> dict[str, Any]:
             "epoch": 2,
             "metrics": {**dict.fromkeys(recalls, value), "map@r": value / 2},
         }
-        for embedding, value in (("backbone", test), ("head", test / 10))
+        for embedding, value in (("backbone", test), ("head", test / 10), ("readout", readout))
+        if value is not None
     ]
     last = {"val_backbone_map@r": val, "test_backbone_recall@1": 0.4, "test_backbone_map@r": 0.3}
     if config.method != "none":
@@ -101,9 +104,11 @@ def test_options_that_are_on_or_off(value):
 
 def test_key_ignores_what_cannot_change_the_result():
     one = Training("none", {"method": "none"}, 0)
-    same = Training("other", {"method": "none", "dybgr.k": 3, "alpha": 0.9, "workers": 2}, 0)
+    other = {"workers": 2, "checkpoint_minutes": 9, "cache": "somewhere"}
+    same = Training("other", {"method": "none", "dybgr.k": 3, "alpha": 0.9, **other}, 0)
     assert one.key == same.key
     assert one.key != Training("none", {"method": "none"}, 1).key
+    assert one.key != Training("none", {"method": "none", "data_root": "other"}, 0).key
     graph = Training("g", {"method": "dybgr"}, 0)
     assert graph.key != Training("g", {"method": "dybgr", "dybgr.k": 3}, 0).key
 
@@ -228,7 +233,7 @@ def test_tables_and_plots(results):
     tables = ["arms", "heads", "controls", "grid", "selection", "sweeps", "graphs", "commands"]
     places = "".join(f"<!-- study-{t} -->\nold\n<!-- /study-{t} -->\n" for t in tables)
     other = "<!-- another-arms -->\nkept\n<!-- /another-arms -->\n"
-    page.write_text(f"# Text\n{places}![gains](results_study_gains.png)\n{other}")
+    page.write_text(f"# Text\n{places}![gains](study_gains.png)\n{other}")
     words = [
         str(results / name) for name in ("study.yaml", "results.json", "results.md", "all.csv")
     ]
@@ -254,8 +259,8 @@ def test_tables_and_plots(results):
     command = "`python benchmarks/run.py --dataset emoji --lr 0.1 --method dybgr --seed 0 1 2`"
     assert cells(text, "graph", command)
     # the plot that the page shows, and no other
-    assert [path.name for path in results.glob("*.png")] == ["results_study_gains.png"]
-    assert (results / "results_study_gains.png").read_bytes()[:4] == b"\x89PNG"
+    assert [path.name for path in results.glob("*.png")] == ["study_gains.png"]
+    assert (results / "study_gains.png").read_bytes()[:4] == b"\x89PNG"
     with (results / "all.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == 2 * 9
@@ -265,9 +270,55 @@ def test_tables_and_plots(results):
     assert study_report.main(words[:3]) == 0
     assert page.read_text() == text
 
-    page.write_text("![graphs](results_study_graphs.png)\n")
+    page.write_text("![graphs](study_graphs.png)\n")
     assert study_report.main(words[:3]) == 0
-    assert (results / "results_study_graphs.png").read_bytes()[:4] == b"\x89PNG"
+    assert (results / "study_graphs.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("everywhere", [True, False], ids=["all read", "one without"])
+def test_the_readout_counts_where_every_training_has_one(everywhere, tmp_path):
+    """By the encoder's output the graph is worse, by the readout better."""
+    plain = {"grid": {}, "grid_seeds": [], "sweeps": {}}
+    store = Store(tmp_path / "results.json")
+    for training in load(tmp_path, **plain).wanted({}):
+        graph, last = training.arm == "graph", training.seed == 2
+        readout = 0.7 + 0.01 * training.seed + 0.1 * graph if everywhere or not last else None
+        store.add(finish(training, 0.6, 0.6 - 0.2 * graph, readout))
+    store.untrained = [
+        {"method": name, "embedding": embedding, "metrics": {"recall@1": value, "map@r": value}}
+        for name, embedding, value in [
+            *[("pixels", "pixels", 0.1), ("pretrained", "backbone", 0.2)],
+            ("pretrained", "readout", 0.3),
+        ]
+    ]
+    store.write()
+    tables = ["arms", "outputs", "heads", "readouts", "controls", "graphs"]
+    page = tmp_path / "page.md"
+    page.write_text("".join(f"<!-- study-{t} -->\n<!-- /study-{t} -->\n" for t in tables))
+    files = [str(tmp_path / name) for name in ("study.yaml", "results.json", "page.md")]
+    assert study_report.main(files) == 0
+    text = page.read_text()
+    table = {t: text.split(f"study-{t} -->")[1] for t in tables}
+
+    output = ["60.0 ± 0.0", "30.0 ± 0.0", "", "", ""]
+    read = ["71.0 ± 2.5", "35.5 ± 1.2", "", "", ""]
+    assert cells(table["outputs"], "none")[2:] == output
+    assert cells(table["outputs"], "pretrained")[2:4] == ["20.0", "20.0"]
+    assert cells(table["arms"], "none")[2:] == (read if everywhere else output)
+    untrained = ["30.0", "30.0"] if everywhere else ["20.0", "20.0"]
+    assert cells(table["arms"], "pretrained")[2:4] == untrained
+    assert cells(table["arms"], "pixels")[2:4] == ["10.0", "10.0"]
+    by_output, by_readout = ["-20.0 ± 0.0", "-10.0 ± 0.0"], ["+10.0 ± 0.0", "+5.0 ± 0.0"]
+    by_head = ["-2.0 ± 0.0", "-1.0 ± 0.0"]
+    first = [*by_readout, *by_output] if everywhere else by_output
+    assert cells(table["controls"], "graph", "none")[3:] == [*first, *by_head]
+    named = ["backbone: Δ R@1", "backbone: Δ MAP@R"] if everywhere else []
+    header = ["Δ R@1", "Δ MAP@R", *named, "head: Δ R@1", "head: Δ MAP@R"]
+    assert cells(table["controls"], "arm")[3:] == header
+    assert cells(table["graphs"], "graph")[-1] == first[1]
+    gained = cells(table["readouts"], "graph")
+    assert gained[1] == ("3" if everywhere else "2")
+    assert gained[2].startswith("+41.0" if everywhere else "+40.5")
 
 
 def test_unknown_marker(results, capsys):
