@@ -374,8 +374,8 @@ class Stored:
 
 def gradients(model: BatchGraphModel, side: int) -> tuple[dict[str, Tensor], int]:
     torch.manual_seed(1)
-    images = torch.randn(6, 3, side, side)
-    freeze_batch_norm(model.train())
+    images = torch.randn(6, 3, side, side, dtype=torch.float64)
+    freeze_batch_norm(model.double().train())
     stored = Stored()
     with torch.autograd.graph.saved_tensors_hooks(stored.pack, lambda tensor: tensor):
         output = model(images, torch.arange(6) // 2)
