@@ -30,7 +30,7 @@ class Position:
 
     history: list[Row] = field(default_factory=list)  # a row for every finished epoch
     step: int = 0  # steps done in the running epoch
-    row: Row = field(default_factory=dict)  # of the running epoch, as far as it is known
+    row: Row = field(default_factory=dict)  # of the running epoch, once it has begun
     sums: dict[str, float] = field(default_factory=dict)  # of its losses, over its good steps
     seconds: float = 0.0
 

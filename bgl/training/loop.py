@@ -139,18 +139,18 @@ def _train(
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
 
+    data = splits.train
     encoder, info = build_encoder(config, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     model = encoder.model
-    criterion = build_criterion(config, splits.train.num_classes).to(device)
-    plan = build_augmentation(config, splits.train.num_classes)
-    teachers = build_teachers(config, splits.train.num_classes, info.num_features).to(device)
+    criterion = build_criterion(config, data.num_classes).to(device)
+    plan = build_augmentation(config, data.num_classes)
+    teachers = build_teachers(config, data.num_classes, info.num_features).to(device)
     average = build_average(config, model, teachers)
     measured = encoder
     if average is not None and config.ema > 0:
         measured = Encoder(average.model, encoder.config, device)
-    data = splits.train
     cache: ImageCache | None = None
     if config.cache is not None:
         cache = ImageCache(Path(config.cache), resized_side(config.image_size, config.resize))
@@ -207,29 +207,28 @@ def _train(
     progress.begin(TrainingRun(config, measured, resumed is not None), len(history))
     try:
         for epoch in range(len(history), config.epochs):
-            plain_criterion: nn.Module = criterion
-            if plan is not None and plan.active(epoch, config.epochs):
-                due = plan.statistics_due(epoch, config.epochs)
-                if due is not None and position.step == 0:
-                    estimate(due, evaluator, splits.train)
-                plan.set_epoch(epoch + 1, config.epochs)
-                plain_criterion = augmented
-
-            if position.step == 0 and epoch > 0:
-                teachers.begin_epoch(lambda: evaluator.embed(splits.train))
-                if positions is not None and classes is not None:
+            if not position.row:  # else it was begun by the process that this one resumes
+                if epoch > 0:
+                    teachers.begin_epoch(lambda: evaluator.embed(data))
+                if epoch > 0 and positions is not None and classes is not None:
                     broadcast_module(classes)  # sums in another order would deal other batches
                     positions.set_positions(classes.mean)
+                due = None if plan is None else plan.statistics_due(epoch, config.epochs)
+                if due is not None:
+                    estimate(due, evaluator, data)
+                position.row = {"epoch": epoch + 1, "lr": schedule.get_last_lr()[0]}
+                if config.on_nonfinite == "skip":
+                    position.row["skipped_steps"] = 0
+            row = position.row
+            plain_criterion: nn.Module = criterion
+            if plan is not None and plan.active(epoch, config.epochs):
+                plan.set_epoch(epoch + 1, config.epochs)
+                plain_criterion = augmented
             model.train()
             if not config.train_batch_norm:
                 freeze_batch_norm(model.backbone)
             batches = seeded_batches(sampler, config.seed, epoch)
             labels = batch_labels(data.labels, batches).to(device)  # all at once: one copy
-            if position.step == 0:
-                position.row = {"epoch": epoch + 1, "lr": schedule.get_last_lr()[0]}
-                if config.on_nonfinite == "skip":
-                    position.row["skipped_steps"] = 0
-            row = position.row
             progress.start(f"epoch {epoch + 1}/{config.epochs}", len(sampler))
             progress.advance(position.step)
             parts_of_batches = [batch[mine.start : mine.stop] for batch in batches[position.step :]]
