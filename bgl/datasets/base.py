@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -255,13 +255,6 @@ class Splits:
             raise ValueError(
                 "Expected argument `gallery` to have the class names of `test` in the same order"
             )
-
-    def with_cache(self, cache: ImageCache) -> Splits:
-        """Make a copy whose parts decode each file once."""
-        cached: dict[str, Any] = {
-            part: data.with_cache(cache) for part, data in self.parts().items()
-        }
-        return replace(self, **cached)
 
     def parts(self) -> dict[str, ImageDataset]:
         """Return the parts there are, by name: train, val, test, gallery."""

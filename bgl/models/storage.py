@@ -70,13 +70,18 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Encoder:
     folder = locate(folder)
     check_files(folder)
     config = read_config(folder)
-    backbone, info = create_backbone(config.backbone, "none", config.image_size)
-    model = assemble_model(backbone, info.num_features, config)
+    model = empty_model(config)
     path = folder / WEIGHTS_FILE
     load_strictly(
         model, read_state_dict(path, "folder"), f"Expected {path} to fit {folder / CONFIG_FILE}"
     )
     return Encoder(model, config, device)
+
+
+def empty_model(config: ModelConfig) -> BatchGraphModel:
+    """Build the model that ``config`` describes, without the weights that it had."""
+    backbone, info = create_backbone(config.backbone, "none", config.image_size)
+    return assemble_model(backbone, info.num_features, config)
 
 
 def describe_config(config: ModelConfig) -> str:

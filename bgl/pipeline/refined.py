@@ -14,13 +14,14 @@ from bgl._io import write_text
 from bgl._neighbors import nearest
 from bgl.datasets import ImageDataset, Splits, recall_at
 from bgl.metrics import retrieval_metrics
-from bgl.models import Encoder
+from bgl.models import Encoder, ModelConfig
+from bgl.models.storage import empty_model
 from bgl.pipeline.arrays import RECORD_FILE, REFINED_FILE, read_or_note, write_arrays
 from bgl.pipeline.comparison import OTHER_EPOCHS
 from bgl.pipeline.results import Row, compared, read_record
 from bgl.refinement import refine
 from bgl.training import Evaluator, Progress, TrainConfig, make_accelerator
-from bgl.training.distributed import on_first_process
+from bgl.training.distributed import broadcast_module, on_first_process
 
 Vectors = tuple[Tensor, Tensor | None]  # of the test classes, and of their gallery
 
@@ -112,8 +113,15 @@ def _embed(
     config: TrainConfig, folder: Path, splits: Splits, device: torch.device, progress: Progress
 ) -> Vectors:
     """Embed the test classes with the model that a run has stored; each process a share."""
-    stored = on_first_process(lambda: models.load(folder))
-    encoder = Encoder(stored.model, stored.config, device)
+    loaded: list[Encoder] = []  # in the first process
+
+    def load() -> ModelConfig:
+        loaded.append(models.load(folder, device))
+        return loaded[0].config
+
+    stored = on_first_process(load)
+    encoder = loaded[0] if loaded else Encoder(empty_model(stored), stored, device)
+    broadcast_module(encoder.model)
     evaluator = Evaluator(encoder, workers=config.workers, progress=progress)
     gallery = splits.gallery
     return (

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import InitProcessGroupKwargs, set_seed
 from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
@@ -58,15 +59,19 @@ def make_accelerator(device: str, deterministic: bool = False) -> Accelerator:
     cuda = torch.cuda.is_available()
     if device == "cuda" and not cuda:
         raise ValueError("Expected argument `device` to be available, but CUDA is not, got 'cuda'")
-    for name, kind in SHARDING.items():
+    for name, sharding in SHARDING.items():
         if os.environ.get(name, "false").lower() == "true":
             raise ValueError(
-                f"Expected accelerate to be configured for whole models, but it is for {kind} "
+                f"Expected accelerate to be configured for whole models, but it is for {sharding} "
                 f"({name}): use torchrun, or run `accelerate config` without it"
             )
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", CUBLAS_WORKSPACE)
     use_cuda = cuda and device != "cpu"
+    kind = "cuda" if use_cuda else "cpu"
+    if PartialState._shared_state and PartialState().device.type != kind:
+        # accelerate keeps a process on its first device: it would refuse another, or ignore it
+        AcceleratorState._reset_state(reset_partial_state=True)
     group: dict[str, Any] = {"timeout": PATIENCE}
     if use_cuda and "LOCAL_RANK" in os.environ:  # what is on the CPU is exchanged there
         group["backend"] = "cuda:nccl,cpu:gloo"

@@ -5,16 +5,20 @@ from __future__ import annotations
 import dataclasses
 import io
 import random
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from bgl import models
 from bgl._io import write_pickle
+from bgl.models import ModelConfig
 from bgl.training.config import TrainConfig
-from bgl.training.distributed import on_first_process
+from bgl.training.distributed import on_first_process, process_index
 
 CHECKPOINT_FILE = "checkpoint.pt"
 Row = dict[str, Any]
@@ -26,78 +30,113 @@ class Position:
 
     history: list[Row] = field(default_factory=list)  # a row for every finished epoch
     step: int = 0  # steps done in the running epoch
-    row: Row = field(default_factory=dict)  # of the running epoch, as far as it is known
+    row: Row = field(default_factory=dict)  # of the running epoch, once it has begun
     sums: dict[str, float] = field(default_factory=dict)  # of its losses, over its good steps
     seconds: float = 0.0
 
 
-def save_checkpoint(
-    path: Path,
-    config: TrainConfig,
-    digest: str,
-    parts: dict[str, Any],
-    position: Position,
-    device: torch.device,
-) -> None:
-    """Write everything a run needs to resume bit for bit.
+class Checkpoint:
+    """The file of a run folder from which an interrupted run resumes bit for bit.
 
     Args:
-        path: File to write.
+        folder: The run folder, which the first of several processes alone reads and writes.
         config: What is trained.
         digest: Of the data, :attr:`bgl.datasets.Splits.digest`.
         parts: What has a ``state_dict``, by name.
-        position: How far the run has come.
+        model: Describes the model that is measured.
         device: Where this process trains.
 
-    Raises:
-        OSError: If it cannot be written; an earlier checkpoint is left as it was.
-    """
-    state = {
-        "config": config.to_dict(),
-        "digest": digest,
-        "position": dataclasses.asdict(position),
-        "parts": {name: part.state_dict() for name, part in parts.items()},
-        "random": random_state(device),
-    }
-    write_pickle(path, state)
-
-
-def load_checkpoint(
-    path: Path, config: TrainConfig, digest: str, parts: dict[str, Any], device: torch.device
-) -> Position | None:
-    """Restore a checkpoint, and return how far the run has come; None if there is none.
-
-    The first process reads it for all of them.
-
-    Raises:
-        ValueError: If it belongs to another configuration or to other data, or cannot be read.
+    Attributes:
+        weights: Those of the model that is measured, if they are better than those in the folder:
+            written before the next checkpoint, or a resumed run would report other ones.
     """
 
-    def damaged(error: Exception) -> ValueError:
+    def __init__(
+        self,
+        folder: Path,
+        config: TrainConfig,
+        digest: str,
+        parts: dict[str, Any],
+        model: ModelConfig,
+        device: torch.device,
+    ) -> None:
+        self.folder = folder
+        self.path = folder / CHECKPOINT_FILE
+        self.config = config
+        self.digest = digest
+        self.parts = parts
+        self.model = model
+        self.device = device
+        self.weights: dict[str, Tensor] | None = None
+        self._started = time.perf_counter()
+        self._written = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken, in this process and in those that it resumes."""
+        return time.perf_counter() - self._started
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the last one is as old as ``config.checkpoint_minutes``."""
+        return time.monotonic() - self._written >= 60 * self.config.checkpoint_minutes
+
+    def save(self, position: Position) -> None:
+        """Write everything a run needs to resume bit for bit.
+
+        Raises:
+            OSError: If it cannot be written; an earlier checkpoint is left as it was.
+        """
+        position.seconds = self.seconds
+        if process_index() == 0:
+            if self.weights is not None:
+                models.save(self.weights, self.folder, self.model)
+            state = {
+                "config": self.config.to_dict(),
+                "digest": self.digest,
+                "position": dataclasses.asdict(position),
+                "parts": {name: part.state_dict() for name, part in self.parts.items()},
+                "random": random_state(self.device),
+            }
+            write_pickle(self.path, state)
+        self.weights = None
+        self._written = time.monotonic()
+
+    def load(self) -> Position | None:
+        """Restore it, and return how far the run has come; None if there is none.
+
+        The first process reads it for all of them.
+
+        Raises:
+            ValueError: If it belongs to another configuration or to other data, or cannot be read.
+        """
+        path = self.path
+        content = on_first_process(lambda: path.read_bytes() if path.exists() else None)
+        if content is None:
+            return None
+        try:
+            file = io.BytesIO(content)
+            state = torch.load(file, map_location="cpu", weights_only=True)
+            stored, stored_digest = dict(state["config"]), str(state["digest"])
+            position = Position(**state["position"])
+        except Exception as error:  # the reader raises errors of many kinds
+            raise self._damaged(error) from error
+        self.config.check_stored(stored, path)
+        check_digest(self.digest, stored_digest, path)
+        try:
+            for name, part in self.parts.items():
+                part.load_state_dict(state["parts"][name])
+            restore_random_state(state["random"], self.device)
+        except Exception as error:  # as above: a part or a tensor is missing or damaged
+            raise self._damaged(error) from error
+        self._started = time.perf_counter() - position.seconds
+        return position
+
+    def _damaged(self, error: Exception) -> ValueError:
         return ValueError(
-            f"Expected {path} to be a checkpoint of this version, but it cannot be read "
+            f"Expected {self.path} to be a checkpoint of this version, but it cannot be read "
             f"({type(error).__name__}); remove it to train from the start"
         )
-
-    content = on_first_process(lambda: path.read_bytes() if path.exists() else None)
-    if content is None:
-        return None
-    try:
-        file = io.BytesIO(content)
-        state = torch.load(file, map_location="cpu", weights_only=True)
-        stored, stored_digest = dict(state["config"]), str(state["digest"])
-        position = Position(**state["position"])
-    except Exception as error:  # the reader raises errors of many kinds
-        raise damaged(error) from error
-    config.check_stored(stored, path)
-    check_digest(digest, stored_digest, path)
-    try:
-        for name, part in parts.items():
-            part.load_state_dict(state["parts"][name])
-        restore_random_state(state["random"], device)
-    except Exception as error:  # as above: a part or a tensor is missing or damaged
-        raise damaged(error) from error
-    return position
 
 
 def check_digest(digest: str, stored: str, place: Path) -> None:

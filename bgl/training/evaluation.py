@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from bgl.datasets import RECALL_AT, ImageDataset, Splits, recall_at
+from bgl.images import ImageCache
 from bgl.images.loading import num_workers
 from bgl.metrics.retrieval import Ranking
 from bgl.models import Encoder
@@ -62,6 +63,7 @@ class Evaluator:
         batch_size: Images at a time.
         progress: Told about items and measurements.
         interruption: Looked at after every batch.
+        cache: Keeps decoded files.
     """
 
     encoder: Encoder
@@ -70,6 +72,7 @@ class Evaluator:
     batch_size: int = 256
     progress: Progress = field(default_factory=Progress)
     interruption: Interruption = field(default_factory=Interruption)
+    cache: ImageCache | None = None
 
     def embed(self, data: ImageDataset) -> dict[str, Tensor]:
         """Embed every image: ``{"backbone": [N, C], "head": [N, D], …}``, float32.
@@ -78,11 +81,12 @@ class Evaluator:
         """
         processes, device = num_processes(), self.encoder.device
         share = -(-len(data) // processes)
-        own = data
+        # listeners, who know the data by their identity, are told of those without the cache
+        own = data if self.cache is None else data.with_cache(self.cache)
         if processes > 1:
             first = share * process_index()
             # shares of one size keep processes in step: the last image fills up the last one
-            own = data.subset([min(i, len(data) - 1) for i in range(first, first + share)])
+            own = own.subset([min(i, len(data) - 1) for i in range(first, first + share)])
 
         def on_batch(images: int) -> None:
             self.progress.advance(images)

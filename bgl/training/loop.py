@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +9,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bgl import models
@@ -40,12 +36,7 @@ from bgl.training.build import (
     make_optimizer,
     make_schedule,
 )
-from bgl.training.checkpoint import (
-    CHECKPOINT_FILE,
-    Position,
-    load_checkpoint,
-    save_checkpoint,
-)
+from bgl.training.checkpoint import Checkpoint, Position
 from bgl.training.config import TrainConfig
 from bgl.training.distributed import (
     broadcast_module,
@@ -56,10 +47,11 @@ from bgl.training.distributed import (
 from bgl.training.evaluation import Evaluator, Metrics, recall_at
 from bgl.training.history import chosen_epoch, graph_statistics, write_history
 from bgl.training.interruption import Interrupted, Interruption
+from bgl.training.ledger import Done, Ledger
 from bgl.training.loading import Key, SeededCrops, seeded_batches, training_images
 from bgl.training.progress import Progress, TrainingRun
 from bgl.training.readout import Readout, add_readout
-from bgl.training.step import Reading, Step, Throughput, Values
+from bgl.training.step import Step, Throughput
 
 
 @dataclass
@@ -147,27 +139,27 @@ def _train(
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
 
+    data = splits.train
     encoder, info = build_encoder(config, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     model = encoder.model
-    criterion = build_criterion(config, splits.train.num_classes).to(device)
-    plan = build_augmentation(config, splits.train.num_classes)
-    teachers = build_teachers(config, splits.train.num_classes, info.num_features).to(device)
+    criterion = build_criterion(config, data.num_classes).to(device)
+    plan = build_augmentation(config, data.num_classes)
+    teachers = build_teachers(config, data.num_classes, info.num_features).to(device)
     average = build_average(config, model, teachers)
     measured = encoder
     if average is not None and config.ema > 0:
         measured = Encoder(average.model, encoder.config, device)
+    cache: ImageCache | None = None
     if config.cache is not None:
-        side = resized_side(config.image_size, config.resize)
-        splits = splits.with_cache(ImageCache(Path(config.cache), side))
-    data = splits.train
+        cache = ImageCache(Path(config.cache), resized_side(config.image_size, config.resize))
     own = shares(config.batch_size, num_processes())
     mine = own[process_index()]
     transform = train_transform(config.image_size, info.mean, info.std, (config.crop_scale, 1.0))
     in_memory = isinstance(data.images, Tensor)  # which a GPU outruns all the same
     loader = ImageLoader(
-        SeededCrops(data, transform.crop),
+        SeededCrops(data if cache is None else data.with_cache(cache), transform.crop),
         image_size=config.image_size,
         batch_size=len(mine),
         workers=num_workers(config.workers, in_memory and device.type == "cpu"),
@@ -185,10 +177,11 @@ def _train(
         "schedule": schedule,
         "scaler": step.scaler,
     }
-    positions = None
+    positions: ClassPositions | None = None
+    classes: ClassStatistics | None = None
     if config.class_neighbors > 0 and isinstance(sampler, ClassPositions):
         positions = sampler
-        classes = ClassStatistics(splits.train.num_classes, info.num_features).to(device)
+        classes = ClassStatistics(data.num_classes, info.num_features).to(device)
         parts |= {"sampler": positions, "classes": classes}
     if plan is not None:
         parts["augmentation"] = plan.augmentation.to(device)
@@ -199,76 +192,43 @@ def _train(
         parts["average"] = average
     if memory is not None:
         parts["memory"] = memory
-    checkpoint = folder / CHECKPOINT_FILE
-    resumed = load_checkpoint(checkpoint, config, splits.digest, parts, device)
+    checkpoint = Checkpoint(folder, config, splits.digest, parts, encoder.config, device)
+    resumed = checkpoint.load()
     position = resumed or Position()
     broadcast_module(criterion)
     broadcast_module(teachers)
-    started = time.perf_counter() - position.seconds
-    written = time.monotonic()
     history = position.history
-    chosen: dict[str, Tensor] | None = None  # weights that are better than those on disk
-    running: Done | None = None  # the last step, until its values are read
+    ledger = Ledger(config, data.paths, classes)
     throughput = Throughput()
-
-    def settle() -> None:
-        """Read the values of the last step, and do what depends on them."""
-        nonlocal running
-        done, running = running, None
-        if done is None:
-            return
-        values = done.reading.values()
-        if values.finite:
-            if positions is not None:  # every process has the whole batch
-                unit = normalize(at_least_float32(done.features), dim=1)
-                classes.update(unit, done.labels, shared=False)
-            for name, value in values.losses.items():
-                position.sums[name] = position.sums.get(name, 0.0) + value
-            return
-        description = describe_batch(done, values, data.paths)
-        if config.on_nonfinite == "stop":
-            raise FloatingPointError(description)
-        warnings.warn(f"Skipped a batch. {description}", stacklevel=4)
-        position.row["skipped_steps"] += 1
-
-    def save() -> None:
-        nonlocal chosen, written
-        settle()
-        position.seconds = time.perf_counter() - started
-        if accelerator.is_main_process:
-            if chosen is not None:  # together, or a resumed run would report other weights
-                models.save(chosen, folder, encoder.config)
-            save_checkpoint(checkpoint, config, splits.digest, parts, position, device)
-        chosen, written = None, time.monotonic()
-
     k = recall_at(config.dataset)
-    evaluator = Evaluator(measured, k, config.workers, progress=progress, interruption=interruption)
+    evaluator = Evaluator(
+        measured, k, config.workers, progress=progress, interruption=interruption, cache=cache
+    )
     progress.begin(TrainingRun(config, measured, resumed is not None), len(history))
     try:
         for epoch in range(len(history), config.epochs):
-            plain_criterion: nn.Module = criterion
-            if plan is not None and plan.active(epoch, config.epochs):
-                due = plan.statistics_due(epoch, config.epochs)
-                if due is not None and position.step == 0:
-                    estimate(due, evaluator, splits.train)
-                plan.set_epoch(epoch + 1, config.epochs)
-                plain_criterion = augmented
-
-            if position.step == 0 and epoch > 0:
-                teachers.begin_epoch(lambda: evaluator.embed(splits.train))
-            model.train()
-            if not config.train_batch_norm:
-                freeze_batch_norm(model.backbone)
-            if positions is not None and position.step == 0 and epoch > 0:
-                broadcast_module(classes)  # sums in another order would deal other batches
-                positions.set_positions(classes.mean)
-            batches = seeded_batches(sampler, config.seed, epoch)
-            labels = batch_labels(data.labels, batches).to(device)  # all at once: one copy
-            if position.step == 0:
+            if not position.row:  # else it was begun by the process that this one resumes
+                if epoch > 0:
+                    teachers.begin_epoch(lambda: evaluator.embed(data))
+                if epoch > 0 and positions is not None and classes is not None:
+                    broadcast_module(classes)  # sums in another order would deal other batches
+                    positions.set_positions(classes.mean)
+                due = None if plan is None else plan.statistics_due(epoch, config.epochs)
+                if due is not None:
+                    estimate(due, evaluator, data)
                 position.row = {"epoch": epoch + 1, "lr": schedule.get_last_lr()[0]}
                 if config.on_nonfinite == "skip":
                     position.row["skipped_steps"] = 0
             row = position.row
+            plain_criterion: nn.Module = criterion
+            if plan is not None and plan.active(epoch, config.epochs):
+                plan.set_epoch(epoch + 1, config.epochs)
+                plain_criterion = augmented
+            model.train()
+            if not config.train_batch_norm:
+                freeze_batch_norm(model.backbone)
+            batches = seeded_batches(sampler, config.seed, epoch)
+            labels = batch_labels(data.labels, batches).to(device)  # all at once: one copy
             progress.start(f"epoch {epoch + 1}/{config.epochs}", len(sampler))
             progress.advance(position.step)
             parts_of_batches = [batch[mine.start : mine.stop] for batch in batches[position.step :]]
@@ -287,8 +247,8 @@ def _train(
                     progress=epoch / config.epochs,
                     return_graph=last,
                 )
-                settle()  # the step before: this one is at work meanwhile
-                running = Done(
+                ledger.settle(position)  # the step before: this one is at work meanwhile
+                ledger.running = Done(
                     reading=reading,
                     features=output.features.detach(),
                     labels=labels[position.step],
@@ -302,7 +262,7 @@ def _train(
                 progress.advance(1)
                 interruption.check()
 
-            settle()
+            ledger.settle(position)
             if average is not None:
                 average.after_epoch(model)
             good = len(sampler) - row.get("skipped_steps", 0)
@@ -310,59 +270,39 @@ def _train(
                 raise FloatingPointError(f"No loss of epoch {epoch + 1} was finite")
             row |= {name: value / good for name, value in position.sums.items()}
             row |= evaluate_epoch(evaluator, config, splits, row["epoch"])
-            row["seconds"] = time.perf_counter() - started
+            row["seconds"] = checkpoint.seconds
             history.append(row)
             position = Position(history)
             if accelerator.is_main_process:
                 if chosen_epoch(history, config) == row["epoch"]:
                     weights = measured.model.state_dict()
-                    chosen = {name: t.to("cpu", copy=True) for name, t in weights.items()}
+                    checkpoint.weights = {n: t.to("cpu", copy=True) for n, t in weights.items()}
                 write_history(folder / "metrics.csv", history)
-            age = time.monotonic() - written
-            if row["epoch"] == config.epochs or age >= 60 * config.checkpoint_minutes:
-                save()
+            if row["epoch"] == config.epochs or checkpoint.is_due:
+                checkpoint.save(position)
             progress.epoch(row)
             interruption.check()
-    except Interrupted:
-        save()
-        accelerator.wait_for_everyone()
-        raise
-    except ChildProcessError as error:  # while this process waited for images, between two steps
-        save()
-        if interruption.received:  # whoever stops this run may have ended that process as well
+    except (Interrupted, ChildProcessError) as error:  # the latter between two steps as well
+        ledger.settle(position)
+        checkpoint.save(position)
+        if isinstance(error, Interrupted):
+            accelerator.wait_for_everyone()
+        elif interruption.received:  # whoever stops this run may have ended that process as well
             raise Interrupted(interruption.received) from error
         raise
     finally:
         loader.close()
 
-    if accelerator.is_main_process:
-        stored = load_file(folder / WEIGHTS_FILE)  # with a readout, if this was reached before
-        measured.model.load_state_dict(
-            {n: t for n, t in stored.items() if not n.startswith("readout.")}
-        )
-    broadcast_module(measured.model)
-    vectors = evaluator.embed(splits.train)
-    readout = add_readout(config, evaluator, splits, vectors["backbone"])
-    encoder = evaluator.encoder
-    dimensions = {"backbone": info.num_features, "head": config.head_dim}
-    if encoder.model.readout is not None:
-        vectors["readout"] = encoder.model.readout(vectors["backbone"].to(device)).cpu()
-        dimensions["readout"] = vectors["readout"].size(1)
-    if accelerator.is_main_process:
-        models.save(encoder.model, folder, encoder.config)
-        write_tensors(
-            folder / "embeddings.safetensors",
-            {"embeddings": vectors[encoder.config.embedding], "labels": splits.train.labels},
-        )
+    metrics, readout, dimensions = finish(config, evaluator, splits, folder)
     return TrainResult(
-        metrics=evaluator.measure(splits.test, splits.gallery),
+        metrics=metrics,
         chosen_epoch=chosen_epoch(history, config),
         history=history,
         readout=readout,
         backbone=info,
         dimensions=dimensions,
         num_parameters=sum(p.numel() for p in model.parameters()),
-        seconds=time.perf_counter() - started,
+        seconds=checkpoint.seconds,
         peak_memory_mb=peak_memory_mb(),
         peak_gpu_memory_mb=torch.cuda.max_memory_allocated(device) / 2**20
         if device.type == "cuda"
@@ -370,6 +310,34 @@ def _train(
         images_per_second=throughput.images_per_second,
         waiting_for_data=throughput.waiting_for_data,
     )
+
+
+def finish(
+    config: TrainConfig, evaluator: Evaluator, splits: Splits, folder: Path
+) -> tuple[dict[str, Metrics], Readout | None, dict[str, int]]:
+    """Fit the readout of the chosen epoch's model, store it, and measure the test classes.
+
+    Returns:
+        Metrics by embedding, how the readout was fitted, and dimensions by embedding.
+    """
+    main_process, model = process_index() == 0, evaluator.encoder.model
+    if main_process:
+        stored = load_file(folder / WEIGHTS_FILE)  # with a readout, if this was reached before
+        model.load_state_dict({n: t for n, t in stored.items() if not n.startswith("readout.")})
+    broadcast_module(model)
+    vectors = evaluator.embed(splits.train)
+    readout = add_readout(config, evaluator, splits, vectors["backbone"])
+    encoder = evaluator.encoder
+    if encoder.model.readout is not None:
+        vectors["readout"] = encoder.model.readout(vectors["backbone"].to(encoder.device)).cpu()
+    if main_process:
+        models.save(encoder.model, folder, encoder.config)
+        write_tensors(
+            folder / "embeddings.safetensors",
+            {"embeddings": vectors[encoder.config.embedding], "labels": splits.train.labels},
+        )
+    metrics = evaluator.measure(splits.test, splits.gallery)
+    return metrics, readout, {name: x.size(1) for name, x in vectors.items()}
 
 
 def batch_labels(labels: Tensor, batches: list[list[Key]]) -> Tensor:
@@ -464,25 +432,3 @@ def estimate(statistics: ClassStatistics, evaluator: Evaluator, data: ImageDatas
     device = evaluator.encoder.device
     vectors = evaluator.embed(data)["head"]
     statistics.estimate(vectors[own].to(device), data.labels[own].to(device))
-
-
-@dataclass(frozen=True)
-class Done:
-    """A step that was begun, with what is needed once its values are read."""
-
-    reading: Reading
-    features: Tensor
-    labels: Tensor
-    batch: Sequence[int]
-    where: str
-
-
-def describe_batch(done: Done, values: Values, paths: list[str]) -> str:
-    """Describe a batch whose loss or gradient is not finite."""
-    norms = done.features.float().norm(dim=1)
-    return (
-        f"The loss or its gradient is not finite in {done.where}: {values.losses}; gradient norm "
-        f"{values.norm:.3g}; feature norms from {float(norms.min()):.3g} to "
-        f"{float(norms.max()):.3g}; samples {list(done.batch)}; images "
-        f"{[paths[i] for i in done.batch]}"
-    )

@@ -240,8 +240,8 @@ class Step:
             output, losses = compare(
                 features, labels, plain_criterion, criterion, graphs, remembered
             )
-            if self.memory is not None:
-                self.memory.remember(features, labels)
+            if self.memory is not None:  # a batch that is not finite must not spoil later graphs
+                self.memory.remember(features.nan_to_num(0.0, 0.0, 0.0), labels)
             if self.teachers:
                 older = None
                 if self.average is not None and self.teachers.look_back and progress > 0:

@@ -49,7 +49,7 @@ class Teacher(nn.Module):
 
         Args:
             embed: Embeds the training set by the model that is measured: "head" [M, D] and
-                "backbone" [M, C], on the CPU.
+                "backbone" [M, C].
         """
 
 

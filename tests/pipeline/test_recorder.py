@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from bgl.pipeline.arrays import read_arrays
 from bgl.pipeline.recorder import Recorder, batch_graphs, fixed_batch, map_items
+from bgl.pipeline.refined import LastTest
 from bgl.training import ProgressList, build_encoder, train
 from bgl.visualization._frames import unpack_frames
 
@@ -70,6 +71,15 @@ def test_recorder_goes_on_after_an_interruption(tmp_path):
     for one, other in zip(*frames, strict=True):
         for field in dataclasses.fields(one):
             np.testing.assert_array_equal(getattr(one, field.name), getattr(other, field.name))
+
+
+def test_listeners_know_the_data_of_a_run_with_a_cache(tmp_path):
+    splits = make_splits()
+    recorder, tested = Recorder(tmp_path, splits), LastTest(splits)
+    config = small(cache=str(tmp_path / "cache"))
+    train(config, splits, tmp_path, ProgressList(recorder, tested))
+    assert recorder.tested is not None
+    assert tested.vectors is not None
 
 
 def test_fixed_batch():

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import PartialState
 from helpers import without_values
 from tiny_training import SIDE, assert_same_files, make_splits, tiny
 from torch import Tensor, nn
@@ -192,6 +193,18 @@ def test_on_a_cpu_no_switch_is_touched():
 def test_accelerate_for_sharded_models_is_refused_by_name(monkeypatch, name, kind):
     monkeypatch.setenv(name, "true")
     with pytest.raises(ValueError, match=f"for {kind} .{name}.: use torchrun"):
+        make_accelerator("cpu")
+
+
+@pytest.mark.parametrize("first", ["cpu", "auto"])
+def test_a_process_may_train_on_one_device_after_the_other(monkeypatch, first):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    kinds = {"cpu": "cpu", "auto": "cuda"}
+    try:
+        for device in (first, *kinds, first):
+            assert make_accelerator(device).device.type == kinds[device]
+            assert PartialState().device.type == kinds[device]
+    finally:
         make_accelerator("cpu")
 
 

@@ -380,6 +380,23 @@ def test_remembered_samples_are_nodes_of_the_graph(splits, tmp_path, monkeypatch
             assert torch.equal(seen[now][part][16:], latest)
 
 
+def test_a_batch_that_is_not_finite_does_not_spoil_the_graphs_after_it(
+    splits, tmp_path, monkeypatch
+):
+    encode, calls = BatchGraphModel.encode, 0
+
+    def fails_once(self: BatchGraphModel, images: Tensor) -> Tensor:
+        nonlocal calls
+        calls += self.training
+        return encode(self, images) * (torch.nan if self.training and calls == 2 else 1.0)
+
+    monkeypatch.setattr(BatchGraphModel, "encode", fails_once)
+    config = tiny(method="dybgr", memory=20, epochs=2, on_nonfinite="skip")
+    with pytest.warns(UserWarning, match="Skipped a batch"):
+        result = train(config, splits, tmp_path)
+    assert [row["skipped_steps"] for row in result.history] == [1, 0]
+
+
 def test_no_memory_without_a_graph():
     with pytest.raises(ValueError, match=r"`memory`.*'none'"):
         tiny(memory=16)

@@ -177,6 +177,31 @@ def test_chosen_epoch_is_the_first_of_equals_and_the_last_without_validation():
     assert chosen_epoch([{"epoch": 1}, {"epoch": 2}], tiny()) == 2
 
 
+def test_an_epoch_is_begun_once(splits, tmp_path, monkeypatch):
+    """Though no image of it came: what it learned of the training set is not learned again."""
+    config = tiny(
+        augmentation="iaa",
+        teacher="refined",
+        ema=0.9,
+        options={"iaa": {"start": 0.0, "update_every": 1, "num_neighbors": 3}},
+    )
+    whole = train(config, splits, tmp_path / "whole")
+    load_images, epochs = loop.training_images, 0
+
+    def lost(*args: Any) -> Any:
+        nonlocal epochs
+        epochs += 1
+        if epochs == 2:
+            raise ChildProcessError
+        return load_images(*args)
+
+    monkeypatch.setattr(loop, "training_images", lost)
+    with pytest.raises(ChildProcessError):
+        train(config, splits, tmp_path / "parts")
+    assert train(config, splits, tmp_path / "parts").metrics == whole.metrics
+    assert_same_files(tmp_path / "whole", tmp_path / "parts")
+
+
 def test_without_validation_the_last_epoch_is_stored(splits, tmp_path):
     config = tiny()
     result = train(config, Splits("colours", splits.train, None, splits.test), tmp_path)
