@@ -59,7 +59,7 @@ class LearnBatchGraph(BaseTransform):
         if features is None:
             raise ValueError(
                 f"Expected argument `data` to be a PyG Data with `{self.attr}`, but got "
-                f'{describe(data)}; LearnBatchGraph(attr="pos") learns from `pos`'
+                f"{describe(data)}: name the matrix to learn from, for instance by attr='pos'"
             )
         if self.use_labels and data.y is None:
             raise ValueError("Expected argument `data` to have labels `y`, but got none")
