@@ -58,8 +58,8 @@ class LearnBatchGraph(BaseTransform):
         features = data.get(self.attr) if isinstance(data, Data) else None
         if features is None:
             raise ValueError(
-                f"Expected argument `data` to be a PyG Data with `{self.attr}`, but got "
-                f"{describe(data)}: name the matrix to learn from, for instance by attr='pos'"
+                f"Expected argument `data` to be a PyG Data with `{self.attr}` (`attr` names "
+                f"another attribute to learn from), but got {describe(data)}"
             )
         if self.use_labels and data.y is None:
             raise ValueError("Expected argument `data` to have labels `y`, but got none")

@@ -26,6 +26,7 @@ from bgl.images.reading import BrokenImageError
 TIMEOUT = 600.0  # seconds without an image after which the workers count as stuck
 MOST_WORKERS = 16  # by default; more seldom pay for one training process
 AHEAD = 3  # batches in shared memory, one of them in use: 183 MB for 405 images of 224 px
+BEAT = 2.0  # seconds after which an idle worker looks whether the main process still lives
 PIECE = 8  # images that a worker takes at a time, so that all of them work on one batch
 MOST_PIECES = 512  # of a batch; pipes hold as many notes without anybody reading them
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
@@ -224,12 +225,21 @@ def _work(
     """Fill pieces of batches until the main process ends."""
     torch.set_num_threads(1)
     main = multiprocessing.parent_process()
-    gone = -1 if main is None else main.sentinel
+    assert main is not None
     while True:
-        with lock:
-            if gone in connection.wait([tasks, gone]):
+        if not lock.acquire(timeout=BEAT):
+            if _ended(main):
                 return
+            continue
+        try:
+            ready = connection.wait([tasks, main.sentinel], BEAT)
+            if main.sentinel in ready or _ended(main):
+                return
+            if not ready:
+                continue
             slot, start, stop = tasks.recv()
+        finally:
+            lock.release()
         outcome: Errors | ExceptionWithTraceback
         try:
             errors = _fill(
@@ -241,6 +251,14 @@ def _work(
         except Exception as error:
             outcome = ExceptionWithTraceback(error, error.__traceback__)
         results.send((slot, start, outcome))
+
+
+def _ended(main: BaseProcess) -> bool:
+    """Return whether the main process has ended.
+
+    Its sentinel alone does not tell: forked processes hold those of the ones before them open.
+    """
+    return sys.platform != "win32" and os.getppid() != main.pid
 
 
 def _fill(out: Tensor, images: Images, keys: Sequence[Key]) -> Errors:

@@ -83,7 +83,8 @@ def load_checkpoint(
     if content is None:
         return None
     try:
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        file = io.BytesIO(content)
+        state = torch.load(file, map_location="cpu", weights_only=True)
         stored, stored_digest = dict(state["config"]), str(state["digest"])
         position = Position(**state["position"])
     except Exception as error:  # the reader raises errors of many kinds

@@ -30,7 +30,7 @@ def on_first_process(work: Callable[[], T]) -> T:
     """Run ``work`` in the first process alone; all processes get its result, or its error.
 
     So whatever is read from the run folder is the same for all, and processes on other machines
-    need not see the folder at all. The result goes through pickle, by way of the CPU.
+    need not see the folder at all. The result is serialised, by way of the CPU.
 
     Example:
         >>> on_first_process(lambda: 3)

@@ -10,13 +10,19 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from bgl.datasets import READERS
+from bgl.losses import LOSSES
+from bgl.models import BLOCKS
+
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 
 
 @pytest.fixture
 def run(monkeypatch, tmp_path, capsys):
-    """Run an example in an empty folder; returns what it prints."""
+    """Run an example in an empty folder; returns what it prints. What it registers is dropped."""
     monkeypatch.chdir(tmp_path)
+    for registry in (BLOCKS, LOSSES, READERS):
+        monkeypatch.setattr(registry, "_members", dict(registry._members))
 
     def run_example(file: Path, *options: str) -> str:
         monkeypatch.setattr(sys, "argv", [str(file), *options])

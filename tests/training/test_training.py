@@ -143,7 +143,7 @@ def test_the_best_validation_epoch_is_the_one_that_is_stored(tmp_path, select):
         assert metrics == pytest.approx(result.metrics[embedding], abs=1e-6)
     vectors = load_file(tmp_path / "embeddings.safetensors")["embeddings"]
     again = load(tmp_path).embed(splits.train, batch_size=5)
-    torch.testing.assert_close(vectors, again, rtol=0, atol=1e-5)
+    torch.testing.assert_close(vectors, again, rtol=1e-4, atol=1e-4)  # whitened: of size 10
 
 
 def test_test_images_meet_the_weights_of_the_best_epoch(splits, tmp_path, monkeypatch):
