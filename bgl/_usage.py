@@ -23,7 +23,7 @@ RUN_OPTIONS = {
     "output_dir": "Run folder; default: a new one in runs/. What is finished there is not trained "
     "again, and new rows are added.",
     "log": 'Trackers of accelerate to log to, for instance "tensorboard".',
-    "resume": "Run folder to go on with, as it was begun.",
+    "resume": "Run folder to continue, as it was begun.",
     "plugin": "Module with blocks, losses, datasets … of your own, imported first.",
     "refine": "Add rows with embeddings refined without labels (transductive).",
     "pixels": "Measure raw pixels too, a row to compare with; "

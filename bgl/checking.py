@@ -16,9 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from bgl._gallery import figure, write_gallery
+from bgl.datasets.decoding import short_reason
 from bgl.datasets.folder import read_folder
 from bgl.datasets.listing import Listing, join_names
-from bgl.datasets.splits import alike_names
+from bgl.datasets.splits import VAL_SHARE, alike_names, draw_classes, draw_test
 from bgl.datasets.table import read_table
 from bgl.images import BrokenImageError, read_image
 from bgl.images.loading import num_workers
@@ -65,11 +66,13 @@ class Report:
     broken: dict[Path, str]
     copies: list[Copies]
     notes: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)  # why training refuses the classes
 
     @property
     def fit(self) -> bool:
-        """Whether every image can be read and none is in two parts."""
-        return not self.broken and not any(group.leaks for group in self.copies)
+        """Whether training takes the images, and none is in two parts."""
+        leaks = any(group.leaks for group in self.copies)
+        return not (self.broken or self.refused or leaks)
 
     def __str__(self) -> str:
         lines = [str(self.home)]
@@ -96,6 +99,7 @@ class Report:
             lines += _first(
                 [" = ".join(self._name(file) for _, _, file in group.files) for group in groups]
             )
+        lines += [f"training refuses these classes: {reason}" for reason in self.refused]
         lines.append("fit to train on" if self.fit else "not fit to train on as it is")
         return "\n".join(lines)
 
@@ -138,6 +142,10 @@ def check_images(data: str | Path, root: str | Path | None = None) -> Report:
     Example:
         >>> print(check_images("photos"))  # doctest: +SKIP
     """
+    if not Path(data).exists():
+        raise FileNotFoundError(
+            f"Expected argument `data` to be a folder or a CSV file, but there is no {data}"
+        )
     listing = read_folder(data) if Path(data).is_dir() else read_table(data, root)
     places = [
         (part, name, file)
@@ -164,7 +172,8 @@ def check_images(data: str | Path, root: str | Path | None = None) -> Report:
         [look.size for _, look in good],
         broken,
         find_copies([place for place, _ in good], [look for _, look in good]),
-        [*listing.notes, *alike_names(listing), *_shared(listing)],
+        [*listing.notes, *alike_names(listing)],
+        _refused(listing),
     )
 
 
@@ -182,7 +191,7 @@ def _look(file: Path) -> _Look | str:
     try:
         pixels = read_image(file).permute(1, 2, 0).contiguous().numpy()
     except BrokenImageError as error:
-        return printable(error.reason)
+        return short_reason(error)
     digest = hashlib.blake2b(
         pixels.tobytes(), digest_size=16, person=str(pixels.shape).encode()[:16]
     )
@@ -224,16 +233,23 @@ def near_pairs(x: Tensor, chunk: int = 1024) -> list[tuple[int, int]]:
     return pairs
 
 
-def _shared(listing: Listing) -> list[str]:
-    """Note the class names that more than one part has."""
-    counts = Counter(name for part, c in listing.parts.items() if part != "gallery" for name in c)
-    shared = sorted(name for name, count in counts.items() if count > 1)
-    if not shared:
-        return []
-    return [
-        f"{len(shared)} class names are in more than one part, which training refuses; --resplit "
-        f"pools all images and splits them anew by class: {join_names(shared, LISTED)}"
-    ]
+def _refused(listing: Listing) -> list[str]:
+    """Say why training would refuse the classes as they are."""
+    parts, reasons = listing.parts, []
+    counts = Counter(name for part, c in parts.items() if part != "gallery" for name in c)
+    if shared := sorted(name for name, count in counts.items() if count > 1):
+        reasons.append(
+            f"{len(shared)} class names are in more than one part; --resplit pools all images and "
+            f"splits them anew by class: {join_names(shared, LISTED)}"
+        )
+    try:
+        if "test" not in parts:
+            draw_test(list(parts["train"]), 0, "val" not in parts)
+        elif "val" not in parts:
+            draw_classes(list(parts["train"]), VAL_SHARE, 0)
+    except ValueError as error:
+        reasons.append(str(error))
+    return reasons
 
 
 def _first(lines: list[str]) -> list[str]:

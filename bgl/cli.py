@@ -137,16 +137,16 @@ def search(argv: Sequence[str]) -> int:
 def check(argv: Sequence[str]) -> int:
     """Look at images before training: classes, sizes, broken files, duplicates, leaks.
 
-    The exit status is 1 where an image cannot be read, or where training and test share one.
+    The exit status is 1 where training refuses the data, or where training and test share an image.
     """
     parser = Parser(prog="bgl check", description=check.__doc__)
     parser.add_argument("data", help="Folder with CLASS/* or train/CLASS/* …, or a CSV table.")
-    parser.add_argument("--root", help="What the paths of a table are relative to.")
+    parser.add_argument("--data-root", help="What the paths of a table are relative to.")
     parser.add_argument("--page", help="HTML file to write, with pictures.")
     options = parser.parse_args(argv)
     from bgl.checking import check_images, write_page
 
-    report = check_images(options.data, options.root)
+    report = check_images(options.data, options.data_root)
     print(report)
     if options.page:
         print(f"look at it: {write_page(report, options.page)}")

@@ -34,7 +34,7 @@ class WithBlock(nn.Module):
         super().__init__()
         self.encoder = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, channels))
         self.head = nn.Linear(channels, 32)
-        self.block = DyBGRBlock(channels, k=12)
+        self.block = DyBGRBlock(channels)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> list[Tensor]:
         features = self.encoder(images)

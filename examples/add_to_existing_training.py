@@ -79,7 +79,7 @@ def main() -> None:
     loader = DataLoader(TensorDataset(train_images, train_labels), batch_sampler=sampler)
 
     # --- added: the block, which is trained with the rest and discarded afterwards
-    block = DyBGRBlock(CHANNELS, k=12)
+    block = DyBGRBlock(CHANNELS)
     # --- added: IAA, which needs to know the classes and the dimension of the embeddings
     statistics = ClassStatistics(num_classes=CLASSES, channels=DIM)
     augmented = AugmentedLoss(criterion, IntraClassAugmentation(statistics, strength=0.8))
@@ -96,7 +96,7 @@ def main() -> None:
             # --- added: synthetic embeddings, as soon as the class statistics are estimated
             loss = (augmented if epoch > 2 else criterion)(embeddings, labels)
             # --- added: the same loss after the graph
-            loss = 0.5 * loss + 0.5 * criterion(head(block(features, y=labels)), labels)
+            loss = 0.3 * loss + 0.7 * criterion(head(block(features, y=labels)), labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

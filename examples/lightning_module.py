@@ -33,7 +33,7 @@ class MetricLearner(lightning.LightningModule):
         super().__init__()
         self.encoder = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, channels))
         self.head = nn.Linear(channels, 32)
-        self.block = DyBGRBlock(channels, k=12)  # --- added
+        self.block = DyBGRBlock(channels)  # --- added
         self.criterion = MultiSimilarityLoss()
 
     def forward(self, images: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ def main() -> None:
     backbone, head = make_encoder()
     loss_func = losses.MultiSimilarityLoss(distance=distances.CosineSimilarity())
     mining_func = miners.MultiSimilarityMiner()
-    block = DyBGRBlock(CHANNELS, k=8)  # DyBGR 2
+    block = DyBGRBlock(CHANNELS)  # DyBGR 2
     parameters = [*backbone.parameters(), *head.parameters()]
     parameters += block.parameters()  # DyBGR 3
     optimizer = torch.optim.AdamW(parameters, lr=1e-3)
@@ -97,7 +97,7 @@ def main() -> None:
             embeddings = head(features)
             loss = loss_func(embeddings, labels, mining_func(embeddings, labels))
             context = head(block(features, y=labels))  # DyBGR 4: the same head, after the graph
-            loss = 0.5 * loss + 0.5 * loss_func(context, labels)  # DyBGR 5
+            loss = 0.3 * loss + 0.7 * loss_func(context, labels)  # DyBGR 5
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -20,8 +20,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 import bgl.models
-from bgl.datasets import ImageDataset, Splits, load_dataset
-from bgl.images import IMAGE_SUFFIXES, read_image
+from bgl.datasets import load_dataset
+from bgl.images import read_image
 from bgl.training import TrainConfig, train
 from bgl.visualization import retrieval_grid
 
@@ -34,29 +34,6 @@ def make_folder(root: Path, classes: int) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(emoji.read(i).permute(1, 2, 0).numpy()).save(file)
     return root
-
-
-def list_images(root: Path) -> tuple[list[Path], list[str]]:
-    """List the images in the folders of ``root``, and the names of these folders."""
-    folders = sorted(entry for entry in root.iterdir() if entry.is_dir())
-    found = [
-        sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
-        for folder in folders
-    ]
-    names = [folder.name for folder, files in zip(folders, found, strict=True) if files]
-    if len(names) < 8:
-        raise SystemExit(f"{root} must hold at least 8 folders with images, one for each class")
-    return [file for files in found for file in files], names
-
-
-def split(files: Sequence[Path], classes: list[str]) -> Splits:
-    """Hold out every fourth class for the test."""
-    labels = torch.tensor([classes.index(file.parent.name) for file in files])
-    everything = ImageDataset(files, labels, classes)
-    kept = set(range(0, len(classes), 4))
-    rest = [c for c in range(len(classes)) if c not in kept]
-    train_part, test_part = everything.select_classes(rest), everything.select_classes([*kept])
-    return Splits("my images", train_part, None, test_part)
 
 
 def thumbnails(files: Sequence[Path]) -> Tensor:
@@ -77,10 +54,11 @@ def main() -> None:
     options = parser.parse_args()
     out: Path = options.output_dir
     root = options.images or make_folder(out / "emoji", 16 if options.short else 120)
-    files, classes = list_images(root)
-    query: Path = options.query or files.pop()  # by default, one of the images
+    # 1. data: of the classes, a quarter is for the test, and a part of the others for validation
+    splits = load_dataset("folder", root)
+    print(splits)
 
-    # 1. train: every option of TrainConfig is also an option of `bgl train`
+    # 2. train: every option of TrainConfig is also an option of `bgl train`
     config = TrainConfig(
         dataset="folder",
         data_root=str(root),
@@ -90,27 +68,31 @@ def main() -> None:
         backbone="test_resnet" if options.short else "tf_efficientnet_lite0",
         weights="none" if options.short else "auto",
         batch_size=16 if options.short else 64,
-        per_class=4,
     )
-    splits = split(files, classes)
-    print(f"training on {splits.train}")
     result = train(config, splits, out)
     for embedding, metrics in result.metrics.items():
         print(f"{embedding} embedding, {splits.test.num_classes} new classes: ", end="")
         print(f"R@1 {100 * metrics['recall@1']:.1f}, MAP@R {100 * metrics['map@r']:.1f}")
 
-    # 2. embed: the model accepts files of any size
+    # 3. embed: the model accepts files of any size
     encoder = bgl.models.load(out)
-    vectors = encoder.embed([*files, query], output="backbone")
+    parts = splits.parts().values()
+    files = [root / path for part in parts for path in part.paths]
+    classes = [part.class_names[label] for part in parts for label in part.labels]
+    if options.query is None:  # one of the test images
+        query, _ = files.pop(), classes.pop()
+    else:
+        query = options.query
+    vectors = encoder.embed([*files, query])
 
-    # 3. search and draw: the last row is the query, whose class is unknown
-    labels = [classes.index(file.parent.name) for file in files]
+    # 4. search and draw: the last row is the query, whose class is unknown
+    names = sorted(set(classes))
     figure = retrieval_grid(
         vectors,
-        torch.tensor([*labels, -1]),
+        torch.tensor([*(names.index(name) for name in classes), -1]),
         thumbnails([*files, query]),
         queries=[len(files)],
-        names=classes,
+        names=names,
     )
     figure.savefig(out / "answer.png", dpi=200)
     print(f"the images most like {query}: {out / 'answer.png'}")

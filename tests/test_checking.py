@@ -24,8 +24,8 @@ def picture(seed: int, side: int = 96) -> Image.Image:
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     root = tmp_path / "photos"
-    for c in range(4):
-        folder = root / ("train" if c < 2 else "test") / f"class{c}"
+    for c in range(6):
+        folder = root / ("test" if c in (2, 3) else "train") / f"class{c}"
         folder.mkdir(parents=True)
         for i in range(3):
             picture(10 * c + i).save(folder / f"{i}.png")
@@ -43,7 +43,7 @@ def kinds(root: Path) -> dict[str, list[list[str]]]:
 def test_nothing_wrong(photos: Path, capsys) -> None:
     assert main(["check", str(photos)]) == 0
     out = capsys.readouterr().out
-    assert "train: 2 classes with 6 images, 3 to 3 each" in out
+    assert "train: 4 classes with 12 images, 3 to 3 each" in out
     assert "96 to 96 px" in out
     assert out.endswith("fit to train on\n")
     assert kinds(photos) == {}
@@ -121,5 +121,20 @@ def test_page_shows_the_copies(photos: Path, tmp_path: Path, capsys) -> None:
 def test_a_table(photos: Path, capsys) -> None:
     table = photos / "items.csv"
     table.write_text(f"path;label\n{'train/class0/0.png;a'}\ntrain/class0/1.png;b\n")
-    assert main(["check", str(table)]) == 0
-    assert "train: 2 classes with 2 images" in capsys.readouterr().out
+    assert main(["check", str(table)]) == 1
+    out = capsys.readouterr().out
+    assert "train: 2 classes with 2 images" in out
+    assert "training refuses these classes: Expected 6 classes or more" in out
+    assert main(["check", str(table), "--data-root", str(photos / "test")]) == 1
+    assert "2 images cannot be read" in capsys.readouterr().out
+
+
+def test_paths_may_be_relative(photos: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(photos.parent)
+    (photos / "train/class0/0.png").write_bytes(b"no image")
+    picture(10).save(photos / "test/class2/copy.png")
+    assert main(["check", "photos", "--page", "check.html"]) == 1
+    assert "  train/class0/0.png: " in capsys.readouterr().out
+    assert Path("check.html").read_text().count("<img ") == 2
+    assert main(["check", "phtos"]) == 2
+    assert "there is no phtos" in capsys.readouterr().err

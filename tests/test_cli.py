@@ -113,6 +113,7 @@ def test_datasets(folder: Path, capsys) -> None:
         (["train", "--dybgr.num-iteration", "1"], r"did you mean --dybgr.num_iterations\?"),
         (["eval", "x", "--data-rot", "y"], r"no option --data-rot: did you mean --data-root\?"),
         (["search", "query", "x", "y", "--pge", "z"], r"no option --pge: did you mean --page\?"),
+        (["train", "--epochs", "ten"], "Expected --epochs to be an integer, but got ten"),
         (["eval"], "required: run"),
         (["search", "query", "index", "nothere.jpg"], "nothere.jpg"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,11 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
             raise ValueError(
                 f"Expected argument `labels` to be ids into {len(class_names)} `class_names`, "
                 f"but got values from {int(labels.min())} to {int(labels.max())}"
+            )
+        if twice := [name for name, count in Counter(class_names).items() if count > 1]:
+            raise ValueError(
+                "Expected argument `class_names` to have every name once, but "
+                f"{twice[0]!r} is there more than once"
             )
         if paths is None:
             if isinstance(images, Tensor):

@@ -27,7 +27,11 @@ def _reason(file: Path) -> str | None:
     try:
         read_image(file, min_side=1)
     except BrokenImageError as error:
-        # without the path, so that files with one reason can be named together
-        path = r"(?<=image file) (\w+\()?(['\"]).*?\2\)?(?=;|$)"
-        return printable(re.sub(path, "", error.reason, count=1))
+        return short_reason(error)
     return None
+
+
+def short_reason(error: BrokenImageError) -> str:
+    """Say why an image is broken, without its path: files with one reason are named together."""
+    path = r"(?<=image file) (\w+\()?(['\"]).*?\2\)?(?=;|$)"
+    return printable(re.sub(path, "", error.reason, count=1))

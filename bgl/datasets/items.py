@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,5 +80,10 @@ def read_items(
     present = sorted(set(labels))
     ids = {value: i for i, value in enumerate(present)}
     names = [str(value if class_names is None else class_names[value]) for value in present]
+    counts = Counter(names)  # ImageNet has a bird and a machine called crane
+    names = [
+        name if counts[name] == 1 else f"{name} ({value})"
+        for name, value in zip(names, present, strict=True)
+    ]
     found = torch.tensor([ids[value] for value in labels])
     return [Item(items, i, key) for i in range(len(items))], found, names

@@ -63,7 +63,8 @@ class Listing:
         if not file or "\0" in file or not whole.startswith(os.path.join(self.home, "")):
             raise ValueError(
                 f"{where}: expected the path of a file in {self.home}, relative to that folder, "
-                f"but got {file!r}, which leads out of it"
+                f"but got {file!r}, which leads out of it: pass the folder above all images as "
+                "`root` (--data-root)"
             )
         path = Path(whole)
         part_before, label_before, where_before = self._seen.setdefault(path, (part, label, where))

@@ -17,7 +17,7 @@ from bgl.datasets.inshop import INSHOP
 from bgl.datasets.listing import Listing
 from bgl.datasets.sop import SOP
 from bgl.datasets.source import Source
-from bgl.datasets.splits import build_splits
+from bgl.datasets.splits import VAL_SHARE, build_splits
 from bgl.datasets.table import read_table
 from bgl.datasets.vehicleid import VEHICLEID_LARGE, VEHICLEID_MEDIUM, VEHICLEID_SMALL
 
@@ -66,7 +66,7 @@ def load_dataset(
     name: str,
     root: str | Path | None = None,
     *,
-    val_fraction: float = 0.25,
+    val_fraction: float = VAL_SHARE,
     seed: int = 0,
     skip_broken: bool = False,
     allow_partial: bool = False,
@@ -113,9 +113,15 @@ def load_dataset(
             is in train and in another part, an image is in two, all images of a part are broken,
             the dataset is not complete, or there are too few classes to draw from.
     """
-    check_choice(name, "name", dataset_names())
+    if name not in dataset_names():
+        raise ValueError(
+            f"Expected argument `name` (--dataset) to be one of {dataset_names()}, but got "
+            f"{name!r}; images of your own are 'folder' (--dataset folder --data-root DIR)"
+        )
     if name == "table" and table is None:
-        raise ValueError("Expected argument `table` to be the CSV file of 'table', got None")
+        raise ValueError(
+            "Expected argument `table` to be the CSV file of the dataset 'table', got None"
+        )
     if name != "table" and table is not None:
         raise ValueError(
             f"Expected argument `table` to be None for the dataset {name!r}, got {str(table)!r}; "
@@ -124,8 +130,9 @@ def load_dataset(
     if name == "emoji":
         if root is not None:
             raise ValueError(
-                f"Expected argument `root` to be None for the packaged dataset {name!r}, "
-                f"got {str(root)!r}; images of your own are the dataset 'folder' (--dataset folder)"
+                "Expected argument `root` (--data-root) to be None for the packaged dataset "
+                f"{name!r}, got {str(root)!r}; images of your own are the dataset 'folder' "
+                "(--dataset folder)"
             )
         return load_emoji()
     source = SOURCES.get(name)
@@ -138,8 +145,8 @@ def load_dataset(
         listing = read_table(table, root)
     elif root is None:
         raise ValueError(
-            f"Expected argument `root` to be the folder of the dataset {name!r}, got None"
-            + (f". {source.instructions()}" if source is not None else "")
+            f"Expected argument `root` (--data-root) to be the folder of the dataset {name!r}, but "
+            f"got None: {'pass it' if source is None else source.instructions()}"
         )
     else:
         listing = READERS[name](root) if source is None else source.load(root)

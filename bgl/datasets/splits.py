@@ -22,6 +22,7 @@ from bgl.datasets.source import Source
 from bgl.images.reading import printable
 
 TEST_SHARE = 0.25  # of the classes, where nothing says which are the test set
+VAL_SHARE = 0.25  # of the others, where none are given
 CHECKED = 10_000  # images of one's own are all decoded at the start up to here: a few seconds
 
 
@@ -38,7 +39,7 @@ def build_splits(
     listing: Listing,
     source: Source | None = None,
     *,
-    val_fraction: float = 0.25,
+    val_fraction: float = VAL_SHARE,
     seed: int = 0,
     skip_broken: bool = False,
     allow_partial: bool = False,
@@ -95,7 +96,7 @@ def build_splits(
     _raise_all(problems)
     parts = listing.parts
     if "test" not in parts:
-        drawn = draw_classes(list(parts["train"]), TEST_SHARE, seed, 4 if val_fraction else 2)
+        drawn = draw_test(list(parts["train"]), seed, bool(val_fraction) and "val" not in parts)
         parts["test"] = {name: parts["train"].pop(name) for name in drawn}
     elif source is not None and source.draws_gallery:
         parts["test"], parts["gallery"] = _draw_gallery(parts["test"], seed)
@@ -124,7 +125,7 @@ def build_splits(
 
 
 def split_by_class(
-    images: ImageDataset, name: str = "images", *, val_fraction: float = 0.25, seed: int = 0
+    images: ImageDataset, name: str = "images", *, val_fraction: float = VAL_SHARE, seed: int = 0
 ) -> Splits:
     """Draw the classes of validation and test from one dataset.
 
@@ -148,7 +149,7 @@ def split_by_class(
     check_real(val_fraction, "val_fraction", 0.0, 1.0)
     check_int(seed, "seed", 0)
     ids = {name: i for i, name in enumerate(images.class_names)}
-    test = draw_classes(list(ids), TEST_SHARE, seed, 4 if val_fraction else 2)
+    test = draw_test(list(ids), seed, bool(val_fraction))
     train = [name for name in ids if name not in test]
     val = draw_classes(train, val_fraction, seed) if val_fraction else []
 
@@ -358,19 +359,31 @@ def _unmatched(listing: Listing) -> list[str]:
     return notes
 
 
-def draw_classes(names: Sequence[str], fraction: float, seed: int, left: int = 2) -> list[str]:
+def draw_test(names: Sequence[str], seed: int, validated: bool) -> list[str]:
+    """Draw the classes of the test set; ``validated``: those of validation are yet to be drawn.
+
+    Raises:
+        ValueError: If there are too few to draw from.
+    """
+    least = 6 if validated else 4
+    if len(names) < least:
+        parts = "train on, for validation and for test" if validated else "train on and for test"
+        without = validated and len(names) >= 4
+        raise ValueError(
+            f"Expected {least} classes or more, to have 2 each to {parts}, but got {len(names)}"
+            + ("; 4 do without validation (--val-fraction 0)" if without else ": add classes")
+        )
+    return draw_classes(names, TEST_SHARE, seed)
+
+
+def draw_classes(names: Sequence[str], fraction: float, seed: int) -> list[str]:
     """Draw the classes to hold out, in alphabetical order: ``fraction`` of them, but 2 at least.
 
     Raises:
-        ValueError: If fewer than ``left`` classes stay.
+        ValueError: If fewer than 2 classes stay.
     """
     count = max(2, round(fraction * len(names)))
-    if len(names) - count < left and left > 2:
-        raise ValueError(
-            f"Expected 6 classes or more, to have 2 each to train on, for validation and for test, "
-            f"got {len(names)}; 4 do without validation: `val_fraction` 0 (--val-fraction 0)"
-        )
-    if len(names) - count < left:
+    if len(names) - count < 2:
         few = (
             "are too few to hold any out" if len(names) < 4 else f"without {count} are fewer than 2"
         )

@@ -49,7 +49,9 @@ def read_table(table: str | Path, root: str | Path | None = None) -> Listing:
         raise FileNotFoundError(f"Expected argument `table` to be a CSV file, but got {table}")
     home = Path(root) if root is not None else table.parent
     if not home.is_dir():
-        raise FileNotFoundError(f"Expected argument `root` to be a folder, but got {home}")
+        raise FileNotFoundError(
+            f"Expected argument `root` (--data-root) to be a folder, but got {home}"
+        )
     notes: list[str] = []
     lines = [_parse(row, where) for where, row in _rows(table, notes)]
     splits = {line.split for line in lines}

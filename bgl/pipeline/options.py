@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from inspect import signature
@@ -153,9 +154,19 @@ def parse(argv: Sequence[str], description: str | None = None) -> Command:
                 TrainConfig.from_dict({**values, "method": method, "seed": seed}) for seed in seeds
             ]
     except ArgumentError as error:
-        raise ValueError(f"{error}; bgl train --help lists the options") from error
+        raise ValueError(f"{_readable(error)}; bgl train --help lists the options") from error
     folder = None if options.output_dir is None else Path(options.output_dir)
     return Command(configs, folder, trackers, options.refine, options.pixels, tuple(free))
+
+
+def _readable(error: ArgumentError) -> str:
+    """Say which option is wrong, in our words where jsonargparse shows a class."""
+    pattern = r"Parser key \"(\w+)\": Expected an? <class '(\w+)'>\. Got value: (.*)"
+    found = re.search(pattern, " ".join(str(error).split()))
+    if found is None:
+        return str(error)
+    kind = {"int": "an integer", "float": "a number", "str": "text"}.get(found[2], found[2])
+    return f"Expected {option(found[1])} to be {kind}, but got {found[3]}"
 
 
 def matching_batch(batch_size: int, per_class: int, free: Collection[str]) -> dict[str, int]:

@@ -57,7 +57,7 @@ class TerminalProgress(Progress):
         now = time.perf_counter()
         rate = f"{self.done * self.size / max(now - self.started, 1e-9):,.0f} images/s"
         self.bars.update(self.task, advance=amount, rate=rate)
-        if not self.console.is_terminal and now - self.reported >= REPORT_EVERY:
+        if amount and not self.console.is_terminal and now - self.reported >= REPORT_EVERY:
             self.reported = now
             parts = [f"{self.what}: {self.done:,} of {self.total:,}", rate, *self._left(now)]
             self.console.print(", ".join(parts), highlight=False, markup=False, soft_wrap=True)

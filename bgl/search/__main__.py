@@ -68,7 +68,8 @@ def _build(options: argparse.Namespace) -> int:
 
     def progress(done: int, total: int) -> None:
         if bar or done == total:
-            print(f"\r{done} of {total} images"[not bar :], end="", file=sys.stderr, flush=True)
+            start, end = ("\r", "") if bar else ("", "\n")
+            print(f"{start}{done} of {total} images", end=end, file=sys.stderr, flush=True)
 
     index = SearchIndex.build(
         options.run,
@@ -79,7 +80,8 @@ def _build(options: argparse.Namespace) -> int:
         progress,
         num_workers(options.workers),
     )
-    print(file=sys.stderr)
+    if bar:
+        print(file=sys.stderr)
     index.save(options.index)
     _report(index.broken)
     print(f"{len(index)} images in {printable(options.index)}, compared by {index.measure}")

@@ -25,7 +25,8 @@ def find_images(places: Iterable[str | Path]) -> list[Path]:
     Example:
         >>> find_images(["no/such/file.jpg"])
         Traceback (most recent call last):
-        FileNotFoundError: Expected argument `images` to exist, but found none: no/such/file.jpg
+        FileNotFoundError: Expected argument `images` to be files and folders, but there is no
+        no/such/file.jpg
     """
     if isinstance(places, (str, Path)):
         raise ValueError(f"Expected argument `images` to be paths in a list, got {places!r}")
@@ -39,12 +40,17 @@ def find_images(places: Iterable[str | Path]) -> list[Path]:
                 and not any(part.startswith(".") for part in file.relative_to(place).parts)
             ]
             if not files:
-                raise ValueError(f"Expected argument `images` to have images in {place}")
+                raise ValueError(
+                    f"Expected argument `images` to be folders with images, but {place} has no "
+                    f"file of the kinds {' '.join(sorted(IMAGE_SUFFIXES))}"
+                )
             found |= dict.fromkeys(file.absolute() for file in files)
         elif place.exists():
             found[place.absolute()] = None
         else:
-            raise FileNotFoundError(f"Expected argument `images` to exist, but found none: {place}")
+            raise FileNotFoundError(
+                f"Expected argument `images` to be files and folders, but there is no {place}"
+            )
     return list(found)
 
 

@@ -45,16 +45,19 @@ def add_readout(
     if val is not None:
         val_features = evaluator.embed(val)["backbone"].to(device)
     x, y = features.to(device), splits.train.labels
-    shrinkage, chosen_by = SHRINKAGE, "default"
+    readout, shrinkage, chosen_by = None, SHRINKAGE, "default"
     try:
-        if val is not None:
+        if val is None:
+            readout = fit_readout(x, y, covariance=config.readout, dim=dim)
+        else:
             choice = choose_readout(
                 x, y, val_features, val.labels, covariances=(config.readout,), dim=dim
             )
-            shrinkage, chosen_by = choice.best["shrinkage"], "validation MAP@R"
-        readout = fit_readout(x, y, covariance=config.readout, shrinkage=shrinkage, dim=dim)
+            readout, shrinkage = choice.readout, choice.best["shrinkage"]
+            chosen_by = "validation MAP@R"
     except ValueError as error:  # of an encoder that gives the same for all images, for instance
         warnings.warn(f"There is no readout. {error}", stacklevel=2)
+    if readout is None:
         return None
     broadcast_module(readout)
     evaluator.encoder = evaluator.encoder.with_readout(readout)

@@ -164,7 +164,11 @@ def test_too_few_classes_to_split(root: Path) -> None:
         load_folder(root)
     with pytest.warns(UserWarning, match="3 to train on, 0 for validation and 2 for test"):
         load_folder(root, val_fraction=0)
-    for name in TRAIN[5:]:
+    shutil.rmtree(root / TRAIN[5])
+    shutil.rmtree(root / TRAIN[6])
+    with pytest.raises(ValueError, match=r"4 classes or more, .* got 3: add classes$"):
+        load_folder(root, val_fraction=0)
+    for name in TRAIN[7:]:
         shutil.rmtree(root / name)
     shutil.rmtree(root / "test1")
     with pytest.raises(ValueError, match=r"but got test0 alone: pass the folder above"):
@@ -174,14 +178,17 @@ def test_too_few_classes_to_split(root: Path) -> None:
 @pytest.mark.parametrize("name", ["val", "Valid", "validation"])
 def test_validation_classes_of_a_folder_of_their_own(root: Path, name: str) -> None:
     (root / name).mkdir()
-    for moved in TRAIN[:2]:
+    for moved in TRAIN[:4]:
         shutil.move(root / "train" / moved, root / name / moved)
     splits = load_folder(root)
     assert splits.val is not None
-    assert splits.val.class_names == list(TRAIN[:2])
-    assert splits.train.class_names == list(TRAIN[2:])
+    assert splits.val.class_names == list(TRAIN[:4])
+    assert splits.train.class_names == list(TRAIN[4:])
     shutil.copytree(root / name / TRAIN[0], root / "test" / TRAIN[0])
     with pytest.raises(ValueError, match=r"no class name in common, but got train0"):
+        load_folder(root)
+    shutil.rmtree(root / "test")  # the four classes that are left do for training and test
+    with pytest.warns(UserWarning, match="2 to train on, 4 for validation and 2 for test"):
         load_folder(root)
 
 

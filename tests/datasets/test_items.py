@@ -108,6 +108,14 @@ def test_pairs_with_labels_of_text() -> None:
     check(ImageDataset.from_items(pairs), [1, 0, 1], ["a", "b"])
 
 
+def test_classes_of_one_name_stay_apart() -> None:
+    pairs = [(pixels(i), i % 3) for i in range(6)]
+    data = ImageDataset.from_items(pairs, class_names=["crane", "owl", "crane"])
+    check(data, [0, 1, 2, 0, 1, 2], ["crane (0)", "owl", "crane (2)"])
+    with pytest.raises(ValueError, match=r"`class_names` to have every name once, .*'crane'"):
+        ImageDataset(["a.png"], torch.tensor([0]), ["crane", "crane"])
+
+
 def test_parts_of_one_dataset() -> None:
     pairs = [(pixels(i % 20), f"class{i // 3}") for i in range(24)]
     splits = split_by_class(ImageDataset.from_items(pairs))

@@ -71,5 +71,5 @@ def test_a_picture_of_the_answer(run, tmp_path):
     assert "the images most like new.png" in out
     with Image.open(tmp_path / "out" / "answer.png") as picture:
         assert picture.size[0] > picture.size[1] > 100
-    with pytest.raises(SystemExit, match="at least 8 folders"):
+    with pytest.raises(ValueError, match="pass the folder above the class folders"):
         run(file, "--short", str(tmp_path / "out"))

@@ -34,6 +34,10 @@ def test_a_line_now_and_then_with_rate_and_time_left(clock: list[float]) -> None
         config = tiny(epochs=4, batch_size=16)
         progress.begin(TrainingRun(config, encoder=None), 1)  # type: ignore[arg-type]
         progress.start("epoch 2/4", 10)
+        clock[0] += 60
+        progress.advance(0)
+        assert out.getvalue() == ""  # nothing is done yet
+        clock[0] -= 60
         for _ in range(10):
             clock[0] += 6
             progress.advance(1)
