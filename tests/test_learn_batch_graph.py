@@ -102,7 +102,7 @@ def test_gradient_reaches_the_features():
 @pytest.mark.parametrize(
     ("data", "named"),
     [
-        (Data(y=torch.zeros(3).long(), num_nodes=3), "with `x`.*attr="),
+        (Data(y=torch.zeros(3).long(), num_nodes=3), "with `x`.*`attr`"),
         (HeteroData(), "PyG Data"),
         (Data(x=torch.zeros(3).long(), y=torch.zeros(3).long()), "`x`"),
         (Data(x=torch.randn(3, 2)), "labels `y`"),

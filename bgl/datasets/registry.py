@@ -146,7 +146,7 @@ def load_dataset(
     elif root is None:
         raise ValueError(
             f"Expected argument `root` (--data-root) to be the folder of the dataset {name!r}, but "
-            f"got None: {'pass it' if source is None else source.instructions()}"
+            f"got None. {'Pass it' if source is None else source.instructions()}"
         )
     else:
         listing = READERS[name](root) if source is None else source.load(root)
