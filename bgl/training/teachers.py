@@ -14,7 +14,7 @@ from bgl._checks import check_choice, check_int, check_real
 from bgl._precision import at_least_float32, exact_matmul
 from bgl._registry import Registry
 from bgl.layers import AdaptiveGraph, RandomGraph
-from bgl.layers.pairs import Graph
+from bgl.layers.pairs import Graph, Neighbors
 from bgl.losses import SoftTargetLoss, diffuse
 from bgl.losses.soft_targets import LARGEST_W
 from bgl.models import BatchGraphOutput
@@ -117,9 +117,8 @@ class DiffusedTeacher(Teacher):
         unit = normalize(at_least_float32(x), dim=1)
         cosine = exact_matmul(unit, unit.t()).fill_diagonal_(-torch.inf)
         source = cosine.topk(min(self.k, len(x) - 1), dim=1).indices
-        target = torch.arange(len(x), device=x.device)[:, None].expand_as(source)
         weight = torch.full_like(cosine[:, : source.size(1)], 1 / source.size(1))
-        return torch.stack([source.flatten(), target.flatten()]), weight.flatten()
+        return Neighbors(source, weight, None).edges()
 
 
 class WideTeacher(Teacher):
