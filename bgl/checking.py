@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import html
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from bgl._gallery import figure, write_gallery
 from bgl.datasets.decoding import short_reason
 from bgl.datasets.folder import read_folder
 from bgl.datasets.listing import Listing, join_names
-from bgl.datasets.splits import VAL_SHARE, alike_names, draw_classes, draw_test
+from bgl.datasets.splits import VAL_SHARE, alike_names, draw_classes, draw_test, shared_names
 from bgl.datasets.table import read_table
 from bgl.images import BrokenImageError, read_image
 from bgl.images.loading import num_workers
@@ -236,8 +235,7 @@ def near_pairs(x: Tensor, chunk: int = 1024) -> list[tuple[int, int]]:
 def _refused(listing: Listing) -> list[str]:
     """Say why training would refuse the classes as they are."""
     parts, reasons = listing.parts, []
-    counts = Counter(name for part, c in parts.items() if part != "gallery" for name in c)
-    if shared := sorted(name for name, count in counts.items() if count > 1):
+    if shared := sorted({name for names in shared_names(listing).values() for name in names}):
         reasons.append(
             f"{len(shared)} class names are in more than one part; --resplit pools all images and "
             f"splits them anew by class: {join_names(shared, LISTED)}"

@@ -91,6 +91,14 @@ def test_unreadable_images_empty_folders_and_shared_names(photos: Path, capsys) 
     assert "not fit to train on as it is" in out
 
 
+def test_names_that_training_takes_for_one_are_shared(photos: Path) -> None:
+    """é as one character in train, as a letter and an accent in test."""
+    (photos / "train/class0").rename(photos / "train/\u00e9")
+    (photos / "test/class2").rename(photos / "test/e\u0301")
+    (reason,) = check_images(photos).refused
+    assert reason.startswith("1 class names are in more than one part")
+
+
 def test_pairs_are_those_of_a_loop() -> None:
     generator = torch.Generator().manual_seed(0)
     base = torch.randint(0, 256, (20, 48), generator=generator).float()

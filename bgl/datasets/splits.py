@@ -73,7 +73,7 @@ def build_splits(
         )
     if resplit:
         listing.pool()
-    problems = _shared_names(listing, source)
+    problems = _shared_names_problems(listing, source)
     notes += alike_names(listing)
     incomplete = _incomplete(name, listing, source)
     if incomplete is not None and allow_partial:
@@ -180,17 +180,23 @@ def _raise_all(problems: list[Problem]) -> None:
     raise ValueError(text)
 
 
-def _shared_names(listing: Listing, source: Source | None) -> list[Problem]:
-    """Find the class names that two parts share; query and gallery may.
+def shared_names(listing: Listing) -> dict[tuple[str, str], list[str]]:
+    """Find the class names that two parts share, by the two; query and gallery may.
 
     One name may be written with different Unicode characters (é, or e and an accent).
     """
-    problems = []
+    found = {}
     for one, other in combinations(listing.parts, 2):
         names = {normalize("NFC", name) for name in listing.parts[one]}
         shared = sorted(name for name in listing.parts[other] if normalize("NFC", name) in names)
-        if (one, other) == ("test", "gallery") or not shared:
-            continue
+        if shared and (one, other) != ("test", "gallery"):
+            found[one, other] = shared
+    return found
+
+
+def _shared_names_problems(listing: Listing, source: Source | None) -> list[Problem]:
+    problems = []
+    for (one, other), shared in shared_names(listing).items():
         origin, second = listing.origins[one], listing.origins[other]
         where = f"{origin} and {second}" if origin != second else f"{one} and {other} of {origin}"
         text = (
