@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from bgl.models import (
     assemble_model,
     create_backbone,
 )
+from bgl.models.weights import read_state_dict
 from bgl.samplers import SAMPLERS, BatchSampler
 from bgl.training.average import WeightAverage
 from bgl.training.config import TrainConfig
@@ -126,6 +128,23 @@ def build_model(config: TrainConfig) -> tuple[BatchGraphModel, BackboneInfo]:
     if config.checkpoint_activations:
         model.checkpoint_activations(config.checkpoint_activations)
     return model, info
+
+
+def check_parts(config: TrainConfig, num_classes: int, labels: Tensor) -> None:
+    """Build all parts of a configuration, without memory for the model: do its options fit?
+
+    Raises:
+        ValueError: If one of them does not; the message names it.
+        FileNotFoundError: If there is no file with the weights.
+    """
+    with torch.device("meta"):
+        _, info = build_model(dataclasses.replace(config, weights="none"))
+    if config.weights not in ("auto", "none"):
+        read_state_dict(config.weights)
+    build_criterion(config, num_classes)
+    build_augmentation(config, num_classes)
+    build_teachers(config, num_classes, info.num_features)
+    build_sampler(config, labels)
 
 
 def freeze_parts(backbone: nn.Module, names: list[str]) -> None:
