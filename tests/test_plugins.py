@@ -15,7 +15,7 @@ from helpers import write_noisy_classes
 
 import bgl
 from bgl._registry import Registry
-from bgl.models import load
+from bgl.models import BLOCKS, load
 
 MODULE = '''
 import torch
@@ -231,3 +231,10 @@ def test_names_that_are_wrong_or_taken_are_refused() -> None:
         parts["oen"]
     assert "oen" not in parts
     assert parts.resolve("one", {}) == {"k": 3}
+
+
+@pytest.mark.parametrize("name", ["seed", "loss", "refine", "none", "iaa", "wide"])
+def test_a_block_is_not_named_like_an_option_or_another_part(name: str) -> None:
+    with pytest.raises(ValueError, match=f"'{name}' is .*: choose another"):
+        BLOCKS.register(name)(lambda channels: None)
+    assert name not in BLOCKS

@@ -23,6 +23,7 @@ from jsonargparse import (
 )
 
 from bgl._io import check_yaml, read_yaml, write_text
+from bgl._registry import reserve
 from bgl._usage import RUN_OPTIONS, check_options, check_train_words, dashes, option
 from bgl.pipeline.results import COMMAND_FILE, read_record
 from bgl.training import TrainConfig
@@ -33,6 +34,8 @@ LISTS = ("--method", "--seed", "--seeds", "--log")  # take several words
 OF_A_RUN = (
     *("config", "method", "seed", "output_dir", "log", "plugin", "resume", "refine", "pixels"),
 )
+
+reserve(RUN_OPTIONS, "an option of a run")
 
 
 def load_yaml(text: str) -> Any:
