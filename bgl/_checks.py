@@ -115,11 +115,13 @@ def check_choice(value: str, name: str, choices: tuple[str, ...]) -> str:
     return value
 
 
-def check_none(reason: str, **values: object) -> None:
-    """Raise unless all ``values`` are None: losses of the library are called with more."""
-    for name, value in values.items():
+def check_batch(embeddings: Tensor, labels: Tensor, reason: str, **others: object) -> None:
+    """Raise unless a loss is given embeddings and labels alone; ``others`` are None."""
+    for name, value in others.items():
         if value is not None:
             raise ValueError(f"Expected argument `{name}` to be None: {reason}")
+    check_matrix(embeddings, "embeddings", "[N, D]")
+    check_index_vector(labels, embeddings.size(0), "labels")
 
 
 def check_callable(value: Any, name: str) -> None:

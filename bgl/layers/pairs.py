@@ -188,12 +188,11 @@ class Pairs:
                 part = [block.nodes(position), *chosen, *rest]
                 if len(self.blocks) == 1:
                     found = part
-                elif not found:
-                    # before the next block: small tensors between large ones would tear the heap
-                    found = [each.new_empty(len(self.rows), each.size(1)) for each in part]
-                if len(self.blocks) > 1:
-                    for whole, each in zip(found, part, strict=True):
-                        whole[block.rows] = each
+                    break
+                # made at once: small tensors between the large ones of blocks would tear the heap
+                found = found or [each.new_empty(len(self.rows), each.size(1)) for each in part]
+                for whole, each in zip(found, part, strict=True):
+                    whole[block.rows] = each
         nodes, end = found[0], 1 + len(features)
         differentiable = [
             neighbor_products(at(x, self.rows), x, nodes, known)

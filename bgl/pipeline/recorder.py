@@ -26,8 +26,36 @@ K = 8  # answers kept for a query
 MOST_QUERIES, FEW_QUERIES = 5000, 200  # a larger test set is sampled
 MAP_ITEMS, MAP_DIM = 1200, 32
 
+Vectors = tuple[Tensor, Tensor | None]  # of the test classes, and of their gallery
 
-class Recorder(Progress):
+
+class LastTest(Progress):
+    """Keep the embeddings of the test classes that are compared, as they were measured last.
+
+    Args:
+        splits: The data that are trained on.
+    """
+
+    def __init__(self, splits: Splits) -> None:
+        self.splits = splits
+        self.vectors: Vectors | None = None
+
+    def measured(
+        self,
+        data: ImageDataset,
+        vectors: dict[str, Tensor],
+        gallery: dict[str, Tensor] | None = None,
+    ) -> None:
+        if data is self.splits.test:
+            self.vectors = kept(vectors), None if gallery is None else kept(gallery)
+
+
+def kept(vectors: dict[str, Tensor]) -> Tensor:
+    """Return the vectors that are refined and shown."""
+    return vectors[compared(vectors)]
+
+
+class Recorder(LastTest):
     """Keep the graphs of one validation batch, and the answers to test queries.
 
     The recorder listens to the training loop and writes ``explorer.npz`` (some hundred kilobytes)
@@ -41,15 +69,14 @@ class Recorder(Progress):
     """
 
     def __init__(self, folder: str | Path, splits: Splits) -> None:
+        super().__init__(splits)
         self.path = Path(folder) / RECORD_FILE
-        self.splits = splits
         self.data = splits.train if splits.val is None else splits.val
         self.batch: list[int] = []
         self.frames: list[Frame] = []
         self.found: Arrays = {}
         self.moments: set[int] = set()
         self.features: Tensor | None = None  # of the batch, where the loop has measured it
-        self.tested: tuple[Tensor, Tensor | None] | None = None
         self.run: TrainingRun | None = None
 
     def begin(self, run: TrainingRun, epochs: int) -> None:
@@ -77,11 +104,8 @@ class Recorder(Progress):
         vectors: dict[str, Tensor],
         gallery: dict[str, Tensor] | None = None,
     ) -> None:
-        if data is self.splits.test:
-            name = compared(vectors)
-            others = None if gallery is None else gallery[name].cpu()
-            self.tested = vectors[name].cpu(), others
-        elif data is self.data:
+        super().measured(data, vectors, gallery)
+        if data is self.data:
             self.features = vectors["backbone"][self.batch].cpu()
 
     def finish(self) -> None:
@@ -89,9 +113,9 @@ class Recorder(Progress):
 
         Call it when training is over.
         """
-        if self.tested is None:
+        if self.vectors is None:
             return
-        x, gallery = self.tested
+        x, gallery = self.vectors
         n = len(x)
         queries = torch.arange(n)
         if n > MOST_QUERIES:
@@ -100,10 +124,10 @@ class Recorder(Progress):
         items = map_items(self.splits.test.labels)
         self.found = {
             "queries": queries.numpy(),
-            "nearest": nearest(x, queries, k, gallery).numpy().astype(np.int32),
+            "nearest": nearest(x, queries, k, gallery).cpu().numpy().astype(np.int32),
             "own_gallery": np.array(gallery is None),
             "map_items": items.numpy(),
-            "map_features": pca(x[items], MAP_DIM).astype(np.float16),
+            "map_features": pca(x[items].cpu(), MAP_DIM).astype(np.float16),
         }
         self._write()
 

@@ -40,8 +40,8 @@ from bgl.pipeline.files import read_results
 from bgl.pipeline.folder import locked, new_folder
 from bgl.pipeline.options import Command, parse, write_command
 from bgl.pipeline.outcome import FAILURES, Outcome
-from bgl.pipeline.recorder import Recorder
-from bgl.pipeline.refined import LastTest, refined_rows
+from bgl.pipeline.recorder import LastTest, Recorder
+from bgl.pipeline.refined import refined_rows
 from bgl.pipeline.results import (
     RESULT_FILE,
     RESULTS_FILE,

@@ -205,13 +205,10 @@ def build_augmentation(config: TrainConfig, num_classes: int) -> AugmentationPla
 
 def build_teachers(config: TrainConfig, num_classes: int, channels: int) -> Teachers:
     """Build the teachers a configuration names."""
-    make_criterion = partial(build_criterion, config, num_classes)
-    return Teachers(
-        {
-            name: TEACHERS[name](channels, make_criterion, **config.options[name])
-            for name in config.teacher_names
-        }
-    )
+    teachers = {name: TEACHERS[name](**config.options[name]) for name in config.teacher_names}
+    for teacher in teachers.values():
+        teacher.join(channels, partial(build_criterion, config, num_classes))
+    return Teachers(teachers)
 
 
 def build_average(

@@ -15,8 +15,7 @@ from explorer_runs import (
 from safetensors.torch import load_file
 
 from bgl.pipeline.arrays import read_arrays
-from bgl.pipeline.recorder import Recorder, batch_graphs, fixed_batch, map_items
-from bgl.pipeline.refined import LastTest
+from bgl.pipeline.recorder import LastTest, Recorder, batch_graphs, fixed_batch, map_items
 from bgl.training import ProgressList, build_encoder, train
 from bgl.visualization._frames import unpack_frames
 
@@ -78,7 +77,7 @@ def test_listeners_know_the_data_of_a_run_with_a_cache(tmp_path):
     recorder, tested = Recorder(tmp_path, splits), LastTest(splits)
     config = small(cache=str(tmp_path / "cache"))
     train(config, splits, tmp_path, ProgressList(recorder, tested))
-    assert recorder.tested is not None
+    assert recorder.vectors is not None
     assert tested.vectors is not None
 
 

@@ -211,6 +211,13 @@ class Entry:
     long: int
 
 
+class JoinedTeacher(training.WideTeacher):
+    @functools.wraps(training.WideTeacher.__init__)
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.join(C, lambda dim: losses.create_loss("supcon", CLASSES, dim))
+
+
 def entry(call: Any, of: Any = None, short: int = 25, long: int = 2000, **own: Any) -> Entry:
     """Give every parameter that is known by its name, or must be given, a strategy.
 
@@ -324,17 +331,13 @@ ENTRIES: dict[str, Entry] = {
     ),
     "training.DiffusedTeacher": entry(
         training.DiffusedTeacher,
-        **{"make_criterion": st.none(), "lesson": st.builds(lesson), "w": real, "weight": real},
+        **{"lesson": st.builds(lesson), "w": real, "weight": real},
         **{"graph": name("adaptive", "knn", "random"), "embedding": name("head", "backbone")},
     ),
-    "training.WideTeacher": entry(
-        training.WideTeacher,
-        **{"make_criterion": st.just(lambda dim: losses.create_loss("supcon", CLASSES, dim))},
-        **{"lesson": st.builds(lesson), "weight": real, "channels": st.just(C)},
-    ),
+    "training.WideTeacher": entry(JoinedTeacher, lesson=st.builds(lesson), weight=real),
     "training.RefinedTeacher": entry(
         training.RefinedTeacher,
-        **{"make_criterion": st.none(), "lesson": st.builds(lesson), "weight": real},
+        **{"lesson": st.builds(lesson), "weight": real},
         **{"embedding": name("head", "backbone")},
     ),
     "layers.FeatureMemory": entry(layers.FeatureMemory, size=count),
