@@ -176,6 +176,7 @@ def describe_model(config: TrainConfig, info: BackboneInfo) -> ModelConfig:
         curvature=config.head_curvature,
         clip_radius=config.clip_radius,
         embedding=config.select_embedding,
+        head_norm=config.head_norm,
     )
 
 

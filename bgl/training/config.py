@@ -81,6 +81,7 @@ class TrainConfig:
         resize: Shorter side of test images before the centre crop; by default 8/7 of image_size.
         crop_scale: Smallest share of an image that a training crop shows.
         head_dim: Dimension of the embedding.
+        head_norm: Normalise the features by a LayerNorm before the head.
         distance: Geometry of the head and its loss: "cosine" or "hyperbolic".
         curvature: Curvature c of the Poincaré ball (hyperbolic only).
         clip_radius: Features are clipped to this norm before the ball (hyperbolic only).
@@ -171,6 +172,7 @@ class TrainConfig:
     resize: int | None = None
     crop_scale: float = 0.2
     head_dim: int = 128
+    head_norm: bool = False
     distance: str = "cosine"
     curvature: float = 0.1
     clip_radius: float = 2.3

@@ -175,6 +175,7 @@ def _train(
         "optimizer": optimizer,
         "schedule": schedule,
         "scaler": step.scaler,
+        "teachers": teachers,
     }
     positions: ClassPositions | None = None
     classes: ClassStatistics | None = None
@@ -185,12 +186,8 @@ def _train(
     if plan is not None:
         parts["augmentation"] = plan.augmentation.to(device)
         augmented = AugmentedLoss(criterion.loss, plan.augmentation, criterion.miner)
-    if teachers:
-        parts["teachers"] = teachers
-    if average is not None:
-        parts["average"] = average
-    if memory is not None:
-        parts["memory"] = memory
+    further: dict[str, Any] = {"average": average, "memory": memory}
+    parts |= {name: part for name, part in further.items() if part is not None}
     checkpoint = Checkpoint(folder, config, splits.digest, parts, encoder.config, device)
     resumed = checkpoint.load()
     position = resumed or Position()
