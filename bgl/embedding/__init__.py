@@ -9,15 +9,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bgl.embedding.embedder import Embedder
+    from bgl.embedding.job import embed
     from bgl.embedding.shards import Block, Manifest, ShardFolder, write_manifest, write_shard
 
-__all__ = ["Block", "Manifest", "ShardFolder", "write_manifest", "write_shard"]
+__all__ = [
+    "Block",
+    "Embedder",
+    "Manifest",
+    "ShardFolder",
+    "embed",
+    "write_manifest",
+    "write_shard",
+]
 
 # Imported when they are asked for: the command line is slow to start otherwise.
 _HOMES = {
     "Block": "shards",
+    "Embedder": "embedder",
     "Manifest": "shards",
     "ShardFolder": "shards",
+    "embed": "job",
     "write_manifest": "shards",
     "write_shard": "shards",
 }
