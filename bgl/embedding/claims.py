@@ -14,11 +14,10 @@ STALE = 900.0  # seconds without a sign of life; a loading process counts as stu
 
 
 class Claim:
-    """A claim that this process holds, perhaps after another one that was lost."""
+    """A claim that this process holds."""
 
-    def __init__(self, path: Path, taken_over: bool) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self.taken_over = taken_over
 
     def beat(self) -> None:
         """Show that this process still works."""
@@ -34,17 +33,24 @@ def claimed(path: Path) -> Iterator[Claim | None]:
     machine, else after ``STALE`` seconds without a sign of life, by the clock of the file system.
     In rare cases two processes may hold a claim; both then write the same file.
     """
-    free = _create(path)
-    taken_over = not free and _abandoned(path)
-    if taken_over:
+    held = _create(path)
+    if not held and _abandoned(path):
         path.unlink(missing_ok=True)
-    if not free and not (taken_over and _create(path)):
+        held = _create(path)
+    if not held:
         yield None
         return
     try:
-        yield Claim(path, taken_over)
+        yield Claim(path)
     finally:
         path.unlink(missing_ok=True)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove the claims of processes that have ended without releasing them."""
+    for path in folder.iterdir():
+        with claimed(path):
+            pass
 
 
 def _create(path: Path) -> bool:

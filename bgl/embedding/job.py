@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from bgl._checks import check_choice, check_finite, check_int
-from bgl._io import TEMPORARY, read_json, write_text
-from bgl.embedding.claims import Claim, claimed
+from bgl._io import read_json, remove_leftovers, write_text
+from bgl.embedding.claims import Claim, claimed, remove_abandoned
 from bgl.embedding.embedder import embed_readable, width
 from bgl.embedding.shards import (
     DTYPES,
@@ -118,9 +118,13 @@ def embed(
                 write_shard(out, part, Block(keys, labels, _as_type(x, dtype)), skipped)
         source = str(run) if str(run).startswith(HUB) else str(Path(run).absolute())
         about = Manifest(source, model, output, curvature, width(encoder, output), dtype)
-        write_manifest(out, about, len(todo.sizes))
-    with suppress(OSError):  # another process may still have a claim in it
-        (out / CLAIMS).rmdir()
+
+        def finish() -> None:
+            remove_leftovers(out)
+            write_manifest(out, about, len(todo.sizes))
+
+        _once(out, MANIFEST_FILE, finish)
+    remove_abandoned(out / CLAIMS)
     return ShardFolder(out)
 
 
@@ -157,14 +161,13 @@ class _Job:
 def _begin(out: Path, wanted: _Job, containers: Sequence[Container]) -> _Job:
     """Read the job of a folder, or write it: counting the images of tars takes a while."""
     path = out / JOB_FILE
-    while not path.is_file():
-        with claimed(out / CLAIMS / "job") as claim:
-            if claim is None:
-                time.sleep(WAIT)
-            elif not path.is_file():
-                counts = tuple(len(container) for container in containers)
-                job = dataclasses.replace(wanted, counts=counts)
-                write_text(path, json.dumps(dataclasses.asdict(job)) + "\n")
+
+    def write() -> None:
+        counts = tuple(len(container) for container in containers)
+        job = dataclasses.replace(wanted, counts=counts)
+        write_text(path, json.dumps(dataclasses.asdict(job)) + "\n")
+
+    _once(out, JOB_FILE, write)
     values = read_json(path)
     try:
         job = _Job(**{**values, "counts": tuple(values["counts"])})
@@ -186,6 +189,16 @@ def _begin(out: Path, wanted: _Job, containers: Sequence[Container]) -> _Job:
             "first command"
         )
     return job
+
+
+def _once(out: Path, name: str, write: Callable[[], None]) -> None:
+    """Let one of the processes write a file that is not there yet; the others wait for it."""
+    while not (out / name).is_file():
+        with claimed(out / CLAIMS / name) as claim:
+            if claim is None:
+                time.sleep(WAIT)
+            elif not (out / name).is_file():  # it may be there since a moment ago
+                write()
 
 
 class _Todo:
@@ -231,12 +244,9 @@ class _Todo:
         """Claim a shard; None if it is there, or another process is at it."""
         path = self.out / shard_name(part)
         with claimed(self.out / CLAIMS / path.stem) as claim:
-            if path.exists():  # looked for after it was claimed: it may be there since a moment ago
+            if path.exists():  # perhaps since a moment ago
                 del self.parts[part]
                 claim = None
-            elif claim is not None and claim.taken_over:
-                for leftover in self.out.glob(f".{path.name}.*{TEMPORARY}"):
-                    leftover.unlink(missing_ok=True)
             yield claim
 
 

@@ -280,9 +280,13 @@ def _index(path: str) -> _Index:
                 if member.isreg() and suffix in IMAGE_SUFFIXES:
                     names.append(os.fsencode(member.name).decode(errors="backslashreplace"))
                     places.append((member.offset_data, member.size))
-                elif suffix == LABEL_SUFFIX and (file := tar.extractfile(member)):
-                    labels[_sample(member.name)] = file.read().decode(errors="replace").strip()
+                elif suffix == LABEL_SUFFIX and (label := tar.extractfile(member)):
+                    labels[_sample(member.name)] = label.read().decode(errors="replace").strip()
                 tar.members = []  # type: ignore[attr-defined]  # a kilobyte each
+        with open(path, "rb") as file:
+            file.seek(tar.offset)
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError("it is cut off")  # which tarfile passes over
     except tarfile.TarError as error:
         raise ValueError(
             f"Expected argument `images` to be whole, uncompressed tars, but got {path}: {error}"
