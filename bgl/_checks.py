@@ -155,7 +155,7 @@ def check_finite(x: Tensor, name: str) -> None:
 
     Only for places where data enters; never inside a layer or a loss.
     """
-    bad = ~torch.isfinite(x).reshape(x.size(0), -1).all(dim=1)
+    bad = ~torch.isfinite(x).reshape(x.size(0), math.prod(x.shape[1:])).all(dim=1)
     if bad.any():
         rows = bad.nonzero().flatten().tolist()
         raise ValueError(

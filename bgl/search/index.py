@@ -20,10 +20,11 @@ from bgl._io import atomic_path
 from bgl._neighbors import exact_search
 from bgl.hyperbolic import HyperbolicDistance, paired_distance, rank_factors
 from bgl.images import BrokenImageError
+from bgl.images.finding import find_images
 from bgl.models import Encoder, load, model_digest
 from bgl.models.config import EMBEDDINGS
 from bgl.models.files import HUB
-from bgl.search.images import embed_files, find_images
+from bgl.search.images import embed_files
 
 INDEX_FILE = "index.safetensors"
 
