@@ -13,10 +13,11 @@ from torch.nn.functional import cosine_similarity
 from bgl._checks import check_choice, check_int, check_matrix
 from bgl.hyperbolic import HyperbolicDistance, paired_distance
 from bgl.images import BrokenImageError
+from bgl.images.finding import find_images
 from bgl.models import Encoder, load, model_digest
 from bgl.models.files import HUB
 from bgl.search.approximate import candidates
-from bgl.search.images import embed_files, find_images
+from bgl.search.images import embed_files
 from bgl.search.store import About, Rows, Store, create_store, open_store
 
 Progress = Callable[[int, int], None]
