@@ -280,3 +280,68 @@ def test_errors_on_the_command_line(run: Path, pictures: Path, tmp_path: Path, c
     assert main(["build", str(tmp_path), str(pictures), "--store", str(tmp_path / "i")]) == 2
     assert "holds models in run" in capsys.readouterr().err
     assert not (tmp_path / "i").exists()
+
+
+@pytest.fixture(params=["folder", "milvus"])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "milvus":
+        pytest.importorskip("pymilvus", reason="pymilvus is not installed")
+        pytest.importorskip("milvus_lite", reason="milvus-lite is not installed")
+        return f"milvus:{tmp_path / 'index.db'}"
+    return str(tmp_path / "index")
+
+
+def test_the_same_commands_for_every_store(
+    run: Path, pictures: Path, tmp_path: Path, address: str, capsys, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = ["--store", address]
+
+    def lines(*arguments: str) -> list[str]:
+        assert main([*arguments, *store]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    assert lines("build", str(run), str(pictures / "deep"))[-1].startswith("6 images in")
+    assert lines("add", str(pictures))[0] == "6 images embedded"
+    first, other = str(pictures / "00.png"), str(pictures / "02.png")
+    assert f"1.0000  {first}" in lines("query", first, "-k", "3", "--label", "pictures")[1]
+    (pictures / "00.png").unlink()
+    assert f"1.0000  {first}" in lines("query", "pictures/00.png", "-k", "3")[1]  # by its path
+    (pictures / "02.png").write_bytes((pictures / "deep" / "01.png").read_bytes())
+    assert lines("update", other)[0] == "1 images embedded"
+    hits = lines("query", other, "-k", "2")[1:3]
+    assert all("1.0000" in hit for hit in hits)
+    assert {hit.split("  ")[-1] for hit in hits} == {other, str(pictures / "deep" / "01.png")}
+    assert lines("remove", first)[:1] == ["1 images removed"]
+    assert main(["query", first, *store]) == 2
+    with pytest.raises(FileNotFoundError, match=r"paths in the index.*00\.png"):
+        SearchIndex.load(address).remove([first])
+    assert len(SearchIndex.load(address)) == 11
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_what_bgl_embed_wrote_is_not_embedded_again(
+    run: Path, pictures: Path, tmp_path: Path, address: str, dtype: str
+) -> None:
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    from bgl import embed
+
+    (pictures / "broken.jpg").unlink()
+    embed(run, [pictures], tmp_path / "shards", dtype=dtype)
+    index = SearchIndex.build(run, [tmp_path / "shards"], address)
+    images = SearchIndex.build(run, [pictures], tmp_path / "other")
+    query = pictures / "00.png"
+    hits, expected = (i.query([query], 12)[0][query] for i in (index, images))
+    near = dict(rel=0, abs=2e-3 if dtype == "float16" else 1e-6)
+    assert {hit.path: hit.score for hit in hits} == pytest.approx(
+        {hit.path: hit.score for hit in expected}, **near
+    )
+    assert all((hit.label == "deep") == (hit.path.parent.name == "deep") for hit in hits)
+    with pytest.raises(ValueError, match="another `output`"):
+        SearchIndex.build(run, [tmp_path / "shards"], address, "backbone")
+    make_run(run)
+    with pytest.raises(ValueError, match="another `model`"):
+        SearchIndex.build(run, [tmp_path / "shards"], address)
+    (tmp_path / "shards" / "manifest.json").unlink()
+    with pytest.raises(FileNotFoundError, match="let bgl embed finish"):
+        SearchIndex.build(run, [tmp_path / "shards"], address)
