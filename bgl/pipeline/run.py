@@ -228,6 +228,9 @@ epoch: {selection}.
 """
 
 
+TOUR = "A tour, not a measurement: without --quick, the same command trains for real.\n"
+
+
 def show(run: Run, console: Console) -> None:
     """Print the table and write the page."""
     splits, rows, folder = run.splits, run.rows, run.folder
@@ -235,7 +238,7 @@ def show(run: Run, console: Console) -> None:
         rows,
         f"{splits.name}: retrieval among the {splits.test.num_classes} test classes, in percent",
     )
-    legend = LEGEND.format(selection=run.about["selection"])
+    legend = f"{TOUR if run.command.quick else ''}{LEGEND.format(selection=run.about['selection'])}"
     console.print(legend, highlight=False, markup=False, soft_wrap=True)
     if all(row["method"] != "pixels" for row in rows):
         console.print("without the raw pixels of so many images: --pixels measures them")
