@@ -589,6 +589,7 @@ RECORDS = {
     # command lines and what they are made of
     *("cli.main", "pipeline.CONFIGS", "pipeline.TerminalProgress", "pipeline.as_csv"),
     *("pipeline.baseline_rows", "pipeline.check_folder", "pipeline.load_splits"),
+    "pipeline.pixel_rows",
     *("pipeline.main", "pipeline.markdown", "pipeline.parse", "pipeline.print_table"),
     *("pipeline.trained_rows", "pipeline.Row", "pipeline.Trained", "pipeline.read_config"),
     *("pipeline.read_results", "pipeline.train", "train"),
