@@ -102,6 +102,7 @@ ORDER = [
     ["layers", "metrics", "samplers", "images", "hyperbolic", "visualization"],
     ["augment", "losses", "graph", "readout", "datasets", "_gallery"],
     ["models", "refinement"],
+    ["embedding"],
     ["transforms", "training", "search", "checking"],
     ["pipeline"],
     ["cli"],
