@@ -274,6 +274,7 @@ def refined_gallery(queries: Any, items: Any, **options: Any) -> Tensor:
 
 # Entries of names that need more than their parameters' names tell.
 ENTRIES: dict[str, Entry] = {
+    "gallery_readout": entry(bgl.gallery_readout),
     "refine": entry(bgl.refine, queries=optional(matrix(2))),
     "RefinedGallery": entry(
         refined_gallery, of=bgl.RefinedGallery, queries=matrix(2), items=matrix(2)
