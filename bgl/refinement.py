@@ -185,7 +185,7 @@ class RefinedGallery:
         self.learner = AdaptiveGraph(k, lam, beta=0.0, formulation="paper")
         if shrinkage is not None:
             check_real(shrinkage, "shrinkage", 1e-6, 1e6)
-        self._x = _directions(gallery, "gallery")
+        self._x = directions(gallery, "gallery")
         n = len(self._x)
         if k >= n:
             raise ValueError(
@@ -261,7 +261,7 @@ class RefinedGallery:
             self.index.add(to_numpy(items))
 
     def _directions(self, x: Tensor, name: str) -> Tensor:
-        x = _directions(x, name).to(self._x)
+        x = directions(x, name).to(self._x)
         if x.size(1) != self._x.size(1):
             raise ValueError(
                 f"Expected argument `{name}` to have as many columns as the gallery "
@@ -338,7 +338,7 @@ class RefinedGallery:
         return f"{type(self).__name__}({list(self.embeddings.shape)}, {self.learner})"
 
 
-def _directions(x: Tensor, name: str) -> Tensor:
+def directions(x: Tensor, name: str) -> Tensor:
     """The checked rows at unit length."""
     check_matrix(x, name)
     x = at_least_float32(x)

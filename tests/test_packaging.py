@@ -101,7 +101,7 @@ ORDER = [
     ["_neighbors", "_usage"],
     ["layers", "metrics", "samplers", "images", "hyperbolic", "visualization"],
     ["augment", "losses", "graph", "readout", "refinement", "datasets", "_gallery"],
-    ["models"],
+    ["models", "forecasting"],
     ["transforms", "training", "search", "checking"],
     ["pipeline"],
     ["cli"],
