@@ -10,7 +10,7 @@ with extra("train"):
     from bgl.pipeline.options import CONFIGS, parse
     from bgl.pipeline.published import published_rows
     from bgl.pipeline.results import Row
-    from bgl.pipeline.rows import baseline_rows, check_folder, trained_rows
+    from bgl.pipeline.rows import baseline_rows, check_folder, pixel_rows, trained_rows
     from bgl.pipeline.run import main
     from bgl.pipeline.table import as_csv, markdown, print_table
     from bgl.pipeline.terminal import TerminalProgress
@@ -28,6 +28,7 @@ __all__ = [
     "main",
     "markdown",
     "parse",
+    "pixel_rows",
     "print_table",
     "published_rows",
     "read_config",

@@ -18,6 +18,7 @@ from bgl._neighbors import nearest
 from bgl.datasets import ImageDataset, Splits, recall_at
 from bgl.forecasting import Forecast, forecast
 from bgl.images import BrokenImageError
+from bgl.images.finding import find_images
 from bgl.images.loading import num_workers
 from bgl.metrics import retrieval_metrics
 from bgl.models import Encoder, ModelConfig
@@ -26,7 +27,6 @@ from bgl.pipeline.arrays import RECORD_FILE, REFINED_FILE, read_or_note, write_a
 from bgl.pipeline.comparison import OTHER_EPOCHS
 from bgl.pipeline.results import Row, compared, read_record
 from bgl.refinement import refine
-from bgl.search.images import find_images
 from bgl.training import Evaluator, Progress, TrainConfig, make_accelerator
 from bgl.training.distributed import broadcast_module, on_first_process
 

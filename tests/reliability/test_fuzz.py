@@ -490,7 +490,7 @@ ENTRIES: dict[str, Entry] = {
         config=st.just(models.ModelConfig("x", 8, (0.5,) * 3, (0.5,) * 3, 4)),
     ),
     "search.SearchIndex": entry(
-        search.SearchIndex.build, run=path(), images=files, batch_size=count
+        search.SearchIndex.build, run=path(), images=files, store=path(), batch_size=count
     ),
     "search.find_images": entry(search.find_images, places=files),
     "search.write_results": entry(
@@ -589,6 +589,7 @@ RECORDS = {
     # command lines and what they are made of
     *("cli.main", "pipeline.CONFIGS", "pipeline.TerminalProgress", "pipeline.as_csv"),
     *("pipeline.baseline_rows", "pipeline.check_folder", "pipeline.load_splits"),
+    "pipeline.pixel_rows",
     *("pipeline.main", "pipeline.markdown", "pipeline.parse", "pipeline.print_table"),
     *("pipeline.trained_rows", "pipeline.Row", "pipeline.Trained", "pipeline.read_config"),
     *("pipeline.read_results", "pipeline.train", "train"),
