@@ -54,7 +54,8 @@ VALUES = {
 DESCRIPTION = """\
 Train an encoder through its batch graph and measure it on classes that it has not seen.
 
-  bgl train                                        the packaged emoji, a few minutes
+  bgl train --quick                                a tour on the packaged emoji, two minutes
+  bgl train                                        the same, to measure, a few minutes
   bgl train --dataset folder --data-root photos    your images: photos/CLASS/*.jpg
 """
 

@@ -32,7 +32,7 @@ DATA = ("dataset", "data_root", "table", "skip_broken", "allow_partial")
 FIRST_STEPS = """\
 bgl trains image encoders through a graph of each batch. To begin:
 
-  bgl train --epochs 2                             try it on the packaged emoji, a minute or two
+  bgl train --quick                                a tour on the packaged emoji, two minutes
   bgl check photos                                 your images (photos/CLASS/*.jpg): are they fit?
   bgl train --dataset folder --data-root photos    train on them, and measure
   bgl --help                                       the other commands
