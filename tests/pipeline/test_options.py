@@ -156,11 +156,11 @@ def test_the_batch_of_a_recipe_follows_the_data():
 
 
 def test_a_tour_is_short_whatever_the_recipe():
-    command = options.parse(["--quick", "--recipe", "plain", "--image-size", "48"])
+    command = options.parse(["--quick", "--recipe", "plain", "--image-size", "32"])
     (config,) = command.configs
     assert command.quick
     assert not options.parse([]).quick
-    assert (config.epochs, config.batches_per_epoch, config.image_size) == (2, 10, 48)
+    assert (config.epochs, config.batches_per_epoch, config.image_size) == (2, 10, 32)
     assert (config.method, config.ema) == ("none", 0.99)
 
 
