@@ -10,16 +10,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bgl.embedding import Embedder, ShardFolder, embed
     from bgl.graph import to_batch_graph
     from bgl.pipeline import train
     from bgl.refinement import RefinedGallery, refine
 
 __version__ = "0.1.0"
-__all__ = ["RefinedGallery", "refine", "to_batch_graph", "train"]
+__all__ = [
+    "Embedder",
+    "RefinedGallery",
+    "ShardFolder",
+    "embed",
+    "refine",
+    "to_batch_graph",
+    "train",
+]
 
 # Imported when they are asked for: the command line is slow to start otherwise.
 _HOMES = {
+    "Embedder": "bgl.embedding",
     "RefinedGallery": "bgl.refinement",
+    "ShardFolder": "bgl.embedding",
+    "embed": "bgl.embedding",
     "refine": "bgl.refinement",
     "to_batch_graph": "bgl.graph",
     "train": "bgl.pipeline",  # needs the extra "train", the others do not

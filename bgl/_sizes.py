@@ -19,6 +19,8 @@ _CPU_SCORES = 2**25
 _CUDA_SCORES = 2**30
 # Rows against which a gallery is read at once: fewer would wait for its memory.
 _SCORED_ROWS = 256
+# Rows for which a gallery is read and converted anew: fewer would wait for the conversion.
+_CONVERTED_FOR_ROWS = 4096
 # Graphs of a batch are looked at together up to so many nodes: below, the calls cost more than
 # the pairs between different graphs.
 TOGETHER = 128
@@ -60,6 +62,16 @@ def score_block(device: torch.device, rows: int, columns: int) -> tuple[int, int
     scores = fitting_scores(device)
     height = max(1, min(rows, max(_SCORED_ROWS, scores // columns)))
     return height, min(columns, scores // height)
+
+
+def converted_block(device: torch.device, rows: int, columns: int, dim: int) -> tuple[int, int]:
+    """As :func:`score_block`, against a gallery whose vectors are converted block by block.
+
+    A conversion takes some float64 copies of a block.
+    """
+    scores = fitting_scores(device)
+    height = max(1, min(rows, _CONVERTED_FOR_ROWS))
+    return height, max(1, min(columns, scores // max(height, 8 * dim)))
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -102,6 +102,7 @@ ORDER = [
     ["layers", "metrics", "samplers", "images", "hyperbolic", "visualization"],
     ["augment", "losses", "graph", "readout", "refinement", "datasets", "_gallery"],
     ["models"],
+    ["embedding"],
     ["transforms", "training", "search", "checking"],
     ["pipeline"],
     ["cli"],

@@ -63,7 +63,13 @@ class TerminalProgress(Progress):
             self.say(", ".join(parts))
 
     def _left(self, now: float) -> list[str]:
-        """Say how long the training of the model takes from here, at its pace so far."""
+        """Say how long the training of the model takes from here, at its pace so far.
+
+        Where no model is trained: how long the stage takes.
+        """
+        if self.run is None and self.done:
+            seconds = (now - self.started) / self.done * (self.total - self.done)
+            return [f"{timedelta(seconds=round(seconds))} left"]
         done = self.epochs + self.done / self.total
         if self.run is None or not self.what.startswith("epoch ") or done <= self.first:
             return []

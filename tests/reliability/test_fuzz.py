@@ -490,7 +490,7 @@ ENTRIES: dict[str, Entry] = {
         config=st.just(models.ModelConfig("x", 8, (0.5,) * 3, (0.5,) * 3, 4)),
     ),
     "search.SearchIndex": entry(
-        search.SearchIndex.build, run=path(), images=files, batch_size=count
+        search.SearchIndex.build, run=path(), images=files, store=path(), batch_size=count
     ),
     "search.find_images": entry(search.find_images, places=files),
     "search.write_results": entry(
