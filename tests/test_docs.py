@@ -155,5 +155,6 @@ def test_forward_has_a_text_of_its_own(room: str) -> None:
         found = getattr(module, name)
         if inspect.isclass(found) and issubclass(found, nn.Module):
             own = [kind for kind in found.__mro__ if "forward" in vars(kind)]
-            assert own[0].__module__.startswith("bgl."), name
-            assert vars(own[0])["forward"].__doc__, name
+            if own[0] is not nn.Module:  # a class that is not called has no page for it
+                assert own[0].__module__.startswith("bgl."), name
+                assert vars(own[0])["forward"].__doc__, name
