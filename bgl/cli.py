@@ -1,6 +1,7 @@
 """The command ``bgl``: learn a graph of every batch, train image encoders through it.
 
 bgl train …           train and measure
+bgl adapt MODEL …     adapt a model to images without labels
 bgl check DATA        look at a folder of images before training: broken, duplicates, leaks
 bgl eval RUN          measure a trained model on a dataset
 bgl explore RUN       write the explorer page of a run
@@ -26,7 +27,7 @@ from typing import Any
 
 import bgl
 from bgl._plugins import import_plugins
-from bgl._usage import Parser, as_on_the_command_line, check_train_words, notes
+from bgl._usage import Parser, as_on_the_command_line, check_train_words, notes, option
 
 __all__ = ["main"]
 
@@ -38,6 +39,8 @@ bgl trains image encoders through a graph of each batch. To begin:
   bgl train --quick                                a tour on the packaged emoji, two minutes
   bgl check photos                                 your images (photos/CLASS/*.jpg): are they fit?
   bgl train --dataset folder --data-root photos    train on them, and measure
+  bgl adapt runs/photos/dybgr-seed0 images --output-dir adapted    images without labels
+  bgl embed runs/photos/dybgr-seed0 images --out embeddings        very many images
   bgl --help                                       the other commands
 """
 
@@ -135,6 +138,38 @@ def search(argv: Sequence[str]) -> int:
     from bgl.search.__main__ import main as run
 
     return run(argv, "bgl search")
+
+
+def adapt(argv: Sequence[str]) -> int:
+    """Adapt an encoder to images without labels, through the graph of all of them.
+
+    A command that was interrupted is resumed by repeating it.
+    """
+    parser = Parser(prog="bgl adapt", description=adapt.__doc__)
+    parser.add_argument(
+        "model", help="Folder with model.json, hf-hub:USER/NAME, or a pretrained backbone of timm."
+    )
+    parser.add_argument("images", nargs="+", help="Image files, and folders to search for them.")
+    parser.add_argument("--output-dir", required=True, help="Folder for the adapted model.")
+    parser.add_argument("--measure", help="Labelled images to measure: folder or dataset name.")
+    parser.add_argument("--image-size", type=int, help="For a pretrained backbone (224).")
+    numbers = {"epochs": 10, "patience": 2, "k": 7, "batch_size": 128, "group": 4, "seed": 0}
+    for name, default in numbers.items():
+        parser.add_argument(option(name), type=int, default=default, help=f"({default})")
+    parser.add_argument("--lr", type=float, help="Learning rate.")
+    parser.add_argument("--device", default="auto", help='"cpu", "cuda" (a GPU if there is one).')
+    parser.add_argument(
+        "--workers", type=int, default=-1, help="Processes that load images (one per core)."
+    )
+    options = vars(parser.parse_args(argv))
+    from bgl.pipeline import adapt as run
+
+    try:
+        run(**{name: value for name, value in options.items() if value is not None})
+    except KeyboardInterrupt as stopped:
+        print(f"{stopped or 'interrupted'}; to go on, repeat the command", file=sys.stderr)
+        return int(getattr(stopped, "status", 130))
+    return 0
 
 
 def embed(argv: Sequence[str]) -> int:
@@ -260,6 +295,7 @@ def _add_dataset(parser: argparse.ArgumentParser) -> None:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
+    "adapt": adapt,
     "check": check,
     "eval": evaluate,
     "explore": explore,
