@@ -37,9 +37,11 @@ DATA = ("dataset", "data_root", "table", "skip_broken", "allow_partial")
 FIRST_STEPS = """\
 bgl trains image encoders through a graph of each batch. To begin:
 
-  bgl train --epochs 2                             try it on the packaged emoji, a minute or two
+  bgl train --quick                                a tour on the packaged emoji, two minutes
   bgl check photos                                 your images (photos/CLASS/*.jpg): are they fit?
   bgl train --dataset folder --data-root photos    train on them, and measure
+  bgl adapt runs/photos/dybgr-seed0 images --output-dir adapted    images without labels
+  bgl embed runs/photos/dybgr-seed0 images --out embeddings        very many images
   bgl --help                                       the other commands
 """
 
