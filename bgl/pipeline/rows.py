@@ -195,7 +195,7 @@ def _train_alone(
             "images_per_second": trained.images_per_second,
             "waiting_for_data": trained.waiting_for_data,
             "skipped_steps": sum(row.get("skipped_steps", 0) for row in trained.history),
-            **other_epochs(trained.history, embedding),
+            **other_epochs(trained.history, embedding),  # type: ignore[typeddict-item]
             "published": matching_published(config, embedding, metrics),
             "config": resolved,
         }

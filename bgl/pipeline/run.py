@@ -45,7 +45,6 @@ from bgl.pipeline.results import (
     RESULT_FILE,
     RESULTS_FILE,
     About,
-    Results,
     Row,
     check_about,
     with_new,
@@ -83,7 +82,7 @@ class Run:
             self.rows[:] = with_new(self.rows, new)
             self.about["seconds"] = time.perf_counter() - started
             if main_process:
-                results: Results = {**self.about, "rows": self.rows}
+                results = {**self.about, "rows": self.rows}
                 write_text(folder / RESULTS_FILE, json.dumps(results, indent=1))
 
         main_process = PartialState().is_main_process
