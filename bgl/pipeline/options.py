@@ -28,7 +28,9 @@ from bgl.pipeline.results import COMMAND_FILE, read_record
 from bgl.training import TrainConfig
 from bgl.training.config import CIRCUMSTANCES, WITH_OPTIONS, parts
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[1] / "configs"  # where bgl is installed
+if not CONFIGS.is_dir():  # in a clone
+    CONFIGS = Path(__file__).parents[2] / "configs"
 LISTS = ("--method", "--seed", "--seeds", "--log")  # take several words
 OF_A_RUN = (
     *("config", "method", "seed", "output_dir", "log", "plugin", "resume", "refine", "pixels"),
