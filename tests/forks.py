@@ -46,9 +46,7 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def connected(
-    work: Callable[[int], int | None], folder: Path, processes: int = 2
-) -> list[int | None]:
+def connected(work: Callable[[int], object], folder: Path, processes: int = 2) -> list[int | None]:
     """Run ``work(rank)`` in connected processes, as torchrun starts them; their exit statuses.
 
     What they say is in ``folder/RANK.log``.
@@ -63,7 +61,8 @@ def connected(
         }
         AcceleratorState._reset_state(reset_partial_state=True)  # the parent's, of one process
         sys.stdout = sys.stderr = (folder / f"{rank}.log").open("w", buffering=1)
-        sys.exit(work(rank))
+        status = work(rank)
+        sys.exit(status if isinstance(status, int) else 0)
 
     children = [fork(run, rank) for rank in range(processes)]
     for child in children:
