@@ -91,7 +91,7 @@ def train(
     console = Console(quiet=quiet or int(os.environ.get("RANK", "0")) > 0)
     progress = TerminalProgress(console)
     with claimed(command, splits) as run, progress.bars:
-        if failed := run.measure(progress, console.print):
+        if failed := run.measure(progress, progress.say):
             raise next(iter(failed.values()))
         encoder = models.load(run.folder / training_name(command.configs[-1]), device="auto")
     return Trained(encoder, run.rows, run.folder)

@@ -40,18 +40,18 @@ from bgl.pipeline.files import read_results
 from bgl.pipeline.folder import locked, new_folder
 from bgl.pipeline.options import Command, parse, write_command
 from bgl.pipeline.outcome import FAILURES, Outcome
+from bgl.pipeline.picture import GRAPH_FILE, draw_first_graph
 from bgl.pipeline.recorder import LastTest, Recorder
 from bgl.pipeline.refined import refined_rows
 from bgl.pipeline.results import (
     RESULT_FILE,
     RESULTS_FILE,
     About,
-    Results,
     Row,
     check_about,
     with_new,
 )
-from bgl.pipeline.rows import baseline_rows, check_folder, describe, trained_rows
+from bgl.pipeline.rows import baseline_rows, check_folder, describe, pixel_rows, trained_rows
 from bgl.pipeline.table import print_table
 from bgl.pipeline.terminal import TerminalProgress
 from bgl.pipeline.tracking import check_trackers
@@ -78,7 +78,7 @@ class Run:
 
         Args:
             progress: Told about stages, items and epochs.
-            announce: Told the name of each model when its training begins.
+            announce: Told what begins and what was found, a line each.
 
         Returns:
             What failed, by the name of the model, and why.
@@ -91,13 +91,18 @@ class Run:
             self.about["seconds"] = time.perf_counter() - started
             self.about["failed"] = {name: str(why) for name, why in outcome.failed.items()}
             if main_process:
-                results: Results = {**self.about, "rows": self.rows}
+                results = {**self.about, "rows": self.rows}
                 write_text(folder / RESULTS_FILE, json.dumps(results, indent=1))
+            for line in row_lines(new):
+                announce(line)
 
         outcome, main_process = Outcome(), PartialState().is_main_process
+        save(pixel_rows(command.configs[0], splits, command.pixels))
+        if main_process:
+            self.draw(announce)
         pretrained = Recorder(folder, splits)
         listeners = ProgressList(pretrained, progress)
-        save(baseline_rows(command.configs[0], splits, listeners, command.pixels))
+        save(baseline_rows(command.configs[0], splits, listeners))
         if main_process:
             pretrained.finish()
         for config in command.configs:
@@ -114,9 +119,36 @@ class Run:
                 save(trained)
                 if command.refine:
                     save(refined_rows(trained, config, place, splits, progress, tested.vectors))
+            if place.name in outcome.failed:
+                announce(f"{place.name}: failed: {outcome.failed[place.name]}")
         if outcome.failed:
             save([])
         return outcome.failed
+
+    def draw(self, announce: Callable[[str], None]) -> None:
+        """Draw the graph of some images, in the first minute, where a method has one."""
+        path = self.folder / GRAPH_FILE
+        config = next((config for config in self.command.configs if config.block_names), None)
+        if config is None or path.exists():
+            return
+        try:
+            draw_first_graph(config, self.splits, path)
+        except (ValueError, OSError) as error:
+            announce(f"note: there is no picture of a graph: {error}")
+        else:
+            announce(f"look at it: {path}, the graph of some images before training")
+
+
+def row_lines(rows: list[Row]) -> list[str]:
+    """Say what was measured, a line for each model."""
+    measured: dict[str, list[str]] = {}
+    for row in rows:
+        name = row["method"] if row["seed"] is None else f"{row['method']}-seed{row['seed']}"
+        recall, precision = row["metrics"]["recall@1"], row["metrics"]["map@r"]
+        parts = measured.setdefault(name, [])
+        what = f"{row['embedding']}{', refined' if row.get('transductive') else ''}"
+        parts.append(f"test {what}: R@1 {recall:.1%}, MAP@R {precision:.1%}")
+    return [f"{name}  {'  '.join(parts)}" for name, parts in measured.items()]
 
 
 @contextlib.contextmanager
@@ -132,9 +164,10 @@ def claimed(command: Command, splits: Splits) -> Iterator[Run]:
     """
     check_trackers(command.trackers)
     command = fit_batches(command, splits)
-    for config in {config.method: config for config in command.configs}.values():
+    for config in command.configs:
         check_classes(config, splits)
-        check_parts(config, splits.train.num_classes, splits.train.labels)
+        if config.seed == command.configs[0].seed:
+            check_parts(config, splits.train.num_classes, splits.train.labels)
     first = command.configs[0]
     # before anything starts CUDA, or asks for the state of the processes
     make_accelerator(first.device, first.deterministic)
@@ -172,9 +205,7 @@ def run_command(argv: list[str], console: Console, program: str) -> int:
         progress = TerminalProgress(console)
         try:
             with progress.bars:
-                failed = run.measure(
-                    progress, lambda name: console.print(f"[bold]{escape(name)}[/]")
-                )
+                failed = run.measure(progress, progress.say)
         except KeyboardInterrupt:
             given = [word for name in plugins for word in ("--plugin", name)]
             words = [program, shlex.join(["--resume", str(run.folder), *given])]
@@ -214,6 +245,9 @@ epoch: {selection}.
 """
 
 
+TOUR = "A tour, not a measurement: without --quick, the same command trains for real.\n"
+
+
 def show(run: Run, console: Console) -> None:
     """Print the table and write the page."""
     splits, rows, folder = run.splits, run.rows, run.folder
@@ -222,7 +256,7 @@ def show(run: Run, console: Console) -> None:
         f"{splits.name}: retrieval among the {splits.test.num_classes} test classes, in percent",
         list(run.about["failed"]),
     )
-    legend = LEGEND.format(selection=run.about["selection"])
+    legend = f"{TOUR if run.command.quick else ''}{LEGEND.format(selection=run.about['selection'])}"
     console.print(legend, highlight=False, markup=False, soft_wrap=True)
     if all(row["method"] != "pixels" for row in rows):
         console.print("without the raw pixels of so many images: --pixels measures them")
