@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable
 from functools import partial
@@ -226,6 +227,7 @@ def test_names_that_are_wrong_or_taken_are_refused() -> None:
 
 @pytest.mark.parametrize("name", ["seed", "loss", "refine", "none", "iaa", "wide"])
 def test_a_block_is_not_named_like_an_option_or_another_part(name: str) -> None:
+    importlib.import_module("bgl.pipeline")  # as the command does before it imports a module
     with pytest.raises(ValueError, match=f"'{name}' is .*: choose another"):
         BLOCKS.register(name)(lambda channels: None)
     assert name not in BLOCKS

@@ -135,8 +135,8 @@ class AugmentedLoss(nn.Module):
             "candidates are the batch and its copies, and pairs are found among them by "
             "AugmentedLoss(..., miner=...)"
         )
-        others = {"indices_tuple": indices_tuple, "ref_emb": ref_emb, "ref_labels": ref_labels}
-        check_batch(embeddings, labels, reason, **others)
+        more = {"indices_tuple": indices_tuple, "ref_emb": ref_emb, "ref_labels": ref_labels}
+        check_batch(embeddings, labels, reason, **more)
         labels = labels.long()  # losses with proxies take nothing else
         embeddings = in_precision_of(self.loss, embeddings)
         copies, copy_labels = self.augmentation(embeddings, labels)

@@ -98,8 +98,8 @@ class ContextualSimilarityLoss(nn.Module):
     ) -> Tensor:
         """Compute the loss of ``embeddings [N, C]`` with ``labels [N]``; the rest must be None."""
         reason = "ContextualSimilarityLoss compares all samples of the batch"
-        others = {"indices_tuple": indices_tuple, "ref_emb": ref_emb, "ref_labels": ref_labels}
-        check_batch(embeddings, labels, reason, **others)
+        more = {"indices_tuple": indices_tuple, "ref_emb": ref_emb, "ref_labels": ref_labels}
+        check_batch(embeddings, labels, reason, **more)
         labels = labels.to(embeddings.device)
         with torch.autocast(embeddings.device.type, enabled=False):
             embeddings = at_least_float32(embeddings)

@@ -94,8 +94,8 @@ class PairwiseCrossEntropyLoss(nn.Module):
     ) -> Tensor:
         """Compute the loss of ``embeddings [N, C]`` with ``labels [N]``; the rest must be None."""
         reason = "PairwiseCrossEntropyLoss builds its own pairs from `embeddings` and `labels`"
-        others = {"indices_tuple": indices_tuple, "ref_emb": ref_emb, "ref_labels": ref_labels}
-        check_batch(embeddings, labels, reason, **others)
+        more = {"indices_tuple": indices_tuple, "ref_emb": ref_emb, "ref_labels": ref_labels}
+        check_batch(embeddings, labels, reason, **more)
         labels = labels.to(embeddings.device)
         if readable(labels):
             _check_balanced(labels)

@@ -107,7 +107,10 @@ class ModelConfig:
         if self.readout_dim is not None:
             check_int(self.readout_dim, "readout_dim", 1)
         check_choice(self.embedding, "embedding", self.embeddings)
-        check_choice(self.head_norm, "head_norm", (False, True))
+        if not isinstance(self.head_norm, bool):
+            raise ValueError(
+                f"Expected argument `head_norm` to be True or False, but got {self.head_norm!r:.40}"
+            )
         for name in LIMITS:
             check_at_most(getattr(self, name) or 0, name)
         for name in ("curvature", "clip_radius"):

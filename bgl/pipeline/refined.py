@@ -15,7 +15,7 @@ from torch import Tensor
 from bgl import models
 from bgl._io import write_text
 from bgl._neighbors import nearest
-from bgl.datasets import ImageDataset, Splits, recall_at
+from bgl.datasets import Splits, recall_at
 from bgl.forecasting import Forecast, forecast
 from bgl.images import BrokenImageError
 from bgl.images.finding import find_images

@@ -217,8 +217,8 @@ def run_command(argv: list[str], console: Console, program: str) -> int:
             return 1
         if PartialState().is_main_process:
             show(run, console)
-            for name, error in failed.items():
-                complain(error, f"{name} failed: ")
+            for name, why in failed.items():
+                complain(why, f"{name} failed: ")
         return int(bool(failed))
 
 
