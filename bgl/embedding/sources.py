@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 import tarfile
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -327,7 +328,7 @@ def _folder_labels(place: Path, files: Sequence[str]) -> Iterator[str | None]:
         folders = file.removeprefix(root).split("/")[:-1] if place.is_dir() else []
         if split and folders and folders[0].lower() in parts:
             folders = folders[1:]
-        yield folders[0] if folders else None
+        yield sys.intern(folders[0]) if folders else None
 
 
 def _saved_files(folder: Path) -> list[str]:
