@@ -92,7 +92,11 @@ def open_containers(
             found = files_of(path)
             for file, label in zip(found, _folder_labels(path, found), strict=True):
                 files.setdefault(file, label)
-    return [*([Files(files)] if files else []), *containers]
+    if files:
+        containers.insert(0, Files(files))
+    if not containers:
+        raise ValueError("Expected argument `images` to be places with images, but got none")
+    return containers
 
 
 def listing_digest(containers: Iterable[Container]) -> str:
