@@ -331,8 +331,10 @@ def test_a_node_that_is_lost_comes_back(tmp_path):
     def start() -> subprocess.Popen[bytes]:
         hosts = f"--rdzv-conf=is_host={int(not nodes)}"  # the meeting point, which has to stay
         words = [*command[:3], hosts, *command[3:]]
+        # else launchers that stay do not tell a new one where the first process is
+        variables = {**environment(), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
         with (tmp_path / f"node {len(nodes)}.log").open("w") as log:
-            nodes.append(subprocess.Popen(words, env=environment(), stdout=log, stderr=log))
+            nodes.append(subprocess.Popen(words, env=variables, stdout=log, stderr=log))
         return nodes[-1]
 
     def logs() -> str:
@@ -347,6 +349,7 @@ def test_a_node_that_is_lost_comes_back(tmp_path):
     finally:
         for node in nodes:
             node.kill()
+    assert (tmp_path / "lost").read_text() == "resumed after 2 epochs"
     assert_same_files(tmp_path / "whole", tmp_path / "run")
 
 
