@@ -12,7 +12,7 @@ from tiny_training import make_splits, tiny
 from bgl.training import Progress, TrainConfig, train
 from bgl.training.progress import TrainingRun
 
-MOMENT = 6  # in the third epoch: a step after it, and a checkpoint before
+MOMENT = 6  # in the second of three epochs
 
 
 class LostOnce(Progress):

@@ -316,7 +316,7 @@ def test_two_launchers_as_on_two_machines(tmp_path):
 
 @pytest.mark.reliability
 def test_a_node_that_is_lost_comes_back(tmp_path):
-    """Its launcher and process are killed in the last epoch and started again; the other node
+    """Its launcher and process are killed in the second epoch and started again; the other node
     restarts its process, and both end as if nothing had happened."""
     splits = make_splits()
     uninterrupted = two(lambda rank: train(config(), splits, tmp_path / "whole"), tmp_path)
@@ -349,7 +349,7 @@ def test_a_node_that_is_lost_comes_back(tmp_path):
     finally:
         for node in nodes:
             node.kill()
-    assert (tmp_path / "lost").read_text() == "resumed after 2 epochs"
+    assert (tmp_path / "lost").read_text() == "resumed after 1 epochs"
     assert_same_files(tmp_path / "whole", tmp_path / "run")
 
 
