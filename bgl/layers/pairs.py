@@ -38,7 +38,7 @@ class Neighbors(NamedTuple):
         target = torch.arange(len(self.source), device=self.source.device)[:, None]
         edge_index = torch.stack([self.source, target.expand_as(self.source)]).flatten(1)
         edge_weight = self.weight.flatten()
-        if self.mask is None or padded or readable(self.mask) and bool(self.mask.all()):
+        if self.mask is None or padded or (readable(self.mask) and bool(self.mask.all())):
             return edge_index, edge_weight
         keep = self.mask.flatten().nonzero()[:, 0]
         return edge_index[:, keep], edge_weight[keep]
