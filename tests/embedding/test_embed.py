@@ -19,15 +19,17 @@ import torch
 from forks import fork
 from make_images import jpeg, make_folder, make_run, make_tar
 
+pytest.importorskip("pyarrow", reason="needs the extra scale")
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 import bgl.embedding.claims as claims
 import bgl.embedding.job as job
 from bgl import ShardFolder, embed
 from bgl._memory import peak_memory_mb
 from bgl.cli import main
 from bgl.models import load
-
-pa = pytest.importorskip("pyarrow", reason="needs the extra scale")
-pq = pytest.importorskip("pyarrow.parquet", reason="needs the extra scale")
 
 COUNT = 25
 SIZES = {"shard_size": 8, "batch_size": 4, "device": "cpu"}
