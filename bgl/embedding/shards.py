@@ -295,8 +295,8 @@ def _block(table: pa.Table, about: Manifest) -> Block:
     labels = table["label"].to_pylist() if "label" in table.column_names else []
     vectors = np.empty((0, about.dim), about.dtype)
     if "vector" in table.column_names:
-        flat = table["vector"].combine_chunks().flatten().to_numpy()
-        vectors = flat.reshape(table.num_rows, -1)
+        column = table["vector"].combine_chunks()
+        vectors = column.flatten().to_numpy().reshape(len(column), column.type.list_size)
         if vectors.shape[1] != about.dim or vectors.dtype.name != about.dtype:
             raise ValueError(f"it holds {describe(vectors)}, not {about.dim} x {about.dtype}")
     return Block(keys, labels, vectors)
