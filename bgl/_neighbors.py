@@ -67,7 +67,7 @@ def to_numpy(x: Tensor) -> NDArray[np.float32]:
 
 def exact_search(x: Tensor, gallery: Tensor | Converted, count: int) -> Tensor:
     """The most similar gallery rows [R, min(count, G)], nearest first."""
-    return smallest_products(-x, gallery, count)[1]
+    return smallest_products(Converted(x, torch.neg), gallery, count)[1]
 
 
 class Converted:

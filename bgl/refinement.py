@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import overload
 
 import torch
@@ -289,7 +290,8 @@ class RefinedGallery:
         return result, torch.cat(changed)
 
     def _map(self, x: Tensor) -> Tensor:
-        return x if self.metric is None else F.normalize(self.metric(x))
+        metric = self.metric
+        return x if metric is None else _by_rows(lambda part: F.normalize(metric(part)), x)
 
     def _mix(
         self, rows: Tensor, near: Tensor | None = None, queries: Tensor | None = None
@@ -299,16 +301,21 @@ class RefinedGallery:
         ``rows`` are the gallery's, or lie behind it where they are those of ``queries``, which
         choose among the gallery items ``near``.
         """
-        near = self._near[rows] if near is None else near
-        nodes, local = _neighborhood(rows, near, len(self._h))
-        others = nodes[len(rows) :]
-        h = torch.cat([self._h[rows] if queries is None else queries, self._h[others]])
+        if queries is None and len(rows) == len(self._h):  # all, in their order
+            h, local, others = self._h, self._near, rows[:0]
+        else:
+            near = self._near[rows] if near is None else near
+            nodes, local = _neighborhood(rows, near, len(self._h))
+            others = nodes[len(rows) :]
+            h = torch.cat([self._h[rows] if queries is None else queries, self._h[others]])
         own, known = h[: len(rows)], self.embeddings[others]
         problem = self.learner.prepare(h, candidates=local)
         refined = own
         for step in range(self.num_iterations):
-            # `h` itself where it is the context: its products are known
-            context = torch.cat([refined, known]) if step > 0 or len(others) > 0 else h
+            # at first `h` itself, where it is the context: its products are known
+            context = refined if step > 0 else h
+            if len(others) > 0:
+                context = torch.cat([refined, known])
             graph = problem.solve(context)
             # an item without any neighbour stays as it is
             share = self.epsilon * graph.weight.sum(1, keepdim=True)
@@ -366,8 +373,11 @@ def _learn_metric(
 ) -> LinearReadout:
     """The map W_s^(−1/2) T_s^(−1/2) (x − μ); each row chooses its neighbours among ``near``."""
     mean = x.mean(0)
-    root = _inverse_root((x - mean).t() @ (x - mean) / len(x), shrinkage)
-    z = F.normalize((x - mean) @ root)
+    scatter = x.new_zeros(x.size(1), x.size(1))
+    for part in x.split(_block_rows(x)):
+        scatter.addmm_((part - mean).t(), part - mean)
+    root = _inverse_root(scatter / len(x), shrinkage)
+    z = _by_rows(lambda part: F.normalize((part - mean) @ root), x)
     graph = learner.prepare(z, candidates=near).solve(z)
     return LinearReadout(mean, _inverse_root(_scatter(z, graph), shrinkage) @ root)
 
@@ -375,19 +385,31 @@ def _learn_metric(
 def directions(x: Tensor, name: str) -> Tensor:
     """The checked rows at unit length."""
     check_matrix(x, name)
-    x = at_least_float32(x)
-    if len(x) == 0:
-        return x
     check_finite(x, name)
+    if len(x) > 0:
+        zero = torch.cat([(part == 0).all(1) for part in x.split(_block_rows(x))])
+        if bool(zero.any()):
+            rows = zero.nonzero().flatten().tolist()
+            raise ValueError(
+                f"Expected argument `{name}` to have a direction in every row, but got "
+                f"{len(rows)} row(s) of zeros, the first at index {rows[0]}"
+            )
     # by the largest entry first: squares of very large or small entries leave the range
-    largest = x.abs().amax(1, keepdim=True) if x.size(1) > 0 else x.new_zeros(len(x), 1)
-    if bool((largest == 0).any()):
-        zero = (largest[:, 0] == 0).nonzero().flatten().tolist()
-        raise ValueError(
-            f"Expected argument `{name}` to have a direction in every row, but got "
-            f"{len(zero)} row(s) of zeros, the first at index {zero[0]}"
-        )
-    return F.normalize(x / largest)
+    return _by_rows(lambda part: F.normalize(part / part.abs().amax(1, keepdim=True)), x)
+
+
+def _by_rows(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Apply a function to blocks of rows, in at least float32: without copies of a gallery."""
+    result = torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
+    if len(x) > 0:
+        step = _block_rows(x)
+        for part, place in zip(x.split(step), result.split(step), strict=True):
+            place.copy_(function(at_least_float32(part)))
+    return result
+
+
+def _block_rows(x: Tensor) -> int:
+    return max(1, fitting_scores(x.device) // max(1, 4 * x.size(1)))
 
 
 def _neighborhood(rows: Tensor, near: Tensor, n: int) -> tuple[Tensor, Tensor]:

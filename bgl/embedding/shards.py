@@ -157,7 +157,7 @@ class ShardFolder:
                 array[first : first + len(block.vectors)] = block.vectors
                 first += len(block.vectors)
             array.flush()
-        return np.lib.format.open_memmap(path, "r")
+        return np.lib.format.open_memmap(path, "c")  # writable, for torch, but not the file
 
     def skipped(self) -> Iterator[Skipped]:
         """Read the keys of the images that could not be read, and the reasons."""
