@@ -17,15 +17,14 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from bgl import models
-from bgl._checks import check_int, check_real
+from bgl._checks import check_choice, check_int, check_real
 from bgl._io import remove_leftovers
 from bgl._memory import out_of_memory
 from bgl._neighbors import nearest
-from bgl._precision import at_least_float32
 from bgl.datasets import ImageDataset
 from bgl.images import train_transform
 from bgl.images.loading import ImageLoader, num_workers
-from bgl.losses import RelaxedContrastiveLoss
+from bgl.losses import RelatedNeighborsLoss, RelaxedContrastiveLoss
 from bgl.models import BatchGraphOutput, Encoder
 from bgl.models.files import WEIGHTS_FILE
 from bgl.readout import LinearReadout
@@ -51,6 +50,7 @@ from bgl.training.loop import freeze_batch_norm
 from bgl.training.progress import Progress, TrainingRun
 from bgl.training.step import Step
 
+LOSSES = {"related": RelatedNeighborsLoss, "relaxed": RelaxedContrastiveLoss}
 VIEWS = (1, 2)  # seeds of the two augmented views whose neighbours are compared
 VIEWED = 4096  # images at most whose neighbours are compared: enough for a third decimal
 
@@ -62,6 +62,8 @@ class AdaptConfig:
     Args:
         epochs: Number of epochs at most.
         patience: Epochs without a better agreement after which it ends.
+        loss: "related": :class:`bgl.losses.RelatedNeighborsLoss`, or "relaxed":
+            :class:`bgl.losses.RelaxedContrastiveLoss`.
         k: Neighbours of an image in the learned graph; about the size of a class is good.
         shrinkage: Of the gallery's metric, see :class:`bgl.RefinedGallery`.
         batch_size: Images in a batch.
@@ -80,6 +82,7 @@ class AdaptConfig:
 
     epochs: int = 10
     patience: int = 2
+    loss: str = "related"
     k: int = 7
     shrinkage: float = 0.1
     batch_size: int = 128
@@ -97,6 +100,7 @@ class AdaptConfig:
     def __post_init__(self) -> None:
         for name, minimum in {"patience": 1, "k": 1, "batch_size": 2, "group": 2}.items():
             check_int(getattr(self, name), name, minimum)
+        check_choice(self.loss, "loss", tuple(LOSSES))
         check_real(self.shrinkage, "shrinkage", 1e-6, 1e6)
         if self.group > self.batch_size:
             raise ValueError(
@@ -107,7 +111,7 @@ class AdaptConfig:
 
     def as_training(self) -> TrainConfig:
         """Describe the optimisation to the parts of the training loop; the rest is checked."""
-        shared = {field.name for field in dataclasses.fields(TrainConfig)}
+        shared = {field.name for field in dataclasses.fields(TrainConfig)} - {"loss"}
         own = {name: value for name, value in self.to_dict().items() if name in shared}
         return TrainConfig(method="none", per_class=1, readout="none", **own)
 
@@ -210,9 +214,9 @@ def adapt_encoder(
 
     After every epoch, and before the first, an older copy of the encoder embeds all images, of
     which :class:`Relations` learns the gallery's metric and graph. Batches are groups of
-    neighbours, and :class:`bgl.losses.RelaxedContrastiveLoss` learns the relations, in that metric
-    and from augmented images. The older copy is what is measured: by the :func:`agreement` of its
-    neighbours under two augmented views, in the same metric. When that has not risen for
+    neighbours; the encoder's output learns their relations by ``config.loss``, from augmented
+    images. The older copy is what is measured: by the :func:`agreement` of its
+    neighbours under two augmented views, in that metric. When that has not risen for
     ``config.patience`` epochs the run ends. The model of the best epoch is kept, which may be the
     one as it came (epoch 0), with the gallery's metric as its readout.
 
@@ -291,11 +295,10 @@ def _adapt(
     schedule = make_schedule(training, optimizer, steps=config.epochs * len(sampler))
     channels = older.embed(data.subset([0])).size(1)
     relations = Relations(len(data), channels, config.k, config.shrinkage).to(device)
-    criterion = RelaxedContrastiveLoss()
+    criterion = LOSSES[config.loss]()
 
     def losses(output: BatchGraphOutput, batch: Tensor, *_: Any) -> dict[str, Tensor]:
-        features = relations.metric(at_least_float32(output.features))
-        return {"loss": criterion(features, relations(batch))}
+        return {"loss": criterion(output.features, relations(batch))}
 
     step = Step(training, model, optimizer, device, losses, average=average)
     parts: dict[str, Any] = {
@@ -378,8 +381,8 @@ def _adapt(
             if epoch == 0:
                 check_different(features, config.k)
             relations.learn(features)
-            views = [relations.metric(view(number)) for number in VIEWS]
-            row = position.row | {"agreement": agreement(*views, config.k)}
+            one, other = (relations.metric(view(number)) for number in VIEWS)
+            row = position.row | {"agreement": agreement(one, other, config.k)}
             row["seconds"] = checkpoint.seconds
             history.append(row)
             position = Position(history)
