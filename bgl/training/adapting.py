@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import hashlib
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ class AdaptConfig:
     patience: int = 2
     loss: str = "related"
     k: int = 7
-    shrinkage: float = 0.1
+    shrinkage: float = 1.0
     batch_size: int = 128
     group: int = 4
     crop_scale: float = 0.5
@@ -159,6 +160,7 @@ class Relations(nn.Module):
 
     refined: Tensor
     near: Tensor
+    views = 1  # of an image in a batch
 
     def __init__(self, n: int, channels: int, k: int, shrinkage: float) -> None:
         super().__init__()
@@ -209,6 +211,7 @@ def adapt_encoder(
     folder: str | Path,
     config: AdaptConfig,
     progress: Progress | None = None,
+    make_relations: Callable[..., Relations] = Relations,
 ) -> tuple[Encoder, list[dict[str, Any]]]:
     """Adapt an encoder to images; their labels are not used.
 
@@ -229,6 +232,7 @@ def adapt_encoder(
         folder: Where files go; made if needed.
         config: How to adapt.
         progress: Told about stages, items and epochs.
+        make_relations: Where relations come from, if not from the learned graph.
 
     Returns:
         The adapted model, and the rows of ``metrics.csv``, the first of which is epoch 0.
@@ -249,7 +253,15 @@ def adapt_encoder(
         out_of_memory("use a smaller --batch-size; the last checkpoint is kept"),
         Interruption() as interruption,
     ):
-        return _adapt(encoder, data, Path(folder), config, progress or Progress(), interruption)
+        return _adapt(
+            encoder,
+            data,
+            Path(folder),
+            config,
+            progress or Progress(),
+            interruption,
+            make_relations,
+        )
 
 
 def _adapt(
@@ -259,6 +271,7 @@ def _adapt(
     config: AdaptConfig,
     progress: Progress,
     interruption: Interruption,
+    make_relations: Callable[..., Relations],
 ) -> tuple[Encoder, list[dict[str, Any]]]:
     training = config.as_training()
     accelerator = make_accelerator(config.device)
@@ -288,13 +301,17 @@ def _adapt(
         batch_size=len(mine),
         workers=num_workers(config.workers, isinstance(data.images, Tensor)),
     )
+    channels = older.embed(data.subset([0])).size(1)
+    relations = make_relations(len(data), channels, config.k, config.shrinkage).to(device)
     sampler = ClassBalancedSampler(  # a group is a class, drawn with its nearest ones
-        torch.arange(len(data)), config.batch_size, 1, config.seed, neighbors=config.group - 1
+        torch.arange(len(data)),
+        config.batch_size,
+        relations.views,
+        config.seed,
+        neighbors=config.group - 1,
     )
     optimizer = make_optimizer(training, model)
     schedule = make_schedule(training, optimizer, steps=config.epochs * len(sampler))
-    channels = older.embed(data.subset([0])).size(1)
-    relations = Relations(len(data), channels, config.k, config.shrinkage).to(device)
     criterion = LOSSES[config.loss]()
 
     def losses(output: BatchGraphOutput, batch: Tensor, *_: Any) -> dict[str, Tensor]:
