@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.adapting import peers
 from bgl import gallery_readout
@@ -39,11 +40,25 @@ SHOWN = {name: METRICS[name] for name in ("recall@1", "recall@8", "map@r")}
 Row = dict[str, Any]
 
 
-def measure(
-    encoder: Encoder, halves: tuple[ImageDataset, ImageDataset], about: Row, config: AdaptConfig
-) -> list[Row]:
-    """Measure both halves by the encoder's output and by readouts fitted to the first half."""
+Halves = tuple[ImageDataset, ImageDataset]
+
+
+def halves_of(data: str, part: str, classes: int | None) -> Halves:
+    """Every other class of a part, and the rest."""
+    splits = load_dataset("emoji") if data == "emoji" else load_dataset("folder", data)
+    images: ImageDataset = getattr(splits, part)
+    chosen = list(range(images.num_classes))[:classes]
+    return images.select_classes(chosen[::2]), images.select_classes(chosen[1::2])
+
+
+def measure(encoder: Encoder, halves: Halves, about: Row, config: AdaptConfig) -> list[Row]:
+    """Measure an encoder on both halves."""
     x = [encoder.embed(half, output="backbone") for half in halves]
+    return measure_features(x, halves, about, config)
+
+
+def measure_features(x: list[Tensor], halves: Halves, about: Row, config: AdaptConfig) -> list[Row]:
+    """Measure an encoder's output on both halves, and readouts fitted to the first one."""
     readouts = {
         "output": torch.nn.Identity(),
         "whitened": fit_readout(x[0]),
@@ -88,10 +103,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="JSON file to write.")
     options = parser.parse_args()
     warnings.simplefilter("ignore")  # an image is drawn twice for two views of it
-    folder = None if options.data == "emoji" else options.data
-    part = getattr(load_dataset("folder" if folder else "emoji", folder), options.part)
-    classes = list(range(part.num_classes))[: options.classes]
-    halves = part.select_classes(classes[::2]), part.select_classes(classes[1::2])
+    halves = halves_of(options.data, options.part, options.classes)
     rows: list[Row] = []
     for seed in options.seeds:
         config = AdaptConfig(
