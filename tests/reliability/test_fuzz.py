@@ -350,6 +350,8 @@ ENTRIES: dict[str, Entry] = {
         **{"pos_margin": real, "neg_margin": real},
     ),
     "losses.SoftTargetLoss": entry(losses.SoftTargetLoss, targets=matrix(N, N)),
+    "losses.RelaxedContrastiveLoss": entry(losses.RelaxedContrastiveLoss, relations=matrix(N, N)),
+    "losses.RelatedNeighborsLoss": entry(losses.RelatedNeighborsLoss, relations=matrix(N, N)),
     "losses.diffuse": entry(losses.diffuse, targets=matrix(N, N), w=real),
     **{
         f"hyperbolic.{function.__name__}": entry(function, y=matrix())
@@ -619,6 +621,8 @@ RECORDS = {
     *("pipeline.main", "pipeline.markdown", "pipeline.parse", "pipeline.print_table"),
     *("pipeline.trained_rows", "pipeline.Row", "pipeline.Trained", "pipeline.read_config"),
     *("pipeline.read_results", "pipeline.train", "train"),
+    *("pipeline.Adapted", "pipeline.adapt", "adapt", "training.adapt_encoder"),
+    "training.AdaptConfig",
     *("checking.Copies", "checking.Report", "checking.check_images", "checking.write_page"),
 }
 
