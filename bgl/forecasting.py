@@ -14,6 +14,7 @@ from bgl._neighbors import exact_search, without_self
 from bgl.refinement import RefinedGallery, directions
 
 AXES = 128  # principal axes that are looked at; those behind hold little but noise
+VANISHING = 1e-5  # of a unit vector: below it lies the rounding of float32
 CLOSEST = 3  # neighbours of which reciprocity is asked
 NAMES = {"recall@1": "R@1", "recall@8": "R@8", "map@r": "MAP@R"}
 
@@ -171,8 +172,7 @@ class _Views:
         parts = centered @ axes
         halves = parts[:, 0::2], parts[:, 1::2]
         # what has no direction in a view cannot be compared there
-        floor = 1e-6 * centered.norm(dim=1).mean()
-        seen = (halves[0].norm(dim=1) > floor) & (halves[1].norm(dim=1) > floor)
+        seen = (halves[0].norm(dim=1) > VANISHING) & (halves[1].norm(dim=1) > VANISHING)
         self.halves = tuple(half[seen] for half in halves)
         if len(self.halves[0]) < 4:
             raise ValueError(
