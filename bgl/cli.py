@@ -143,7 +143,9 @@ def refine(argv: Sequence[str]) -> int:
 
 
 def _cells(values: dict[str, float]) -> str:
-    return ", ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
+    return ", ".join(
+        f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items()
+    )
 
 
 def _splits(options: argparse.Namespace) -> Any:

@@ -1,9 +1,10 @@
-"""Refinement and its peers on several data sets: ``python -m benchmarks.refinement.datasets FEATURES``
+"""Refinement and its peers on several data sets:
+``python -m benchmarks.refinement.datasets FEATURES``
 
-FEATURES is a folder that ``features.py`` has filled; up to 1,000 images of whole classes are taken of each
-file. Every method has the setting that emoji
-validation classes chose (``run.py``; for diffusion :data:`VALIDATION` does). "refined, as forecast" takes the
-setting that ``bgl.forecast`` recommends for the gallery, without labels.
+FEATURES is a folder that ``features.py`` has filled; up to 1,000 images of whole classes are taken
+of each file. Every method has the setting that emoji validation classes chose (``run.py``; for
+diffusion :data:`VALIDATION` does). "refined, as forecast" takes the setting that ``bgl.forecast``
+recommends for the gallery, without labels.
 """
 
 from __future__ import annotations
@@ -56,9 +57,7 @@ def methods(walk: dict[str, Any]) -> dict[str, Method]:
         "whitening": partial(peers.whitening, shrinkage=0.1),
         "αQE": partial(peers.query_expansion, k=2, alpha=3.0),
         "k-reciprocal": partial(peers.k_reciprocal, k1=6, k2=2, lam=0.5),
-        "whitening + k-reciprocal": partial(
-            peers.whitened_k_reciprocal, k1=6, k2=2, shrinkage=0.1
-        ),
+        "whitening + k-reciprocal": partial(peers.whitened_k_reciprocal, k1=6, k2=2, shrinkage=0.1),
         "diffusion": partial(peers.diffusion, **walk),
         "refined, metric alone": partial(peers.refined, k=7, epsilon=0.0, shrinkage=0.1),
         "refined": partial(peers.refined, k=7, epsilon=0.5, shrinkage=0.1),

@@ -22,7 +22,9 @@ from bgl.models import Encoder, ModelConfig, assemble_model, create_backbone
 
 def parts(name: str, root: str, most: int) -> dict[str, ImageDataset]:
     """Load the parts of a dataset, at most so many images of each class."""
-    splits = load_dataset("emoji") if name == "emoji" else load_dataset("folder", root, val_fraction=0)
+    splits = (
+        load_dataset("emoji") if name == "emoji" else load_dataset("folder", root, val_fraction=0)
+    )
     found = {part: getattr(splits, part) for part in ("train", "val", "test")}
     return {
         f"{name}-{part}": data.subset(few(data.labels, most))
