@@ -51,6 +51,31 @@ def test_eval(run: Path, folder: Path, capsys) -> None:
             assert float(found[name]) == pytest.approx(value, abs=1e-4)
 
 
+def test_refine(run: Path, folder: Path, capsys) -> None:
+    words = ["refine", str(run), "--dataset", "folder", "--data-root", str(folder)]
+    assert main([*words, "-k", "4", "--epsilon", "0.3"]) == 0
+    title, *lines = capsys.readouterr().out.splitlines()
+    assert title == "folder: retrieval among the 3 test classes"
+    test = load_dataset("folder", folder).test
+    x = load(run).embed([folder / "test" / path for path in _paths(folder)], output="backbone")
+    for line, result in zip(lines, (x, bgl.refine(x, k=4, epsilon=0.3)), strict=True):
+        assert f"map@r {retrieval_metrics(result, test.labels)['map@r']:.4f}" in line
+    assert main([*words, "-k", "4", "--check"]) == 0
+    assert capsys.readouterr().out == f"{bgl.forecast(x, k=4)}\n"
+    (folder / "test" / "test0" / "broken.png").write_bytes(b"broken")
+    assert main(["refine", str(run), str(folder / "test"), "-k", "4", "--check"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == f"{bgl.forecast(x, k=4)}\n"
+    assert shown.err.startswith("note: 1 image")
+
+
+def test_refine_of_images_needs_check(run: Path, folder: Path, capsys) -> None:
+    assert main(["refine", str(run), str(folder)]) == 2
+    assert "--check" in capsys.readouterr().err
+    assert main(["refine", str(run), str(folder), "--check", "--dataset", "emoji"]) == 2
+    assert "got both" in capsys.readouterr().err
+
+
 def test_eval_of_a_run_is_on_its_own_data(run: Path, folder: Path, capsys) -> None:
     (next(folder.rglob("test/test0/0.png"))).write_bytes(b"broken")
     config = TrainConfig(dataset="folder", data_root=str(folder), skip_broken=True)

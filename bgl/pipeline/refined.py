@@ -154,9 +154,7 @@ def check_refinement(
             on_broken=lambda _, error: broken.append(error),
         )
         if broken:
-            warnings.warn(
-                f"{len(broken)} images are left out, the first: {broken[0]}", stacklevel=2
-            )
+            warnings.warn(f"{len(broken)} image(s) left out; the first: {broken[0]}", stacklevel=2)
     return forecast(x, **{**setting, "k": min(setting.get("k", K), max(1, len(x) - 1))})
 
 
