@@ -24,6 +24,7 @@ _STYLE = """
   :root { --back: #14171c; --panel: #1e232b; --text: #e8eaed; --faint: #a3acb8; --line: #363d48;
     --accent: #6cbcf0; }
 }
+* { box-sizing: border-box; }
 body { font: 15px/1.45 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; margin: 0;
   background: var(--back); color: var(--text); }
 main { max-width: 1400px; margin: 0 auto; padding: 1rem 1.25rem; }
@@ -47,7 +48,7 @@ a:focus-visible { outline: 3px solid var(--accent); }
 .answer ol { margin: 0; }
 @media (max-width: 700px) {
   .answer { grid-template-columns: minmax(0, 1fr); }
-  .answer > figure { max-width: 13rem; }
+  .answer > figure { max-width: 10rem; }
   ol { grid-template-columns: repeat(3, minmax(0, 1fr)); }
 }
 """

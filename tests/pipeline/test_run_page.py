@@ -293,7 +293,7 @@ def test_only_graphs_are_left(copy):
     said = " ".join(page["notes"])
     for file in ("results.json", "config.yaml", "metrics.csv", "none-seed0 has no explorer.npz"):
         assert file in said
-    assert [g["name"] for g in page["graphs"]] == ["dybgr, seed 0"]
+    assert [g["name"] for g in page["graphs"]] == ["dybgr-seed0"]
     assert page["table"] is None
 
 
