@@ -10,19 +10,35 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bgl.embedding import Embedder, ShardFolder, embed
     from bgl.graph import to_batch_graph
-    from bgl.pipeline import train
-    from bgl.refinement import RefinedGallery, refine
+    from bgl.pipeline import adapt, train
+    from bgl.refinement import RefinedGallery, gallery_readout, refine
 
 __version__ = "0.1.0"
-__all__ = ["RefinedGallery", "refine", "to_batch_graph", "train"]
+__all__ = [
+    "Embedder",
+    "RefinedGallery",
+    "ShardFolder",
+    "adapt",
+    "embed",
+    "gallery_readout",
+    "refine",
+    "to_batch_graph",
+    "train",
+]
 
 # Imported when they are asked for: the command line is slow to start otherwise.
 _HOMES = {
+    "Embedder": "bgl.embedding",
     "RefinedGallery": "bgl.refinement",
+    "ShardFolder": "bgl.embedding",
+    "adapt": "bgl.pipeline",  # needs the extra "train", as "train" does
+    "embed": "bgl.embedding",
+    "gallery_readout": "bgl.refinement",
     "refine": "bgl.refinement",
     "to_batch_graph": "bgl.graph",
-    "train": "bgl.pipeline",  # needs the extra "train", the others do not
+    "train": "bgl.pipeline",  # the others need no extra
 }
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from bgl._precision import exact_matmul
-from bgl._sizes import score_block
+from bgl._sizes import converted_block, score_block
 
 if TYPE_CHECKING:  # numpy is not needed to import the layers
     import numpy as np
@@ -62,13 +63,40 @@ def to_numpy(x: Tensor) -> NDArray[np.float32]:
     return x.detach().cpu().float().numpy()
 
 
-def exact_search(x: Tensor, gallery: Tensor, count: int) -> Tensor:
+def exact_search(x: Tensor, gallery: Tensor | Converted, count: int) -> Tensor:
     """The most similar gallery rows [R, min(count, G)], nearest first."""
     return smallest_products(-x, gallery, count)[1]
 
 
+class Converted:
+    """Rows that are converted whenever they are asked for: in memory is one block of them.
+
+    Args:
+        rows: Rows [N, C], perhaps a file's that is mapped into memory.
+        convert: What makes each block of them another one.
+        device: Where to.
+    """
+
+    def __init__(
+        self,
+        rows: Tensor,
+        convert: Callable[[Tensor], Tensor],
+        device: str | torch.device | None = None,
+    ) -> None:
+        self.rows, self.convert, self.device = rows, convert, device or rows.device
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, part: slice | Tensor) -> Tensor:
+        return self.convert(self.rows[part].to(self.device))
+
+
 def smallest_products(
-    left: Tensor, right: Tensor, kept: int, without: Tensor | None = None
+    left: Tensor | Converted,
+    right: Tensor | Converted,
+    kept: int,
+    without: Tensor | None = None,
 ) -> Nearest:
     """The ``kept`` smallest inner products of every row of ``left`` with the rows of ``right``.
 
@@ -77,19 +105,23 @@ def smallest_products(
     """
     rows, columns = len(left), len(right)
     kept = min(kept, columns)
-    values = left.new_empty(rows, kept)
-    found = torch.empty(rows, kept, dtype=torch.long, device=left.device)
-    height, width = score_block(left.device, rows, columns)
+    some = left[:1]
+    values = some.new_empty(rows, kept)
+    found = torch.empty(rows, kept, dtype=torch.long, device=some.device)
+    height, width = score_block(some.device, rows, columns)
+    if isinstance(right, Converted):
+        height, width = converted_block(some.device, rows, columns, some.size(1))
     width = max(width, kept)
     # one buffer: large blocks that come and go between small ones would tear the heap apart
-    buffer = left.new_empty(height * width)
+    buffer = some.new_empty(height * width)
     for top in range(0, rows, height):
         block = slice(top, min(top + height, rows))
+        asked = left[block]
         best: Nearest | None = None
         for first in range(0, columns, width):
             part = right[first : first + width]
             scores = buffer[: (block.stop - top) * len(part)].view(-1, len(part))
-            exact_matmul(left[block], part.t(), out=scores)
+            exact_matmul(asked, part.t(), out=scores)
             if without is not None:
                 own = without[block, None] - first
                 outside = (own < 0) | (own >= len(part))

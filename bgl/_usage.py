@@ -17,6 +17,11 @@ from typing import Any, NoReturn, TextIO
 #: Options of a whole run; those of its models are the fields of TrainConfig.
 RUN_OPTIONS = {
     "config": "YAML file with any options; several: in turn.",
+    "recipe": "Settings by name: plain (no graph) or graph; or a system as published: dybgr, "
+    "bgformer-128, bgformer-384, hyp-vit, hyp-dino, contrastive-googlenet, ms-googlenet, "
+    "triplet-googlenet, iaa-contrastive-googlenet, iaa-ms-googlenet, iaa-ms-resnet50 or "
+    "iaa-triplet-googlenet. Other options change it.",
+    "quick": "A tour, not a measurement: two short epochs on images of 64 px, table and page.",
     "method": 'Methods to train, one after the other: "none", or blocks joined by "+".',
     "seed": "Seeds, one run each.",
     "seeds": "The same as --seed.",
@@ -33,9 +38,9 @@ RUN_OPTIONS = {
 #: The options that people use most; --help-all has the others.
 COMMON = {
     "data": ("dataset", "data_root", "table", "val_fraction", "resplit", "skip_broken"),
-    "model": ("method", "backbone", "image_size", "loss", "augmentation"),
+    "model": ("recipe", "method", "backbone", "image_size", "loss", "augmentation"),
     "training": ("epochs", "batch_size", "per_class", "lr", "seed"),
-    "run": ("output_dir", "resume", "config", "log", "device", "workers"),
+    "run": ("quick", "output_dir", "resume", "config", "log", "device", "workers"),
 }
 
 VALUES = {
@@ -134,7 +139,7 @@ def _train_help() -> argparse.ArgumentParser:
                 text = f"{text.rstrip('.')} (default: {ast.literal_eval(default)})."
             number = isinstance(ast.literal_eval(default), int | float) or name == "seed"
             flag: dict[str, Any] = {"metavar": VALUES.get(name, "N" if number else "NAME")}
-            if default == "False":
+            if default == "False" or name == "quick":
                 flag = {"action": "store_true"}
             group.add_argument(option(name), **flag, help=text.replace("%", "%%"))
     return parser

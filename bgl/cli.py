@@ -1,10 +1,12 @@
 """The command ``bgl``: learn a graph of every batch, train image encoders through it.
 
 bgl train …           train and measure
+bgl adapt MODEL …     adapt a model to images without labels
 bgl check DATA        look at a folder of images before training: broken, duplicates, leaks
 bgl eval RUN          measure a trained model on a dataset
 bgl explore RUN …     write the explorer page of a run, or of several
 bgl search …          index images with a trained model, find the nearest
+bgl embed RUN DATA    embed very many images into files, by many processes
 bgl datasets [NAME]   list the datasets, check or fetch one
 
 bgl COMMAND --help    says more of each
@@ -15,6 +17,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
@@ -23,7 +27,7 @@ from typing import Any
 
 import bgl
 from bgl._plugins import import_plugins
-from bgl._usage import Parser, as_on_the_command_line, check_train_words, notes
+from bgl._usage import Parser, as_on_the_command_line, check_train_words, notes, option
 
 __all__ = ["main"]
 
@@ -134,6 +138,108 @@ def search(argv: Sequence[str]) -> int:
     return run(argv, "bgl search")
 
 
+def adapt(argv: Sequence[str]) -> int:
+    """Adapt an encoder to images without labels, through the graph of all of them.
+
+    A command that was interrupted is resumed by repeating it.
+    """
+    parser = Parser(prog="bgl adapt", description=adapt.__doc__)
+    parser.add_argument(
+        "model", help="Folder with model.json, hf-hub:USER/NAME, or a pretrained backbone of timm."
+    )
+    parser.add_argument("images", nargs="+", help="Image files, and folders to search for them.")
+    parser.add_argument("--output-dir", required=True, help="Folder for the adapted model.")
+    parser.add_argument("--measure", help="Labelled images to measure: folder or dataset name.")
+    parser.add_argument("--image-size", type=int, help="For a pretrained backbone (224).")
+    numbers = {"epochs": 10, "patience": 2, "k": 7, "batch_size": 128, "group": 4, "seed": 0}
+    for name, default in numbers.items():
+        parser.add_argument(option(name), type=int, default=default, help=f"({default})")
+    parser.add_argument("--lr", type=float, help="Learning rate.")
+    parser.add_argument("--device", default="auto", help='"cpu", "cuda" (a GPU if there is one).')
+    parser.add_argument(
+        "--workers", type=int, default=-1, help="Processes that load images (one per core)."
+    )
+    options = vars(parser.parse_args(argv))
+    from bgl.pipeline import adapt as run
+
+    try:
+        run(**{name: value for name, value in options.items() if value is not None})
+    except KeyboardInterrupt as stopped:
+        print(f"{stopped or 'interrupted'}; to go on, repeat the command", file=sys.stderr)
+        return int(getattr(stopped, "status", 130))
+    return 0
+
+
+def embed(argv: Sequence[str]) -> int:
+    """Embed very many images into shards of Parquet, by any number of processes.
+
+    The same command again, here or on other machines that share --out, continues and helps.
+    """
+    parser = Parser(prog="bgl embed", description=embed.__doc__)
+    parser.add_argument("run", help="Folder with model.json, or hf-hub:USER/NAME.")
+    parser.add_argument(
+        "images",
+        nargs="+",
+        help="Folders, CSV tables (path,label), tars (photos-{000..099}.tar), Parquet files, saved "
+        "Hugging Face datasets.",
+    )
+    parser.add_argument("--out", required=True, help="Folder to write.")
+    parser.add_argument("--output", default="default", help="Which of the model's embeddings.")
+    parser.add_argument(
+        "--dtype", default="float32", help='"float32", or "float16": half the size.'
+    )
+    parser.add_argument(
+        "--shard-size", type=int, default=10_000, help="Most images of a file (10000)."
+    )
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument(
+        "--device", default="auto", help='"cpu", "cuda", … (a GPU if there is one).'
+    )
+    parser.add_argument(
+        "--workers", type=int, default=-1, help="Processes that load images (one per core)."
+    )
+    parser.add_argument("--data-root", help="What the paths of a table are relative to.")
+    options = vars(parser.parse_args(argv))
+    from rich.console import Console
+
+    from bgl.embedding import embed as run
+    from bgl.images.loading import num_workers
+    from bgl.images.reading import printable
+    from bgl.pipeline import TerminalProgress
+    from bgl.pipeline.run import end_now
+
+    options["workers"] = num_workers(options["workers"])
+    console = Console(quiet=int(os.environ.get("RANK", "0")) > 0)  # one process speaks for all
+    terminal = TerminalProgress(console)
+    before = 0  # images that were done
+
+    def progress(done: int, total: int) -> None:
+        nonlocal before
+        if terminal.task is None:
+            before = done
+            console.print(f"{done:,} of {total:,} images are done", highlight=False)
+            terminal.start("embedding", total - done)
+        terminal.advance(done - before - terminal.done)
+
+    handler = signal.signal(signal.SIGTERM, end_now)  # which releases what it has claimed
+    try:
+        with terminal.bars:
+            shards = run(**options, progress=progress)
+    except KeyboardInterrupt as stopped:
+        print(f"{stopped or 'interrupted by SIGINT'}: the same command continues", file=sys.stderr)
+        return int(getattr(stopped, "status", 128 + signal.SIGINT))
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    about = shards.manifest
+    line = f"{about.count:,} vectors of {about.dim} x {about.dtype} in {printable(shards.folder)}"
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if about.skipped:
+        name, reason = next(shards.skipped())
+        line = f"skipped: {about.skipped:,} images, listed in skipped.csv; {name}: {reason}"
+        print(" ".join(printable(line).split()), file=sys.stderr)
+    return 0
+
+
 def check(argv: Sequence[str]) -> int:
     """Look at images before training: classes, sizes, broken files, duplicates, leaks.
 
@@ -187,10 +293,12 @@ def _add_dataset(parser: argparse.ArgumentParser) -> None:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
+    "adapt": adapt,
     "check": check,
     "eval": evaluate,
     "explore": explore,
     "search": search,
+    "embed": embed,
     "datasets": datasets,
 }
 

@@ -1,7 +1,12 @@
-"""Sphinx configuration; ``sphinx-build -W docs build/docs`` writes a site that works offline."""
+"""Sphinx configuration; ``sphinx-build -W docs build/docs`` writes a site that works offline.
+
+The tutorials are notebooks in Markdown: they are run when the pages are built, and an error in one
+of them is an error of the build.
+"""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from docutils.nodes import SkipNode
@@ -15,7 +20,7 @@ author = "the authors of bgl"
 release = bgl.__version__
 
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
@@ -23,6 +28,12 @@ extensions = [
 ]
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
+
+nb_execution_mode = "cache"  # in the build folder: a notebook that has not changed is not run again
+nb_execution_timeout = 300
+nb_execution_raise_on_error = True
+nb_output_stderr = "remove"  # warnings of other libraries
+nb_merge_streams = True
 
 autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_inherit_docstrings = False  # leaves out members such as torch's `extra_repr`
@@ -32,9 +43,15 @@ napoleon_custom_sections = ["Shapes"]
 napoleon_use_rtype = False
 
 html_theme = "furo"
-html_title = f"bgl {release}"
+html_title = f"bgl {os.environ.get('READTHEDOCS_VERSION_NAME', release)}"
 html_static_path = ["_static"]
-html_css_files = ["math.css"]
+html_css_files = ["math.css", "figures.css"]
+if repository := os.environ.get("READTHEDOCS_GIT_CLONE_URL", "").removesuffix(".git"):
+    html_theme_options = {
+        "source_repository": repository,  # "edit this page"
+        "source_branch": os.environ.get("READTHEDOCS_GIT_IDENTIFIER", "main"),
+        "source_directory": "docs/",
+    }
 html_math_renderer = "mathml"
 
 

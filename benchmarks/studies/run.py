@@ -21,7 +21,7 @@ from rich.console import Console
 from benchmarks.schedule import run_all
 from benchmarks.studies.plan import Store, Study
 from benchmarks.studies.train import run
-from bgl.pipeline import baseline_rows, load_splits
+from bgl.pipeline import baseline_rows, load_splits, pixel_rows
 from bgl.training import Progress
 
 
@@ -56,7 +56,8 @@ def main(argv: list[str] | None = None) -> int:
         if not store.untrained:
             torch.set_num_threads(1)
             first = next(study.possible()).config
-            rows = baseline_rows(first, load_splits(first), Progress())
+            splits = load_splits(first)
+            rows = [*pixel_rows(first, splits), *baseline_rows(first, splits, Progress())]
             store.untrained = [dict(row) for row in rows]
             store.write()
         train = partial(run, study, store, folder, options.jobs, console)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bgl.images.reading import BrokenImageError, read_image, to_rgb
+from bgl.images.reading import BrokenImageError, decode_image, read_image, to_rgb
 
 #: A path, the content of a file, a Pillow image, a uint8 array [H, W] or [H, W, 1, 3 or 4], or a
 #: uint8 tensor [1 or 3, H, W].
@@ -32,8 +31,8 @@ def as_image(value: ImageLike, min_side: int | None = None) -> Tensor:
 
     Args:
         value: The image.
-        min_side: Number of pixels that suffices for the shorter side of one that is read from a
-            file; None: the whole image.
+        min_side: Number of pixels that suffices for the shorter side of one that is decoded
+            here; None: the whole image.
 
     Raises:
         BrokenImageError: If a file or its content cannot be decoded.
@@ -44,15 +43,13 @@ def as_image(value: ImageLike, min_side: int | None = None) -> Tensor:
     """
     if isinstance(value, str | Path):
         return read_image(Path(value), min_side)
+    if isinstance(value, bytes):
+        return decode_image(value, min_side)
     if isinstance(value, Tensor):
         return value.expand(3, -1, -1)
     if isinstance(value, np.ndarray):
         value = Image.fromarray(value[:, :, 0] if value.shape[2:] == (1,) else value)
     try:
-        if isinstance(value, bytes):
-            with Image.open(io.BytesIO(value)) as image:
-                return to_rgb(image)
         return to_rgb(value)
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ...
-        name = "the content of a file" if isinstance(value, bytes) else repr(value)
-        raise BrokenImageError(name, f"{type(error).__name__}: {error}") from error
+        raise BrokenImageError(repr(value), f"{type(error).__name__}: {error}") from error

@@ -120,27 +120,45 @@ def read_image(path: Path, min_side: int | None = None) -> Tensor:
         BrokenImageError: If the file is missing, is no file (a pipe, a folder) or cannot be
             decoded to the end.
     """
+    path = Path(path)
+    try:
+        regular = stat.S_ISREG(os.stat(path).st_mode)
+    except FileNotFoundError as error:
+        raise BrokenImageError(path, "it does not exist") from error
+    except (OSError, ValueError) as error:  # no permission; a zero byte in the name
+        raise BrokenImageError(path, f"{type(error).__name__}: {error}") from error
+    if not regular:  # opening a pipe would wait for ever
+        raise BrokenImageError(path, "it is a folder, a pipe or a device, not a file")
+    return decode_image(path, min_side)
+
+
+def decode_image(
+    file: Path | bytes, min_side: int | None = None, name: str = "the content of a file"
+) -> Tensor:
+    """Decode an image file, or the content of one called ``name``, as :func:`read_image` does.
+
+    Raises:
+        BrokenImageError: If it cannot be decoded to the end.
+    """
     if min_side is not None:
         check_int(min_side, "min_side", 1)
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
-            raise BrokenImageError(path, "it is a folder, a pipe or a device, not a file")
-        with Image.open(path) as image:
-            if min_side is not None:
-                image.draft(None, (min_side, min_side))
-            return to_rgb(image)
-    except BrokenImageError:
-        raise
-    except FileNotFoundError as error:
-        raise BrokenImageError(path, "it does not exist") from error
+        return _decode(io.BytesIO(file) if isinstance(file, bytes) else file, min_side)
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ...
         try:
-            data = _without_metadata(Path(path).read_bytes())
-            with Image.open(io.BytesIO(data)) as image:
-                return to_rgb(image)
+            data = file if isinstance(file, bytes) else file.read_bytes()
+            return _decode(io.BytesIO(_without_metadata(data)), None)
         except Exception:
-            reason = f"{type(error).__name__}: {error}{_advice(Path(path), error)}"
+            path = Path(name) if isinstance(file, bytes) else file
+            reason = f"{type(error).__name__}: {error}{_advice(path, error)}"
             raise BrokenImageError(path, reason) from error
+
+
+def _decode(file: Path | io.BytesIO, min_side: int | None) -> Tensor:
+    with Image.open(file) as image:
+        if min_side is not None:
+            image.draft(None, (min_side, min_side))
+        return to_rgb(image)
 
 
 def _advice(path: Path, error: Exception) -> str:

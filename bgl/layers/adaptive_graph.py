@@ -148,9 +148,12 @@ class AdaptiveGraph(nn.Module):
         candidates: Tensor | None = None,
     ) -> Graph:
         """Learn the graph of ``x`` for one set of contextual features."""
-        problem = self.prepare(x, y=y, batch=batch, candidates=candidates)
-        neighbors = problem.solve(x if context is None else context)
-        return neighbors.edges()
+        # nothing holds the problem, so that its pairs are freed before the edges are listed
+        return (
+            self.prepare(x, y=y, batch=batch, candidates=candidates)
+            .solve(x if context is None else context)
+            .edges()
+        )
 
     def prepare(
         self,
@@ -238,7 +241,7 @@ class Problem:
         """Compute what else depends on ``x`` alone."""
 
     def weigh(self, f: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Neighbours [R, k], their weights, and how many there are [R, 1]."""
+        """Neighbours [R, k], their weights (negative ones count as 0), and how many [R, 1]."""
         raise NotImplementedError
 
     def solve(self, context: Tensor) -> Neighbors:
@@ -256,9 +259,9 @@ class Problem:
             f = self.h if context is self.x else self.features(context)
             source, weight, degree = self.weigh(f)
         if self.pairs.whole:
-            return Neighbors(source, weight, None)
+            return Neighbors(source, weight.relu(), None)
         mask = torch.arange(self.k, device=weight.device) < degree
-        return Neighbors(source, torch.where(mask, weight, 0), mask)
+        return Neighbors(source, torch.where(mask, weight, 0).relu(), mask)
 
     def same(self, i: Tensor, j: Tensor) -> Tensor | None:
         """S_ij, whether samples i [R] and j [W] or [R, W] have equal labels."""
@@ -307,8 +310,7 @@ class PaperProblem(Problem):
         gap, degree = self.gaps(self.cost(pairs.rows, nodes, dots, context_dots), found)
         total, size = gap.sum(1, keepdim=True), degree.clamp(min=1).to(gap.dtype)
         weight = 1 / size + (gap - total / size) / total.clamp(min=GAP_FLOOR)
-        # the last weights can be -1e-16 by rounding
-        return nodes[:, : self.k], weight.clamp(min=0), degree
+        return nodes[:, : self.k], weight, degree
 
     def cost(self, i: Tensor, j: Tensor, dots: Tensor, context_dots: Tensor) -> Tensor:
         """c_ij − |ĥ_i|² from ⟨ĥ_i, ĥ_j⟩ and ⟨f̂_i, f̂_j⟩; what is equal in a row does not matter."""
@@ -375,7 +377,7 @@ class ReleasedProblem(Problem):
         ends, dots = dots.split([2, self.k], dim=1)
         share = self.context_share / _range(ends)
         weight = torch.addcmul(self.without_context, share, dots - ends[:, :1])
-        return self.chosen, weight.relu(), self.degree
+        return self.chosen, weight, self.degree
 
 
 def _extremes(values: Tensor) -> Tensor:

@@ -37,14 +37,13 @@ def edge_sums(x: Tensor, edge_index: Tensor, weight: Tensor) -> Tensor:
     return _sums(x, weight, source, target, start)
 
 
-def _bags(source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Edges, the target of each, and where a target's edges start."""
-    rows, k = source.shape
-    row = torch.arange(rows, device=source.device)
-    return source.flatten().contiguous(), row.repeat_interleave(k), row * k
+def _bags(source: Tensor) -> tuple[Tensor, None, Tensor]:
+    """Edges, no targets (see `_EdgeForm`), and where the edges of a row start."""
+    start = torch.arange(source.size(0), device=source.device) * source.size(1)
+    return source.flatten().contiguous(), None, start
 
 
-def _sums(x: Tensor, weight: Tensor, *edges: Tensor) -> Tensor:
+def _sums(x: Tensor, weight: Tensor, *edges: Tensor | None) -> Tensor:
     dtype = torch.promote_types(x.dtype, weight.dtype)
     return _EdgeForm.apply(_TARGET, x.size(0), x.to(dtype), weight.to(dtype), *edges, None)
 
@@ -52,7 +51,9 @@ def _sums(x: Tensor, weight: Tensor, *edges: Tensor) -> Tensor:
 class _EdgeForm(torch.autograd.Function):
     """The trilinear form Σ_e w_e ⟨a_target(e), x_source(e)⟩, differentiated by one of a, x and w.
 
-    Given are the other two, in this order. The derivatives are the same form, differentiated by
+    Given are the other two, in this order. Where ``target`` is None every target has as many edges,
+    and it is made when it is needed: kept for the derivatives, it takes more than the weights.
+    The derivatives are the same form, differentiated by
     another argument, so every derivative of every order is exact. The kernels are those of
     ``embedding_bag`` and its backward pass, which torch itself differentiates only once: no
     message is stored.
@@ -66,7 +67,7 @@ class _EdgeForm(torch.autograd.Function):
         one: Tensor,
         other: Tensor,
         source: Tensor,
-        target: Tensor,
+        target: Tensor | None,
         start: Tensor,
         known: Tensor | None,
     ) -> Tensor:
@@ -74,6 +75,9 @@ class _EdgeForm(torch.autograd.Function):
             return known.clone()
         if missing == _TARGET:  # x and w are given
             return F.embedding_bag(source, one, start, mode="sum", per_sample_weights=other)
+        if target is None:
+            each = source.size(0) // max(1, start.size(0))
+            target = torch.arange(source.size(0), device=source.device) // each
         if missing == _WEIGHT:  # a and x
             return torch.ops.aten._embedding_bag_per_sample_weights_backward(
                 one, other, source, start, target, 0

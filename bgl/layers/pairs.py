@@ -35,11 +35,10 @@ class Neighbors(NamedTuple):
         ``padded=True`` keeps the padding as edges of weight 0, so that the number of edges does
         not depend on values (nothing waits for the device, a compiled graph stays whole).
         """
-        n, k = self.source.shape
-        target = torch.arange(n, device=self.source.device).repeat_interleave(k)
-        edge_index = torch.stack([self.source.flatten(), target])
+        target = torch.arange(len(self.source), device=self.source.device)[:, None]
+        edge_index = torch.stack([self.source, target.expand_as(self.source)]).flatten(1)
         edge_weight = self.weight.flatten()
-        if self.mask is None or padded:
+        if self.mask is None or padded or (readable(self.mask) and bool(self.mask.all())):
             return edge_index, edge_weight
         keep = self.mask.flatten().nonzero()[:, 0]
         return edge_index[:, keep], edge_weight[keep]
@@ -95,7 +94,6 @@ class Pairs:
         self.whole = batch is None and candidates is None  # may each row use all other samples?
         self.graph = None if batch is None else group_numbers(batch)
         self.rows = torch.arange(n if candidates is None else candidates.size(0), device=device)
-        self.place: Tensor | None = None  # of each row among the rows of all blocks, if not its own
         if candidates is not None:
             self.width, self.keeps = candidates.size(1) + 1, True
             self.blocks = self._among(candidates.long())
@@ -106,7 +104,7 @@ class Pairs:
         parts = [self.rows]
         if self.graph is not None and len(runs) > 1:
             order = self.graph.argsort(stable=True)
-            self.place, parts = order.argsort(), list(order.split([sum(run) for run in runs]))
+            parts = list(order.split([sum(run) for run in runs]))
         self.blocks = [
             block
             for nodes, run in zip(parts, runs, strict=True)
@@ -180,17 +178,22 @@ class Pairs:
         Returns:
             The nodes [N, p], the products with them for each of the features, and the rest.
         """
-        parts = []
+        found: list[Tensor] = []
         with torch.no_grad():
             for i, block in enumerate(self.blocks):
                 dots = [] if products is None else [products[i]]
                 dots += [block.products(x) for x in features[len(dots) :]]
                 position, *rest = choose(block, *dots)
                 chosen = [each.gather(1, position) for each in dots]
-                parts.append((block.nodes(position), *chosen, *rest))
-            found = parts[0] if len(parts) == 1 else tuple(map(torch.cat, zip(*parts, strict=True)))
-            if self.place is not None:
-                found = tuple(part[self.place] for part in found)
+                part = [block.nodes(position), *chosen, *rest]
+                if len(self.blocks) == 1:
+                    found = part
+                elif not found:
+                    # before the next block: small tensors between large ones would tear the heap
+                    found = [each.new_empty(len(self.rows), each.size(1)) for each in part]
+                if len(self.blocks) > 1:
+                    for whole, each in zip(found, part, strict=True):
+                        whole[block.rows] = each
         nodes, end = found[0], 1 + len(features)
         differentiable = [
             neighbor_products(at(x, self.rows), x, nodes, known)

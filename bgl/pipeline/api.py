@@ -91,6 +91,6 @@ def train(
     console = Console(quiet=quiet or int(os.environ.get("RANK", "0")) > 0)
     progress = TerminalProgress(console)
     with claimed(command, splits) as run, progress.bars:
-        run.measure(progress, console.print)
+        run.measure(progress, progress.say)
         encoder = models.load(run.folder / training_name(command.configs[-1]), device="auto")
     return Trained(encoder, run.rows, run.folder)

@@ -22,16 +22,21 @@ from jsonargparse import (
     set_loader,
 )
 
+from bgl._checks import check_choice
 from bgl._io import check_yaml, read_yaml, write_text
 from bgl._usage import RUN_OPTIONS, check_options, check_train_words, dashes, option
+from bgl.pipeline.published import published_rows
 from bgl.pipeline.results import COMMAND_FILE, read_record
 from bgl.training import TrainConfig
 from bgl.training.config import CIRCUMSTANCES, WITH_OPTIONS, parts
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+PAPERS = "cub"  # the dataset that every system was published on
+QUICK = CONFIGS / "quick.yaml"
 LISTS = ("--method", "--seed", "--seeds", "--log")  # take several words
 OF_A_RUN = (
     *("config", "method", "seed", "output_dir", "log", "plugin", "resume", "refine", "pixels"),
+    *("recipe", "quick"),
 )
 
 
@@ -52,6 +57,8 @@ def make_parser(description: str | None = None) -> ArgumentParser:
     texts = RUN_OPTIONS
     parser.add_argument("--config", action="append", help=texts["config"])
     words = list[str] | str
+    add_option(parser, "--recipe", str | None, None, texts["recipe"])
+    add_option(parser, "--quick", bool, False, texts["quick"])
     add_option(parser, "--method", words, ["none", "dybgr"], texts["method"])
     parser.add_argument("--seed", "--seeds", default=[0], type=list[int] | int, help=texts["seed"])
     add_option(parser, "--output-dir", str | None, None, texts["output_dir"])
@@ -100,6 +107,7 @@ class Command:
     trackers: list[str]
     refine: bool = False
     pixels: bool | None = None  # None: where few images are tested
+    quick: bool = False  # a tour: its figures say nothing
     free: tuple[frozenset[str], ...] = ()  # of each configuration: what may follow the data
 
 
@@ -115,7 +123,8 @@ class StoredCommand(TypedDict):
 def parse(argv: Sequence[str], description: str | None = None) -> Command:
     """Parse a command line.
 
-    Later wins: the dataset's base.yaml, the YAML of the method, ``--config`` files, options.
+    Later wins: the dataset's base.yaml, the YAML of the method, ``--recipe``, ``--quick``,
+    ``--config`` files, options.
 
     Raises:
         ValueError: If there is no such option, a value does not fit, or ``--resume`` names no
@@ -134,7 +143,11 @@ def parse(argv: Sequence[str], description: str | None = None) -> Command:
         files = [Path(name) for name in given.get("config") or []]
         if given.get("resume") is not None:
             return resumed(Path(given.resume), layers(parser, files, words, Namespace()))
-        options = layers(parser, files, words)
+        dataset = layers(parser, files, words)["dataset"]
+        words += ["--dataset", dataset]  # that of a recipe does not count
+        quick = bool(given.get("quick"))
+        recipe = recipe_files(given.get("recipe"), dataset) + ([QUICK] if quick else [])
+        options = layers(parser, [*recipe, *files], words)
         methods, seeds, trackers = (as_list(options[name]) for name in ("method", "seed", "log"))
         if not methods or not seeds:
             raise ValueError("Expected at least one --method and one --seed, but got none")
@@ -144,8 +157,9 @@ def parse(argv: Sequence[str], description: str | None = None) -> Command:
             names = ["base", *str(method).split("+")]
             packaged = [CONFIGS / options.dataset / f"{name}.yaml" for name in names]
             packaged = [path for path in packaged if path.is_file()]
-            values = layers(parser, [*packaged, *files], words).as_dict()
+            values = layers(parser, [*packaged, *recipe, *files], words).as_dict()
             values = {name: value for name, value in values.items() if name not in OF_A_RUN}
+            # the batch of a recipe still follows the data
             set_by_user = layers(parser, [*packaged, *files], words, Namespace()).as_dict()
             unset = frozenset({"batch_size", "per_class"} - set_by_user.keys())
             values |= matching_batch(values["batch_size"], values["per_class"], unset)
@@ -156,7 +170,31 @@ def parse(argv: Sequence[str], description: str | None = None) -> Command:
     except ArgumentError as error:
         raise ValueError(f"{_readable(error)}; bgl train --help lists the options") from error
     folder = None if options.output_dir is None else Path(options.output_dir)
-    return Command(configs, folder, trackers, options.refine, options.pixels, tuple(free))
+    return Command(configs, folder, trackers, options.refine, options.pixels, quick, tuple(free))
+
+
+def recipe_names() -> tuple[str, ...]:
+    """Return what ``--recipe`` takes: the library's own recipes, then those of the papers."""
+    own = sorted(path.stem for path in (CONFIGS / "recipes").glob("*.yaml"))
+    papers = sorted(path.stem for path in (CONFIGS / PAPERS).glob("*.yaml"))
+    return (*own, *(name for name in papers if name != "base"))
+
+
+def recipe_files(name: str | None, dataset: str) -> list[Path]:
+    """Return the files of a recipe: for this dataset, or else as published for CUB-200-2011.
+
+    Raises:
+        ValueError: If there is no such recipe.
+    """
+    if name is None:
+        return []
+    check_choice(name, "recipe", recipe_names())
+    own, here = (CONFIGS / place / f"{name}.yaml" for place in ("recipes", dataset))
+    if own.is_file():
+        return [own]
+    if here.is_file() and dataset in {row.dataset for row in published_rows()}:
+        return [here]
+    return [CONFIGS / PAPERS / "base.yaml", CONFIGS / PAPERS / f"{name}.yaml"]
 
 
 def _readable(error: ArgumentError) -> str:
@@ -210,7 +248,7 @@ def read_file(path: Path) -> dict[str, Any]:
             f"Expected {path} to hold options in YAML (`name: value`), but it holds a "
             f"{type(content).__name__}"
         )
-    if named := {"config", "resume", "plugin"} & content.keys():
+    if named := {"config", "resume", "plugin", "recipe", "quick"} & content.keys():
         raise ValueError(
             f"Expected {path} to leave `{min(named)}` to the command line, but it has it"
         )

@@ -61,51 +61,58 @@ from bgl.training.step import choose_precision
 FEW_IMAGES = 5000
 
 
-def baseline_rows(
-    config: TrainConfig, splits: Splits, progress: Progress, pixels: bool | None = None
-) -> list[Row]:
-    """Measure what needs no training: raw pixels, and the encoder before the first step.
+def pixel_rows(config: TrainConfig, splits: Splits, wanted: bool | None = None) -> list[Row]:
+    """Measure raw pixels, which need no encoder.
+
+    Args:
+        config: Where to compute.
+        splits: The data.
+        wanted: Whether to measure them, for which all images are decoded once more; None: where
+            there are few.
+
+    Returns:
+        One row in the first of several processes, nothing in the others.
+    """
+    test, gallery = splits.test, splits.gallery
+    if wanted is None:
+        wanted = len(test) + (0 if gallery is None else len(gallery)) <= FEW_IMAGES
+    if not wanted:
+        return []
+    accelerator = make_accelerator(config.device, config.deterministic)
+    queries = shared_pixels(test)
+    others = None if gallery is None else shared_pixels(gallery)
+    if not accelerator.is_main_process:
+        return []
+    labels = None if gallery is None else gallery.labels
+    k = recall_at(config.dataset)
+    metrics = retrieval_metrics(queries, test.labels, others, labels, k=k)
+    return [{"method": "pixels", "seed": None, "embedding": "pixels", "metrics": metrics}]
+
+
+def baseline_rows(config: TrainConfig, splits: Splits, progress: Progress) -> list[Row]:
+    """Measure the encoder before the first step.
 
     Args:
         config: The encoder, and where to compute.
         splits: The data.
         progress: Told about the images embedded.
-        pixels: Whether to measure raw pixels, whose images are all decoded once more; None:
-            where there are few.
 
     Returns:
         The rows in the first of several processes, nothing in the others.
     """
-    gallery = splits.gallery
     accelerator = make_accelerator(config.device, config.deterministic)
     encoder, info = build_encoder(dataclasses.replace(config, method="none"), accelerator.device)
-    k = recall_at(config.dataset)
-    evaluator = Evaluator(encoder, k, config.workers, progress=progress)
+    evaluator = Evaluator(encoder, recall_at(config.dataset), config.workers, progress=progress)
     readout = None
     if config.readout != "none":
         features = evaluator.embed(splits.train)["backbone"]
         readout = add_readout(config, evaluator, splits, features)
-    measured = evaluator.measure(splits.test, gallery)
+    measured = evaluator.measure(splits.test, splits.gallery)
     measured.pop("head")  # which is random
-    rows: list[Row] = []
-    if pixels is None:
-        pixels = len(splits.test) + (0 if gallery is None else len(gallery)) <= FEW_IMAGES
-    if pixels:
-        queries = shared_pixels(splits.test)
-        others = None if gallery is None else shared_pixels(gallery)
     if not accelerator.is_main_process:
         return []
-    if pixels:
-        metrics = retrieval_metrics(
-            queries,
-            splits.test.labels,
-            others,
-            None if gallery is None else gallery.labels,
-            k=k,
-        )
-        rows.append({"method": "pixels", "seed": None, "embedding": "pixels", "metrics": metrics})
-    for embedding, metrics in measured.items():
-        row: Row = {
+    return [
+        {
             "method": "untrained" if config.weights == "none" else "pretrained",
             "seed": None,
             "embedding": embedding,
@@ -113,8 +120,8 @@ def baseline_rows(
             "backbone": dataclasses.asdict(info),
             "readout": readout if embedding == "readout" else None,
         }
-        rows.append(row)
-    return rows
+        for embedding, metrics in measured.items()
+    ]
 
 
 def shared_pixels(data: ImageDataset) -> Tensor:

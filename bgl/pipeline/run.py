@@ -39,6 +39,7 @@ from bgl.pipeline.explorer import explore_run
 from bgl.pipeline.files import read_results
 from bgl.pipeline.folder import locked, new_folder
 from bgl.pipeline.options import Command, parse, write_command
+from bgl.pipeline.picture import GRAPH_FILE, draw_first_graph
 from bgl.pipeline.recorder import Recorder
 from bgl.pipeline.refined import LastTest, refined_rows
 from bgl.pipeline.results import (
@@ -50,7 +51,7 @@ from bgl.pipeline.results import (
     check_about,
     with_new,
 )
-from bgl.pipeline.rows import baseline_rows, check_folder, describe, trained_rows
+from bgl.pipeline.rows import baseline_rows, check_folder, describe, pixel_rows, trained_rows
 from bgl.pipeline.table import print_table
 from bgl.pipeline.terminal import TerminalProgress
 from bgl.pipeline.tracking import check_trackers
@@ -74,7 +75,7 @@ class Run:
 
         Args:
             progress: Told about stages, items and epochs.
-            announce: Told the name of each model when its training begins.
+            announce: Told what begins and what was found, a line each.
         """
         command, splits, folder = self.command, self.splits, self.folder
         started = time.perf_counter()
@@ -85,11 +86,16 @@ class Run:
             if main_process:
                 results: Results = {**self.about, "rows": self.rows}
                 write_text(folder / RESULTS_FILE, json.dumps(results, indent=1))
+            for line in row_lines(new):
+                announce(line)
 
         main_process = PartialState().is_main_process
+        save(pixel_rows(command.configs[0], splits, command.pixels))
+        if main_process:
+            self.draw(announce)
         pretrained = Recorder(folder, splits)
         listeners = ProgressList(pretrained, progress)
-        save(baseline_rows(command.configs[0], splits, listeners, command.pixels))
+        save(baseline_rows(command.configs[0], splits, listeners))
         if main_process:
             pretrained.finish()
         for config in command.configs:
@@ -105,6 +111,31 @@ class Run:
             save(trained)
             if command.refine:
                 save(refined_rows(trained, config, place, splits, progress, tested.vectors))
+
+    def draw(self, announce: Callable[[str], None]) -> None:
+        """Draw the graph of some images, in the first minute, where a method has one."""
+        path = self.folder / GRAPH_FILE
+        config = next((config for config in self.command.configs if config.block_names), None)
+        if config is None or path.exists():
+            return
+        try:
+            draw_first_graph(config, self.splits, path)
+        except (ValueError, OSError) as error:
+            announce(f"note: there is no picture of a graph: {error}")
+        else:
+            announce(f"look at it: {path}, the graph of some images before training")
+
+
+def row_lines(rows: list[Row]) -> list[str]:
+    """Say what was measured, a line for each model."""
+    measured: dict[str, list[str]] = {}
+    for row in rows:
+        name = row["method"] if row["seed"] is None else f"{row['method']}-seed{row['seed']}"
+        recall, precision = row["metrics"]["recall@1"], row["metrics"]["map@r"]
+        parts = measured.setdefault(name, [])
+        what = f"{row['embedding']}{', refined' if row.get('transductive') else ''}"
+        parts.append(f"test {what}: R@1 {recall:.1%}, MAP@R {precision:.1%}")
+    return [f"{name}  {'  '.join(parts)}" for name, parts in measured.items()]
 
 
 @contextlib.contextmanager
@@ -159,7 +190,7 @@ def run_command(argv: list[str], console: Console, program: str) -> int:
         progress = TerminalProgress(console)
         try:
             with progress.bars:
-                run.measure(progress, lambda name: console.print(f"[bold]{escape(name)}[/]"))
+                run.measure(progress, progress.say)
         except KeyboardInterrupt:
             given = [word for name in plugins for word in ("--plugin", name)]
             words = [program, shlex.join(["--resume", str(run.folder), *given])]
@@ -197,6 +228,9 @@ epoch: {selection}.
 """
 
 
+TOUR = "A tour, not a measurement: without --quick, the same command trains for real.\n"
+
+
 def show(run: Run, console: Console) -> None:
     """Print the table and write the page."""
     splits, rows, folder = run.splits, run.rows, run.folder
@@ -204,7 +238,7 @@ def show(run: Run, console: Console) -> None:
         rows,
         f"{splits.name}: retrieval among the {splits.test.num_classes} test classes, in percent",
     )
-    legend = LEGEND.format(selection=run.about["selection"])
+    legend = f"{TOUR if run.command.quick else ''}{LEGEND.format(selection=run.about['selection'])}"
     console.print(legend, highlight=False, markup=False, soft_wrap=True)
     if all(row["method"] != "pixels" for row in rows):
         console.print("without the raw pixels of so many images: --pixels measures them")

@@ -60,10 +60,16 @@ class TerminalProgress(Progress):
         if amount and not self.console.is_terminal and now - self.reported >= REPORT_EVERY:
             self.reported = now
             parts = [f"{self.what}: {self.done:,} of {self.total:,}", rate, *self._left(now)]
-            self.console.print(", ".join(parts), highlight=False, markup=False, soft_wrap=True)
+            self.say(", ".join(parts))
 
     def _left(self, now: float) -> list[str]:
-        """Say how long the training of the model takes from here, at its pace so far."""
+        """Say how long the training of the model takes from here, at its pace so far.
+
+        Where no model is trained: how long the stage takes.
+        """
+        if self.run is None and self.done:
+            seconds = (now - self.started) / self.done * (self.total - self.done)
+            return [f"{timedelta(seconds=round(seconds))} left"]
         done = self.epochs + self.done / self.total
         if self.run is None or not self.what.startswith("epoch ") or done <= self.first:
             return []
@@ -80,6 +86,12 @@ class TerminalProgress(Progress):
                 if (name := f"{part}_{embedding}") + "_map@r" in row:
                     recall, precision = (row[f"{name}_{m}"] for m in ("recall@1", "map@r"))
                     parts.append(f"{title} {embedding}: R@1 {recall:.1%}, MAP@R {precision:.1%}")
+        if "agreement" in row:
+            parts.append(f"agreement of neighbours {row['agreement']:.1%}")
         if row.get("skipped_steps"):
             parts.append(f"{row['skipped_steps']} batches skipped: not finite")
-        self.console.print("  ".join(parts), highlight=False, soft_wrap=True)
+        self.say("  ".join(parts))
+
+    def say(self, line: str) -> None:
+        """Print a line above the bars, as it is."""
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -2,56 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from bgl._checks import check_finite
-from bgl.images import IMAGE_SUFFIXES, BrokenImageError
+from bgl.images import BrokenImageError
 from bgl.models import Encoder
-
-
-def find_images(places: Iterable[str | Path]) -> list[Path]:
-    """Find the image files among files and in folders, as absolute paths, each once.
-
-    Folders are searched to the bottom, in alphabetical order, for files that end like an image;
-    names that begin with a dot are left alone. Files are taken whatever they end in.
-
-    Raises:
-        FileNotFoundError: If a place does not exist.
-        ValueError: If a folder holds no image, or a single path is not in a list.
-
-    Example:
-        >>> find_images(["no/such/file.jpg"])
-        Traceback (most recent call last):
-        FileNotFoundError: Expected argument `images` to be files and folders, but there is no
-        no/such/file.jpg
-    """
-    if isinstance(places, (str, Path)):
-        raise ValueError(f"Expected argument `images` to be paths in a list, got {places!r}")
-    found: dict[Path, None] = {}
-    for place in map(Path, places):
-        if place.is_dir():
-            files = [
-                file
-                for file in sorted(place.rglob("*"))
-                if file.suffix.lower() in IMAGE_SUFFIXES
-                and not any(part.startswith(".") for part in file.relative_to(place).parts)
-            ]
-            if not files:
-                raise ValueError(
-                    f"Expected argument `images` to be folders with images, but {place} has no "
-                    f"file of the kinds {' '.join(sorted(IMAGE_SUFFIXES))}"
-                )
-            found |= dict.fromkeys(file.absolute() for file in files)
-        elif place.exists():
-            found[place.absolute()] = None
-        else:
-            raise FileNotFoundError(
-                f"Expected argument `images` to be files and folders, but there is no {place}"
-            )
-    return list(found)
 
 
 def embed_files(

@@ -1,101 +1,89 @@
-"""An index of embedded images in one file: the embeddings, the images and the model's name."""
+"""An index of embedded images in a store, searched by the model that embedded them."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, normalize
+from torch.nn.functional import cosine_similarity
 
-from bgl._checks import check_choice, check_finite, check_int, describe
-from bgl._io import atomic_path
-from bgl._neighbors import exact_search
-from bgl.hyperbolic import HyperbolicDistance, paired_distance, rank_factors
+from bgl._checks import check_choice, check_int, check_matrix
+from bgl.hyperbolic import HyperbolicDistance, paired_distance
 from bgl.images import BrokenImageError
+from bgl.images.finding import find_images
 from bgl.models import Encoder, load, model_digest
-from bgl.models.config import EMBEDDINGS
 from bgl.models.files import HUB
-from bgl.search.images import embed_files, find_images
+from bgl.search.approximate import candidates
+from bgl.search.images import embed_files
+from bgl.search.store import About, Rows, Store, create_store, open_store
 
-INDEX_FILE = "index.safetensors"
+Progress = Callable[[int, int], None]
+
+
+def _silent(done: int, total: int) -> None:
+    pass
 
 
 @dataclass(frozen=True)
 class Hit:
-    """An image of the index and how near it is to the query."""
+    """An image of the index, how near it is to the query, and its label ("" for none)."""
 
     path: Path
     score: float
+    label: str = ""
 
 
 class SearchIndex:
     r"""Search images for those nearest to another, by a trained model.
 
-    The nearest are found in float32 on the model's device, as the largest inner products:
+    The index is in a *store*, named by an address:
 
-    - cosine: of the embeddings divided by their norms;
-    - hyperbolic, on the ball of curvature :math:`-c`: of :func:`bgl.hyperbolic.rank_factors`,
-      in the order of the distances.
+    - a folder, the default: one file, which every change replaces atomically. Whoever reads it
+      meanwhile has the old index or the new one, whole. Vectors are compared exactly, on the
+      model's device; more than :math:`2^{26}` numbers of them by a faiss index, whose recall is
+      measured when it is built (:attr:`engine` tells it);
+    - ``milvus:FILE.db``, Milvus Lite in a file, or ``milvus:http://HOST:PORT``, a cluster of
+      Milvus; for embeddings that are compared by cosine.
 
-    These products lose digits where points are close to each other or to the boundary. So twice
-    as many and ten more are found than asked for, their scores are computed again in float64 from
-    the embeddings, and the best of them are returned. A score is the cosine similarity, at most
-    1, or the distance of ``encoder.distance``.
+    A store finds twice as many and ten more images than are asked for, in float32: by cosine, or,
+    on the ball of curvature :math:`-c`, in the order of :func:`bgl.hyperbolic.rank_factors`. Such
+    products lose digits where points are close to each other or to the boundary. So the scores
+    of these candidates are computed again in float64 from the stored embeddings, and the best of
+    them are returned. A score is the cosine similarity, at most 1, or the distance of
+    ``encoder.distance``, and is the same from every store.
 
     Make one with :meth:`build` or :meth:`load`.
 
     Args:
-        run: Where the model is, as :func:`bgl.models.load` takes it.
-        model: The model's digest, :func:`bgl.models.model_digest`.
-        encoder: That model.
-        output: Which of its embeddings is compared: "readout", "backbone" or "head".
-        paths: The images, in the order of the embeddings.
-        embeddings: That output [N, D] for each image, in float32.
+        encoder: The model.
+        store: Where the index is.
+        address: Its address.
         broken: The files that could not be read when the index was built.
     """
 
     def __init__(
         self,
-        run: str,
-        model: str,
         encoder: Encoder,
-        output: str,
-        paths: Sequence[Path],
-        embeddings: Tensor,
+        store: Store,
+        address: str,
         broken: Sequence[BrokenImageError] = (),
     ) -> None:
-        self.run = run
-        self.model = model
-        self.encoder = encoder
-        self.output = output
-        self.paths = list(paths)
-        self.embeddings = embeddings
+        self.encoder, self.store, self.address = encoder, store, address
         self.broken = list(broken)
-        distance = encoder.config.distance_of(output)
-        hyperbolic = isinstance(distance, HyperbolicDistance)
-        self._curvature: float | None = distance.c if hyperbolic else None
-        entries = normalize(embeddings)
-        if self._curvature is not None:
-            entries = rank_factors(embeddings, c=self._curvature)[1]
-        self._entries = entries.to(encoder.device)
 
     @classmethod
     def build(
         cls,
         run: str | Path,
         images: Sequence[str | Path],
+        store: str | Path,
         output: str = "default",
         batch_size: int = 64,
         device: str | torch.device = "cpu",
-        progress: Callable[[int, int], None] = lambda done, total: None,
+        progress: Progress = _silent,
         workers: int = 0,
     ) -> SearchIndex:
         """Embed images and index them; files that cannot be read are left out, in ``broken``.
@@ -103,7 +91,9 @@ class SearchIndex:
         Args:
             run: The folder of a model, or its name on the Hugging Face hub
                 (:func:`bgl.models.load`).
-            images: Files, and folders to search for images.
+            images: Files, and folders to search for images. Or one folder that ``bgl embed``
+                wrote, whose vectors are taken.
+            store: The address of the index, in the place of the one that is there.
             output: Which of the model's embeddings to compare, as
                 :meth:`bgl.models.Encoder.embed` takes it.
             batch_size: Images at a time.
@@ -112,169 +102,274 @@ class SearchIndex:
             workers: Processes that load the images; 0: this process does.
 
         Raises:
+            ImportError: If the store needs a package that is missing.
             FileNotFoundError: If the model or an image is missing.
-            ValueError: If no image can be read, or the model cannot be loaded.
+            ValueError: If no image can be read, the model cannot be loaded, or the vectors are
+                another model's.
+            OSError: If the store cannot be written or reached.
         """
         model, encoder = model_digest(run), load(run, device)
-        output = encoder.config.embedding if output == "default" else output
-        check_choice(output, "output", encoder.config.embeddings)
-        files = find_images(images)
-        x, paths, broken = embed_files(encoder, files, output, batch_size, workers, progress)
-        run = run if str(run).startswith(HUB) else Path(run).absolute()
-        return cls(str(run), model, encoder, output, paths, x, broken)
-
-    def save(self, folder: str | Path) -> None:
-        """Write the index into a folder, as one file that is replaced atomically.
-
-        Whoever loads it meanwhile gets the old index or the new one, whole.
-        """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        entries: _Entries = {
-            "run": self.run,
-            "model": self.model,
-            "output": self.output,
-            "digest": _digest(self.embeddings),
-            "images": [str(path) for path in self.paths],
-        }
-        content = save({"embeddings": self.embeddings}, {"index": json.dumps(entries)})
-        with atomic_path(folder / INDEX_FILE) as temporary:
-            temporary.write_bytes(content)
+        config = encoder.config
+        output = config.embedding if output == "default" else output
+        check_choice(output, "output", config.embeddings)
+        distance = config.distance_of(output)
+        curvature = distance.c if isinstance(distance, HyperbolicDistance) else None
+        run = str(run) if str(run).startswith(HUB) else str(Path(run).absolute())
+        rows: Iterable[Rows]
+        broken: list[BrokenImageError] = []
+        if _is_embedded(images):
+            rows = _embedded_rows(images[0], model, output)
+        else:
+            new, broken = _embed(
+                encoder, find_images(images), output, batch_size, workers, progress
+            )
+            rows = [new]
+        about = About(run, model, output, _width(encoder, output), curvature)
+        return cls(encoder, create_store(store, about, rows, encoder.device), str(store), broken)
 
     @classmethod
     def load(
-        cls, folder: str | Path, run: str | Path | None = None, device: str | torch.device = "cpu"
+        cls, store: str | Path, run: str | Path | None = None, device: str | torch.device = "cpu"
     ) -> SearchIndex:
-        """Read an index that :meth:`save` wrote, with its model.
+        """Open an index that :meth:`build` wrote, with its model.
 
         Args:
-            folder: Where the index is.
+            store: The address of the index.
             run: Where the model is now; default: where it was.
             device: Where to compute.
 
         Raises:
+            ImportError: If the store needs a package that is missing.
             FileNotFoundError: If the index or the model is missing.
-            ValueError: If the index was built with another model, or its file is damaged.
+            ValueError: If the index was built with another model, or is damaged.
+            OSError: If the store cannot be reached.
         """
-        path = Path(folder) / INDEX_FILE
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"Expected argument `folder` to hold an index ({INDEX_FILE}), but found none: "
-                f"{folder}: build it, or pass the folder it is in"
-            )
-        entries, embeddings = _read(path)
-        run, model, output = str(run or entries["run"]), entries["model"], entries["output"]
-        if model_digest(run) != model:
+        opened = open_store(store, device)
+        about = opened.about
+        run = str(run or about.run)
+        if model_digest(run) != about.model:
             raise ValueError(
-                f"Expected the index {folder} to be built with the model {run}, but it was built "
+                f"Expected the index {store} to be built with the model {run}, but it was built "
                 "with another one: build it again, or name the model it was built with"
             )
         encoder = load(run, device)
-        side = encoder.config.image_size
-        sample = torch.zeros(1, 3, side, side, dtype=torch.uint8)
-        width = encoder.embed(sample, output=output).size(1)
-        if embeddings.size(1) != width:
+        width = _width(encoder, about.output)
+        if about.dim != width:
             raise ValueError(
-                f"Expected {path} to hold embeddings with the {width} columns of the model {run}, "
-                f"but got {embeddings.size(1)}: build the index again"
+                f"Expected {store} to hold embeddings with the {width} columns of the model {run}, "
+                f"but got {about.dim}: build the index again"
             )
-        paths = [Path(image) for image in entries["images"]]
-        return cls(run, model, encoder, output, paths, embeddings)
+        return cls(encoder, opened, str(store))
 
     @property
     def measure(self) -> str:
         """What a hit's score is: "cosine similarity" or "hyperbolic distance"."""
-        return "cosine similarity" if self._curvature is None else "hyperbolic distance"
+        hyperbolic = self.store.about.curvature is not None
+        return "hyperbolic distance" if hyperbolic else "cosine similarity"
+
+    @property
+    def engine(self) -> str:
+        """What finds the nearest, with the measured recall where it is approximate."""
+        return self.store.engine
+
+    def add(
+        self,
+        images: Sequence[str | Path],
+        batch_size: int = 64,
+        progress: Progress = _silent,
+        workers: int = 0,
+    ) -> tuple[int, list[BrokenImageError]]:
+        """Embed the images that the index does not have yet, and add them.
+
+        Args:
+            images: Files, and folders to search for images.
+            batch_size, progress, workers: As :meth:`build` takes them.
+
+        Returns:
+            How many were added, and an error for each of those that could not be read.
+
+        Raises:
+            FileNotFoundError: If an image does not exist.
+            ValueError: If there are new images and none can be read.
+        """
+        paths = find_images(images)
+        known = set(self.store.find([str(path) for path in paths]).keys)
+        new = [path for path in paths if str(path) not in known]
+        return self._put(new, batch_size, progress, workers)
+
+    def update(
+        self,
+        images: Sequence[str | Path],
+        batch_size: int = 64,
+        progress: Progress = _silent,
+        workers: int = 0,
+    ) -> tuple[int, list[BrokenImageError]]:
+        """Embed images that have changed, and put them in the place of what the index has.
+
+        Images that it does not have are added. Arguments, results and errors are those of
+        :meth:`add`.
+        """
+        return self._put(find_images(images), batch_size, progress, workers)
+
+    def remove(self, paths: Sequence[str | Path]) -> int:
+        """Remove images by path; the files need not exist.
+
+        Returns:
+            How many were removed.
+
+        Raises:
+            FileNotFoundError: If the index lacks one of them.
+            ValueError: If none would be left.
+        """
+        keys = self._found(paths).keys
+        self.store.change(removed=keys)
+        return len(keys)
 
     def query(
-        self, images: Sequence[str | Path], k: int = 10
+        self, images: Sequence[str | Path], k: int = 10, label: str | None = None
     ) -> tuple[dict[Path, list[Hit]], list[BrokenImageError]]:
         """Find the ``k`` images of the index nearest to each of some images, nearest first.
+
+        Args:
+            images: Files, and folders to search for images. A path that no longer exists is
+                looked up in the index.
+            k: How many to find; all where the index has fewer.
+            label: Only images with this label are found.
 
         Returns:
             The hits of every image that could be read, and an error for each of the others.
 
         Raises:
-            FileNotFoundError: If an image does not exist.
-            ValueError: If no image can be read, or ``k`` is not an integer of at least 1.
+            FileNotFoundError: If an image neither exists nor is in the index.
+            ValueError: If no image can be read, ``k`` is not an integer of at least 1, or there
+                is no image with the label.
         """
         check_int(k, "k", 1)
-        x, paths, broken = embed_files(self.encoder, find_images(images), self.output)
-        scores, rows = self.nearest(x, k)
-        hits = {
-            path: [Hit(self.paths[row], score) for row, score in zip(*pair, strict=True)]
-            for path, *pair in zip(paths, rows.tolist(), scores.tolist(), strict=True)
-        }
-        return hits, broken
+        gone = [image for image in images if not Path(image).exists()]
+        known = self._found(gone)
+        files = find_images([image for image in images if image not in gone])
+        x, paths = known.vectors, [Path(key) for key in known.keys]
+        broken: list[BrokenImageError] = []
+        if files:
+            embedded, read, broken = embed_files(self.encoder, files, self.store.about.output)
+            x, paths = torch.cat([x, embedded]), [*paths, *read]
+        return dict(zip(paths, self.nearest(x, k, label), strict=True)), broken
 
     @torch.no_grad()
-    def nearest(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Find the entries nearest to embeddings.
+    def nearest(self, x: Tensor, k: int = 10, label: str | None = None) -> list[list[Hit]]:
+        """Find the ``k`` images nearest to each of some embeddings, nearest first.
 
         Args:
             x: The model's output [Q, D] for the queries.
             k: How many to find; all where the index has fewer.
+            label: Only images with this label are found.
 
-        Returns:
-            Scores in float64 and rows of ``paths``, both [Q, min(k, N)], nearest first.
+        Raises:
+            ValueError: If ``x`` is no such matrix, ``k`` is not an integer of at least 1, or
+                there is no image with the label.
         """
-        c, k = self._curvature, min(k, len(self))
-        asked = normalize(x) if c is None else -rank_factors(x, c=c)[0]
-        rows = exact_search(asked.to(self._entries), self._entries, 2 * k + 10).cpu()
-        queries = x.double().repeat_interleave(rows.size(1), dim=0)
-        entries = self.embeddings[rows.flatten()].double()
+        check_matrix(x, "x", f"[Q, {self.store.about.dim}]")
+        if x.size(1) != self.store.about.dim:
+            raise ValueError(
+                f"Expected argument `x` to have {self.store.about.dim} columns, as the index "
+                f"has, got {x.size(1)}"
+            )
+        check_int(k, "k", 1)
+        x = x.cpu()
+        found = self.store.search(x, candidates(k), label) if len(x) else []
+        if label is not None and found and not found[0].keys:
+            raise ValueError(
+                f"Expected argument `label` (--label) to be one that images of the index have, "
+                f"got {label!r}: labels are the names of their folders, or of the label column"
+            )
+        return [self._best(query, rows, k) for query, rows in zip(x, found, strict=True)]
+
+    def _best(self, query: Tensor, rows: Rows, k: int) -> list[Hit]:
+        """The best of some candidates by their exact scores."""
+        c = self.store.about.curvature
+        queries, entries = query.double().expand(len(rows.keys), -1), rows.vectors.double()
         if c is None:
             scores = cosine_similarity(queries, entries).clamp(-1, 1)
         else:
             scores = paired_distance(queries, entries, c=c)
         # Stable: where distances are capped, the order of the products tells which is farther.
-        scores, order = scores.view_as(rows).sort(dim=1, descending=c is None, stable=True)
-        return scores[:, :k], rows.gather(1, order[:, :k])
+        scores, order = scores.sort(descending=c is None, stable=True)
+        return [
+            Hit(Path(rows.keys[i]), score, rows.labels[i])
+            for i, score in zip(order[:k].tolist(), scores[:k].tolist(), strict=True)
+        ]
+
+    def _found(self, paths: Sequence[str | Path]) -> Rows:
+        """Look up paths in the index, as they are written or made absolute."""
+        written = list(map(str, paths))
+        known = set(self.store.find(written).keys)
+        places = (key if key in known else str(Path(key).absolute()) for key in written)
+        keys = list(dict.fromkeys(places))
+        found = self.store.find(keys)
+        there = set(found.keys)
+        missing = [key for key in keys if key not in there]
+        if missing:
+            raise FileNotFoundError(
+                "Expected argument `images` to be files and folders, or paths in the index, but "
+                f"there is no {missing[0]}"
+            )
+        return found
+
+    def _put(
+        self, paths: Sequence[Path], batch_size: int, progress: Progress, workers: int
+    ) -> tuple[int, list[BrokenImageError]]:
+        if not paths:
+            return 0, []
+        output = self.store.about.output
+        rows, broken = _embed(self.encoder, paths, output, batch_size, workers, progress)
+        self.store.change([rows])
+        return len(rows.keys), broken
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.store)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({len(self)} images, output={self.output!r}, {self.run})"
+        about = self.store.about
+        return f"{type(self).__name__}({len(self)} images, output={about.output!r}, {about.run})"
 
 
-class _Entries(TypedDict):
-    """What an index file says besides its embeddings."""
+def _embed(
+    encoder: Encoder,
+    files: Sequence[Path],
+    output: str,
+    batch_size: int,
+    workers: int,
+    progress: Progress,
+) -> tuple[Rows, list[BrokenImageError]]:
+    """Embed files; their labels are the names of their folders."""
+    x, paths, broken = embed_files(encoder, files, output, batch_size, workers, progress)
+    return Rows([str(path) for path in paths], [path.parent.name for path in paths], x), broken
 
-    run: str
-    model: str
-    output: str
-    digest: str
-    images: list[str]
+
+def _is_embedded(images: Sequence[str | Path]) -> bool:
+    """Return whether this is a folder that ``bgl embed`` wrote, finished or not."""
+    return len(images) == 1 and any(Path(images[0]).glob("part-*.parquet"))
 
 
-def _digest(embeddings: Tensor) -> str:
-    return hashlib.sha256(embeddings.numpy().tobytes()).hexdigest()
+def _embedded_rows(folder: str | Path, model: str, output: str) -> Iterator[Rows]:
+    """Read what ``bgl embed`` wrote with a model."""
+    from bgl.embedding import ShardFolder
+
+    shards = ShardFolder(folder)
+    for name, expected in (("model", model), ("output", output)):
+        if getattr(shards.manifest, name) != expected:
+            raise ValueError(
+                f"Expected {folder} to hold the {output} embeddings of this model, but its "
+                f"manifest has another `{name}`: name the model and the output that it was "
+                "written with, or embed the images again"
+            )
+    for block in shards.blocks():
+        labels = [label or "" for label in block.labels]
+        yield Rows(block.keys, labels, torch.from_numpy(block.vectors).float())
 
 
-def _read(path: Path) -> tuple[_Entries, Tensor]:
-    """Read an index file and check that its parts belong together."""
-    try:
-        with safe_open(path, "pt") as file:
-            embeddings: Tensor = file.get_tensor("embeddings").clone()
-            entries: _Entries = json.loads(file.metadata()["index"])
-        for name in ("run", "model", "output", "digest"):
-            if not isinstance(entries[name], str):
-                raise TypeError(f"`{name}` is no text")
-        check_choice(entries["output"], "output", EMBEDDINGS)
-        images = entries["images"]
-        if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
-            raise TypeError("`images` is no list of paths")
-        if embeddings.dtype != torch.float32 or embeddings.shape[:-1] != (len(images),):
-            raise ValueError(f"{len(images)} images have {describe(embeddings)}")
-        if not images:
-            raise ValueError("there are no images")
-        if _digest(embeddings) != entries["digest"]:
-            raise ValueError("the embeddings are not those that were written")
-        check_finite(embeddings, "embeddings")
-    except (SafetensorError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ValueError(
-            f"Expected {path} to be a whole index, but got {type(error).__name__}: {error}: "
-            "build the index again"
-        ) from error
-    return entries, embeddings
+def _width(encoder: Encoder, output: str) -> int:
+    """The dimension of an output."""
+    side = encoder.config.image_size
+    sample = torch.zeros(1, 3, side, side, dtype=torch.uint8)
+    return encoder.embed(sample, output=output).size(1)

@@ -8,7 +8,7 @@ import random
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,11 +17,21 @@ from torch import Tensor
 from bgl import models
 from bgl._io import write_pickle
 from bgl.models import ModelConfig
-from bgl.training.config import TrainConfig
 from bgl.training.distributed import on_first_process, process_index
 
 CHECKPOINT_FILE = "checkpoint.pt"
 Row = dict[str, Any]
+
+
+class Options(Protocol):
+    """What a checkpoint asks of a configuration."""
+
+    @property
+    def checkpoint_minutes(self) -> float: ...
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+    def check_stored(self, stored: dict[str, Any], place: Path) -> None: ...
 
 
 @dataclass
@@ -54,7 +64,7 @@ class Checkpoint:
     def __init__(
         self,
         folder: Path,
-        config: TrainConfig,
+        config: Options,
         digest: str,
         parts: dict[str, Any],
         model: ModelConfig,

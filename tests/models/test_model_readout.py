@@ -143,8 +143,9 @@ def test_a_search_compares_the_readout(encoder: Encoder, tmp_path: Path) -> None
     paths = write_pngs(tmp_path, images)
     read = encoder.fit_readout(images, LABELS)
     save(read.model, tmp_path / "model", read.config)
-    SearchIndex.build(tmp_path / "model", paths).save(tmp_path / "index")
+    SearchIndex.build(tmp_path / "model", paths, tmp_path / "index")
     index = SearchIndex.load(tmp_path / "index")
-    assert index.output == "readout"
-    torch.testing.assert_close(index.embeddings, read.embed(images), rtol=1e-4, atol=1e-4)
+    assert index.store.about.output == "readout"
+    embeddings = index.store.find([str(path) for path in paths]).vectors
+    torch.testing.assert_close(embeddings, read.embed(images), rtol=1e-4, atol=1e-4)
     assert index.query([paths[3]], 1)[0][paths[3]][0].path == paths[3]

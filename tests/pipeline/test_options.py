@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from bgl._usage import RUN_OPTIONS
 from bgl.augment import AUGMENTATIONS
 from bgl.models import BLOCKS
 from bgl.pipeline import CONFIGS, options
@@ -123,6 +124,46 @@ def test_methods_and_seeds_from_a_file(text, expected, tmp_path):
     assert {c.seed for c in configs} == {7}
 
 
+def test_a_recipe_works_on_any_dataset():
+    plain = configuration("--recipe", "plain")
+    assert (plain.method, plain.ema) == ("none", 0.99)
+    assert (plain.dataset, plain.image_size) == ("emoji", 64)  # from its base.yaml
+    for words in ([], ["--dataset", "folder", "--data-root", "photos"]):
+        graph = configuration(*words, "--recipe", "graph")
+        assert graph == configuration(*words, "--method", "dybgr")
+        changed = configuration(*words, "--recipe", "graph", "--dybgr.k", "5")
+        assert changed.options["dybgr"]["k"] == 5
+
+
+@pytest.mark.parametrize("name", options.recipe_names())
+def test_a_published_recipe_is_that_of_its_row(name):
+    text = re.sub(r"[-\s]+", "", RUN_OPTIONS["recipe"])
+    assert name.replace("-", "") in text
+    if (CONFIGS / "recipes" / f"{name}.yaml").is_file():
+        return
+    elsewhere = configuration("--recipe", name)
+    row = configuration("--config", str(CONFIGS / "cub" / f"{name}.yaml"))
+    assert elsewhere == dataclasses.replace(row, dataset="emoji")
+    for dataset in ("cub", "sop"):
+        row = configuration("--config", str(CONFIGS / dataset / f"{name}.yaml"))
+        assert configuration("--recipe", name, "--dataset", dataset) == row
+
+
+def test_the_batch_of_a_recipe_follows_the_data():
+    words = ["--dataset", "folder", "--recipe", "dybgr"]
+    assert options.parse(words).free == ({"batch_size", "per_class"},)
+    assert options.parse([*words, "--batch-size", "90"]).free == ({"per_class"},)
+
+
+def test_a_tour_is_short_whatever_the_recipe():
+    command = options.parse(["--quick", "--recipe", "plain", "--image-size", "48"])
+    (config,) = command.configs
+    assert command.quick
+    assert not options.parse([]).quick
+    assert (config.epochs, config.batches_per_epoch, config.image_size) == (2, 10, 48)
+    assert (config.method, config.ema) == ("none", 0.99)
+
+
 def test_nested_options_and_loss_options():
     config = configuration(
         *("--method", "dybgr", "--dybgr.k", "5"),
@@ -159,6 +200,7 @@ def test_options_from_python_are_read_back():
         (["extra"], "extra"),
         (["--config", "missing.yaml"], "missing.yaml"),
         (["--config"], "config"),
+        (["--recipe", "plane"], "recipe.*plain"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -194,6 +236,7 @@ BOMB = "\n".join(["a0: &a0 [x, x]", *(f"a{n}: &a{n} [{f'*a{n - 1}, ' * 9}]" for 
         ("iaa: {class_path: evil_module.Name, init_args: {}}", "class_path"),
         ("loss_options: {class_path: {evil_module.Name: 1}}", "loss.options"),
         ("config: secret.yaml", "config"),
+        ("recipe: plain", "recipe"),
         ("resume: secret.yaml", "resume"),
         (BOMB, "own.yaml.*aliases"),
         (f"lr: {'[' * 5000}", "own.yaml.*nested"),

@@ -10,14 +10,14 @@ from tiny_training import make_splits, part, tiny
 
 import bgl.pipeline.rows as rows_of_a_run
 from bgl.pipeline.refined import LastTest, refined_rows
-from bgl.pipeline.rows import baseline_rows
+from bgl.pipeline.rows import baseline_rows, pixel_rows
 from bgl.training import Evaluator, Progress, train
 
 
 def test_all_rows_have_the_cutoffs_of_the_dataset(tmp_path: Path) -> None:
     splits = dataclasses.replace(make_splits(), name="inshop")
     config = tiny(dataset="inshop", epochs=1)
-    rows = baseline_rows(config, splits, Progress())
+    rows = [*pixel_rows(config, splits), *baseline_rows(config, splits, Progress())]
     metrics = train(config, splits, tmp_path).metrics
     rows += [{"method": "none", "seed": 0, "embedding": e, "metrics": metrics[e]} for e in metrics]
     found = [*rows, *refined_rows(rows, config, tmp_path, splits)]
@@ -53,6 +53,5 @@ def test_raw_pixels_are_measured_where_they_are_few_or_wanted(
     monkeypatch: pytest.MonkeyPatch, few: int, there: bool, forced: bool | None
 ) -> None:
     monkeypatch.setattr(rows_of_a_run, "FEW_IMAGES", few)
-    rows = baseline_rows(tiny(), make_splits(), Progress(), forced)
-    wanted = there if forced is None else forced
-    assert {row["method"] for row in rows} == ({"pixels", "untrained"} if wanted else {"untrained"})
+    rows = pixel_rows(tiny(), make_splits(), forced)
+    assert [row["method"] for row in rows] == ["pixels"] * (there if forced is None else forced)

@@ -220,7 +220,7 @@ def test_signal_outside_of_trainings(images, tmp_path, monkeypatch, capsys):
     def stop(*_: Any) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(run, "baseline_rows", stop)
+    monkeypatch.setattr(run, "pixel_rows", stop)
     assert again(images, tmp_path / "run", "--method", "none") == 143
     assert f"--resume {tmp_path / 'run'}" in capsys.readouterr().out
 

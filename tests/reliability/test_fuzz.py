@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -28,6 +29,7 @@ import bgl
 from bgl import (
     augment,
     datasets,
+    embedding,
     hyperbolic,
     images,
     layers,
@@ -272,6 +274,7 @@ def refined_gallery(queries: Any, items: Any, **options: Any) -> Tensor:
 
 # Entries of names that need more than their parameters' names tell.
 ENTRIES: dict[str, Entry] = {
+    "gallery_readout": entry(bgl.gallery_readout),
     "refine": entry(bgl.refine, queries=optional(matrix(2))),
     "RefinedGallery": entry(
         refined_gallery, of=bgl.RefinedGallery, queries=matrix(2), items=matrix(2)
@@ -490,7 +493,7 @@ ENTRIES: dict[str, Entry] = {
         config=st.just(models.ModelConfig("x", 8, (0.5,) * 3, (0.5,) * 3, 4)),
     ),
     "search.SearchIndex": entry(
-        search.SearchIndex.build, run=path(), images=files, batch_size=count
+        search.SearchIndex.build, run=path(), images=files, store=path(), batch_size=count
     ),
     "search.find_images": entry(search.find_images, places=files),
     "search.write_results": entry(
@@ -498,6 +501,26 @@ ENTRIES: dict[str, Entry] = {
         results=st.just({}),
         path=st.just("/dev/null/x.html"),
         measure=st.just("cosine similarity"),
+    ),
+    "embed": entry(bgl.embed, run=path(), images=files, out=st.just("/dev/null/x")),
+    "Embedder": entry(
+        lambda run, batch: bgl.Embedder(run)(batch), run=path(), batch=st.just({"path": []})
+    ),
+    "ShardFolder": entry(bgl.ShardFolder, folder=path()),
+    "embedding.write_manifest": entry(
+        embedding.write_manifest,
+        folder=st.just("/dev/null/x"),
+        about=st.just(embedding.Manifest("run", "digest", "head", None, C, "float32")),
+        parts=st.integers(0, 3),
+    ),
+    "embedding.write_shard": entry(
+        embedding.write_shard,
+        folder=st.just("/dev/null/x"),
+        part=st.integers(0, 3),
+        rows=st.builds(
+            lambda x: embedding.Block(["a"] * len(x), [None] * len(x), x),
+            st.sampled_from([np.zeros((N, C), dtype) for dtype in ("float16", "float32", "int8")]),
+        ),
     ),
     "training.TrainConfig": changes(lambda config: config, short=200, long=5000),
     "training.build_model": changes(training.build_model, "backbone", "epochs", short=20, long=300),
@@ -585,10 +608,11 @@ RECORDS = {
     *("training.Interrupted", "training.Interruption", "training.Progress"),
     *("training.ProgressList", "training.TrainResult", "training.TrainingRun"),
     *("training.TEACHERS", "training.Lesson", "training.Teacher"),
-    "search.Hit",
+    *("search.Hit", "embedding.Block", "embedding.Manifest"),
     # command lines and what they are made of
     *("cli.main", "pipeline.CONFIGS", "pipeline.TerminalProgress", "pipeline.as_csv"),
     *("pipeline.baseline_rows", "pipeline.check_folder", "pipeline.load_splits"),
+    "pipeline.pixel_rows",
     *("pipeline.main", "pipeline.markdown", "pipeline.parse", "pipeline.print_table"),
     *("pipeline.trained_rows", "pipeline.Row", "pipeline.Trained", "pipeline.read_config"),
     *("pipeline.read_results", "pipeline.train", "train"),
@@ -610,7 +634,11 @@ def public_names() -> dict[str, Any]:
         ]
         found |= {f"{info.name}.{name}": getattr(content, name) for name in names}
     # what bgl itself gives is public under that name alone
-    again = {f"{module}.{name}" for module in ("graph", "refinement") for name in bgl.__all__}
+    again = {
+        f"{module}.{name}"
+        for module in ("embedding", "graph", "refinement")
+        for name in bgl.__all__
+    }
     return {name: value for name, value in found.items() if name not in again}
 
 

@@ -20,6 +20,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState
+from elastic_node import config
 from pytorch_metric_learning.losses import ContrastiveLoss, ProxyAnchorLoss
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 from safetensors.torch import load_file
@@ -311,6 +312,42 @@ def test_two_launchers_as_on_two_machines(tmp_path):
     assert not list((tmp_path / "1").iterdir())
     about = json.loads((tmp_path / "0" / "run" / "results.json").read_text())
     assert about["processes"] == 2
+
+
+@pytest.mark.reliability
+def test_a_node_that_is_lost_comes_back(tmp_path):
+    """Its launcher and process are killed in the last epoch and started again; the other node
+    restarts its process, and both end as if nothing had happened."""
+    splits = make_splits()
+    uninterrupted = two(lambda rank: train(config(), splits, tmp_path / "whole"), tmp_path)
+    assert uninterrupted == [0, 0], (tmp_path / "0.log").read_text()
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"),
+        *("--max-restarts=3", "--rdzv-id=run", "--rdzv-backend=c10d"),
+        *(f"--rdzv-endpoint=127.0.0.1:{free_port()}", str(HERE / "elastic_node.py"), str(tmp_path)),
+    ]
+    nodes: list[subprocess.Popen[bytes]] = []
+
+    def start() -> subprocess.Popen[bytes]:
+        hosts = f"--rdzv-conf=is_host={int(not nodes)}"  # the meeting point, which has to stay
+        words = [*command[:3], hosts, *command[3:]]
+        with (tmp_path / f"node {len(nodes)}.log").open("w") as log:
+            nodes.append(subprocess.Popen(words, env=environment(), stdout=log, stderr=log))
+        return nodes[-1]
+
+    def logs() -> str:
+        return "".join(log.read_text() for log in sorted(tmp_path.glob("node *.log")))
+
+    try:
+        kept, lost = start(), start()
+        assert lost.wait(400) == -signal.SIGKILL, logs()
+        assert (tmp_path / "run" / "checkpoint.pt").exists()
+        again = start()
+        assert [kept.wait(400), again.wait(400)] == [0, 0], logs()
+    finally:
+        for node in nodes:
+            node.kill()
+    assert_same_files(tmp_path / "whole", tmp_path / "run")
 
 
 class At(Progress):

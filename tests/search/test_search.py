@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import html
 import json
@@ -22,12 +21,13 @@ from safetensors import safe_open
 from safetensors.torch import save as save_bytes
 from safetensors.torch import save_file
 
-from bgl.hyperbolic import HyperbolicDistance, to_poincare_ball
+from bgl.hyperbolic import HyperbolicDistance
 from bgl.images import BrokenImageError
 from bgl.models import ModelConfig, assemble_model, create_backbone, load, save
 from bgl.search import SearchIndex, find_images
 from bgl.search.__main__ import main
-from bgl.search.index import INDEX_FILE
+from bgl.search.folder import INDEX_FILE
+from bgl.search.store import open_store
 
 ODD = 'a"<b>&.png'
 
@@ -73,13 +73,15 @@ def brute_force(run: Path, paths: list[Path], query: Path, output: str) -> torch
 @pytest.mark.parametrize("curvature", [None, 0.3], ids=["euclidean", "hyperbolic"])
 def test_equals_brute_force(tmp_path: Path, pictures: Path, curvature, output) -> None:
     run = make_run(tmp_path / "run", curvature)
-    index = SearchIndex.build(run, [pictures], output, batch_size=5)
+    index = SearchIndex.build(run, [pictures], tmp_path / "index", output, batch_size=5)
     assert len(index) == 12
     query = pictures / "00.png"
     hits = index.query([query], k=12)[0][query]
-    expected = brute_force(run, index.paths, query, output)
+    paths = [path for path in find_images([pictures]) if path.name != "broken.jpg"]
+    expected = brute_force(run, paths, query, output)
     nearest_first = expected.argsort(descending=index.measure == "cosine similarity")
-    assert [hit.path for hit in hits] == [index.paths[i] for i in nearest_first]
+    assert [hit.path for hit in hits] == [paths[i] for i in nearest_first]
+    assert {hit.label for hit in hits} == {"pictures", "deep"}
     scores = torch.tensor([hit.score for hit in hits], dtype=torch.float64)
     torch.testing.assert_close(scores, expected[nearest_first], rtol=0, atol=1e-5)
     assert hits[0].path == query
@@ -87,46 +89,16 @@ def test_equals_brute_force(tmp_path: Path, pictures: Path, curvature, output) -
     assert index.measure == ("hyperbolic distance" if hyperbolic else "cosine similarity")
 
 
-@pytest.mark.parametrize(
-    ("c", "clip_radius"), [(None, None), (0.1, 2.3), (1.0, 2.3), (1.0, None), (0.1, None)]
-)
-@pytest.mark.parametrize("scale", [1.0, 30.0])
-def test_nearest_as_in_float64(run: Path, c: float | None, clip_radius, scale: float) -> None:
-    """Tight clusters, near the boundary of the ball and beyond the cap of the distance."""
-    torch.manual_seed(0)
-    y = scale * (torch.randn(60, 8)[torch.arange(600) % 60] + 0.02 * torch.randn(600, 8))
-    encoder = load(run)
-    if c is not None:
-        y = to_poincare_ball(y, c=c, clip_radius=clip_radius)
-        encoder.config = dataclasses.replace(encoder.config, curvature=c)
-    index = SearchIndex("", "", encoder, "head", [Path(str(i)) for i in range(600)], y)
-    x, y = y[:40], y.double()
-    scores, rows = index.nearest(x, 10)
-    assert torch.equal(rows[:, 0], torch.arange(40))  # itself
-    if c is None:
-        expected = torch.nn.functional.cosine_similarity(x.double()[:, None], y[None], dim=2)
-        best = expected.sort(dim=1, descending=True, stable=True)[0][:, :10]
-        assert scores.max() <= 1
-    else:
-        expected = encoder.distance(x.double(), y)
-        best = expected.sort(dim=1, stable=True)[0][:, :10]
-        assert (scores[:, 0] == 0).all()
-    torch.testing.assert_close(scores, expected.gather(1, rows), rtol=1e-9, atol=1e-6)
-    torch.testing.assert_close(scores, best, rtol=1e-9, atol=1e-6)
-
-
-def test_saved_and_loaded(run: Path, pictures: Path, tmp_path: Path) -> None:
-    index = SearchIndex.build(run, [pictures])
-    index.save(tmp_path / "deep" / "index")
-    assert [f.name for f in (tmp_path / "deep/index").iterdir()] == [INDEX_FILE]
+def test_built_and_loaded(run: Path, pictures: Path, tmp_path: Path) -> None:
+    index = SearchIndex.build(run, [pictures], tmp_path / "deep" / "index")
     again = SearchIndex.load(tmp_path / "deep" / "index")
     query = [pictures / "00.png", pictures / "deep" / ODD]
     assert again.query(query, k=4) == index.query(query, k=4)
     assert repr(again) == f"SearchIndex(12 images, output='head', {run})"
 
 
-def test_broken_images_are_left_out(run: Path, pictures: Path) -> None:
-    index = SearchIndex.build(run, [pictures])
+def test_broken_images_are_left_out(run: Path, pictures: Path, tmp_path: Path) -> None:
+    index = SearchIndex.build(run, [pictures], tmp_path / "index")
     assert [error.path for error in index.broken] == [pictures / "broken.jpg"]
     results, broken = index.query([pictures / "broken.jpg", pictures / "00.png"], k=99)
     assert [len(hits) for hits in results.values()] == [12]
@@ -147,7 +119,7 @@ def test_find_images(pictures: Path) -> None:
 
 
 def test_an_index_belongs_to_its_model(run: Path, pictures: Path, tmp_path: Path) -> None:
-    SearchIndex.build(run, [pictures]).save(tmp_path / "index")
+    SearchIndex.build(run, [pictures], tmp_path / "index")
     run.rename(tmp_path / "moved")
     with pytest.raises(FileNotFoundError, match=r"model\.json"):
         SearchIndex.load(tmp_path / "index")
@@ -157,29 +129,23 @@ def test_an_index_belongs_to_its_model(run: Path, pictures: Path, tmp_path: Path
         SearchIndex.load(tmp_path / "index")
 
 
-def test_a_model_that_changes_before_the_index_is_saved(
-    run: Path, pictures: Path, tmp_path: Path
-) -> None:
-    index = SearchIndex.build(run, [pictures])
-    make_run(run)
-    index.save(tmp_path / "index")
-    with pytest.raises(ValueError, match="another one"):
-        SearchIndex.load(tmp_path / "index")
-
-
-def edited(path: Path, embeddings: Any = None, **entries: Any) -> None:
+def edited(path: Path, embeddings: Any = None, keys: Any = None, **entries: Any) -> None:
     """Change what an index file holds; its own digest follows the embeddings."""
     with safe_open(path, "pt") as file:
-        old, about = file.get_tensor("embeddings"), json.loads(file.metadata()["index"])
-    new = old if embeddings is None else embeddings(old.clone())
-    about["digest"] = hashlib.sha256(new.numpy().tobytes()).hexdigest()
-    save_file({"embeddings": new}, path, {"index": json.dumps(about | entries)})
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        about = json.loads(file.metadata()["index"])
+    if embeddings is not None:
+        tensors["embeddings"] = embeddings(tensors["embeddings"])
+    if keys is not None:
+        tensors["keys"] = torch.tensor(list(json.dumps(keys).encode()), dtype=torch.uint8)
+    about["digest"] = hashlib.sha256(tensors["embeddings"].numpy().tobytes()).hexdigest()
+    save_file(tensors, path, {"index": json.dumps(about | entries)})
 
 
 def test_damaged_index_files_are_named(run: Path, pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"index\.safetensors"):
         SearchIndex.load(tmp_path)
-    SearchIndex.build(run, [pictures]).save(tmp_path)
+    SearchIndex.build(run, [pictures], tmp_path)
     path = tmp_path / INDEX_FILE
     content = path.read_bytes()
     nested = {"index": "[" * 100_000}
@@ -208,13 +174,13 @@ def test_damaged_index_files_are_named(run: Path, pictures: Path, tmp_path: Path
     ("embeddings", "entries", "message"),
     [
         (lambda x: x[:-1].contiguous(), {}, r"12 images have .*\[11, 6\]"),
-        (lambda x: x[:, :5].contiguous(), {}, "6 columns.*got 5"),
+        (lambda x: x[:, :5].contiguous(), {"dim": 5}, "6 columns.*got 5"),
         (lambda x: x.double(), {}, "float64"),
         (lambda x: x[0], {}, r"\[6\]"),
-        (lambda x: x[:0], {"images": []}, "no images"),
-        (lambda x: x.index_fill(0, torch.tensor(3), torch.nan), {}, "index 3"),
-        (None, {"images": "abcdefghijkl"}, "no list of paths"),
-        (None, {"images": [*range(12)]}, "no list of paths"),
+        (lambda x: x[:0], {"keys": []}, "no images"),
+        (None, {"keys": "abcdefghijkl"}, "no list of texts"),
+        (None, {"keys": [*range(12)]}, "no list of texts"),
+        (None, {"keys": ["a"] * 11}, "11 images"),
         (None, {"output": "tail"}, "`output`.*'tail'"),
         (None, {"run": None}, "`run`"),
         (None, {"model": 3}, "`model`"),
@@ -223,7 +189,7 @@ def test_damaged_index_files_are_named(run: Path, pictures: Path, tmp_path: Path
 def test_an_index_is_checked_as_a_whole(
     run: Path, pictures: Path, tmp_path: Path, embeddings: Any, entries: Any, message: str
 ) -> None:
-    SearchIndex.build(run, [pictures]).save(tmp_path)
+    SearchIndex.build(run, [pictures], tmp_path)
     edited(tmp_path / INDEX_FILE)
     assert len(SearchIndex.load(tmp_path)) == 12
     edited(tmp_path / INDEX_FILE, embeddings, **entries)
@@ -234,20 +200,20 @@ def test_an_index_is_checked_as_a_whole(
 def test_a_reader_gets_the_old_index_or_the_new_one(
     run: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    whole = SearchIndex.build(run, [pictures])
-    half = SearchIndex.build(run, [pictures / "deep"])
-    whole.save(tmp_path)
+    whole = SearchIndex.build(run, [pictures], tmp_path)
+    paths = [hit.path for hit in whole.query([pictures / "00.png"], k=12)[0][pictures / "00.png"]]
+    half = whole.store.find([str(path) for path in paths[:6]])
     stop = threading.Event()
 
     def write() -> None:
         while not stop.is_set():
-            half.save(tmp_path)
-            whole.save(tmp_path)
+            whole.store.change(removed=half.keys)
+            whole.store.change([half])
 
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        assert {len(SearchIndex.load(tmp_path)) for _ in range(40)} <= {6, 12}
+        assert {len(open_store(tmp_path)) for _ in range(200)} <= {6, 12}
     finally:
         stop.set()
         writer.join()
@@ -256,27 +222,26 @@ def test_a_reader_gets_the_old_index_or_the_new_one(
 def test_a_write_that_fails_leaves_the_old_index(
     run: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    SearchIndex.build(run, [pictures]).save(tmp_path)
+    index = SearchIndex.build(run, [pictures], tmp_path)
     before = (tmp_path / INDEX_FILE).read_bytes()
-    half = SearchIndex.build(run, [pictures / "deep"])
 
     def fail(*_: Any) -> None:
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
-        half.save(tmp_path)
+        index.remove([pictures / "00.png"])
     assert (tmp_path / INDEX_FILE).read_bytes() == before
 
 
 def test_command_line(run: Path, pictures: Path, tmp_path: Path, capsys) -> None:
     index = tmp_path / "index"
-    assert main(["build", str(run), str(pictures), "--index", str(index)]) == 0
+    assert main(["build", str(run), str(pictures), "--store", str(index)]) == 0
     output = capsys.readouterr()
     assert "12 images in" in output.out
     assert "skipped" in output.err
     assert "broken.jpg" in output.err
-    assert main(["query", str(index), str(pictures / "deep" / ODD), "-k", "3"]) == 0
+    assert main(["query", str(pictures / "deep" / ODD), "-k", "3", "--store", str(index)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert re.fullmatch(rf"   1    1\.0000  .*{re.escape(ODD)}", lines[1])
     page = (index / "search.html").read_text()
@@ -289,7 +254,7 @@ def test_command_line(run: Path, pictures: Path, tmp_path: Path, capsys) -> None
 
 def test_names_that_a_terminal_cannot_show(run: Path, pictures: Path, tmp_path: Path) -> None:
     (pictures / "00.png").rename(pictures / "ベクター.png")
-    arguments = ["build", str(run), str(pictures), "--index", str(tmp_path / "索引")]
+    arguments = ["build", str(run), str(pictures), "--store", str(tmp_path / "索引")]
     done = subprocess.run(
         [sys.executable, "-m", "bgl.search", *arguments],
         env={**os.environ, "PYTHONIOENCODING": "cp1252"},
@@ -301,17 +266,82 @@ def test_names_that_a_terminal_cannot_show(run: Path, pictures: Path, tmp_path: 
 
 def test_the_page_shows_what_is_gone(run: Path, pictures: Path, tmp_path: Path, capsys) -> None:
     index, page = tmp_path / "index", tmp_path / "new" / "page.html"
-    main(["build", str(run), str(pictures), "--index", str(index)])
+    main(["build", str(run), str(pictures), "--store", str(index)])
     (pictures / "02.png").unlink()
     (pictures / "04.png").unlink()
     os.mkfifo(pictures / "04.png")
     query = str(pictures / "00.png")
-    assert main(["query", str(index), query, "-k", "12", "--page", str(page)]) == 0
+    assert main(["query", query, "--store", str(index), "-k", "12", "--page", str(page)]) == 0
     assert page.read_text().count("no longer there") == 2
 
 
 def test_errors_on_the_command_line(run: Path, pictures: Path, tmp_path: Path, capsys) -> None:
-    assert main(["query", str(tmp_path), str(pictures)]) == 2
-    assert main(["build", str(tmp_path), str(pictures), "--index", str(tmp_path / "i")]) == 2
+    assert main(["query", str(pictures), "--store", str(tmp_path)]) == 2
+    assert main(["build", str(tmp_path), str(pictures), "--store", str(tmp_path / "i")]) == 2
     assert "holds models in run" in capsys.readouterr().err
     assert not (tmp_path / "i").exists()
+
+
+@pytest.fixture(params=["folder", "milvus"])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "milvus":
+        pytest.importorskip("pymilvus", reason="pymilvus is not installed")
+        pytest.importorskip("milvus_lite", reason="milvus-lite is not installed")
+        return f"milvus:{tmp_path / 'index.db'}"
+    return str(tmp_path / "index")
+
+
+def test_the_same_commands_for_every_store(
+    run: Path, pictures: Path, tmp_path: Path, address: str, capsys, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = ["--store", address]
+
+    def lines(*arguments: str) -> list[str]:
+        assert main([*arguments, *store]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    assert lines("build", str(run), str(pictures / "deep"))[-1].startswith("6 images in")
+    assert lines("add", str(pictures))[0] == "6 images embedded"
+    first, other = str(pictures / "00.png"), str(pictures / "02.png")
+    assert f"1.0000  {first}" in lines("query", first, "-k", "3", "--label", "pictures")[1]
+    (pictures / "00.png").unlink()
+    assert f"1.0000  {first}" in lines("query", "pictures/00.png", "-k", "3")[1]  # by its path
+    (pictures / "02.png").write_bytes((pictures / "deep" / "01.png").read_bytes())
+    assert lines("update", other)[0] == "1 images embedded"
+    hits = lines("query", other, "-k", "2")[1:3]
+    assert all("1.0000" in hit for hit in hits)
+    assert {hit.split("  ")[-1] for hit in hits} == {other, str(pictures / "deep" / "01.png")}
+    assert lines("remove", first)[:1] == ["1 images removed"]
+    assert main(["query", first, *store]) == 2
+    with pytest.raises(FileNotFoundError, match=r"paths in the index.*00\.png"):
+        SearchIndex.load(address).remove([first])
+    assert len(SearchIndex.load(address)) == 11
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_what_bgl_embed_wrote_is_not_embedded_again(
+    run: Path, pictures: Path, tmp_path: Path, address: str, dtype: str
+) -> None:
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    from bgl import embed
+
+    (pictures / "broken.jpg").unlink()
+    embed(run, [pictures], tmp_path / "shards", dtype=dtype)
+    index = SearchIndex.build(run, [tmp_path / "shards"], address)
+    images = SearchIndex.build(run, [pictures], tmp_path / "other")
+    query = pictures / "00.png"
+    hits, expected = (i.query([query], 12)[0][query] for i in (index, images))
+    near = dict(rel=0, abs=2e-3 if dtype == "float16" else 1e-6)
+    assert {hit.path: hit.score for hit in hits} == pytest.approx(
+        {hit.path: hit.score for hit in expected}, **near
+    )
+    assert all((hit.label == "deep") == (hit.path.parent.name == "deep") for hit in hits)
+    with pytest.raises(ValueError, match="another `output`"):
+        SearchIndex.build(run, [tmp_path / "shards"], address, "backbone")
+    make_run(run)
+    with pytest.raises(ValueError, match="another `model`"):
+        SearchIndex.build(run, [tmp_path / "shards"], address)
+    (tmp_path / "shards" / "manifest.json").unlink()
+    with pytest.raises(FileNotFoundError, match="let bgl embed finish"):
+        SearchIndex.build(run, [tmp_path / "shards"], address)

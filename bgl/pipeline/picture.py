@@ -1,0 +1,31 @@
+"""The first picture of a run: the graph of some images before training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+from torchvision.transforms import v2
+
+from bgl.datasets import Splits
+from bgl.pipeline.recorder import batch_graphs, fixed_batch
+from bgl.training import TrainConfig, build_encoder, make_accelerator
+from bgl.visualization import draw_batch_graph
+
+GRAPH_FILE = "graph.png"
+CLASSES, PER_CLASS, MAX_EDGES = 8, 4, 160  # more pictures would hide the edges
+
+
+def draw_first_graph(config: TrainConfig, splits: Splits, path: Path) -> None:
+    """Draw the graph that the first block learns of a few images before it is trained."""
+    data = splits.train if splits.val is None else splits.val
+    batch = fixed_batch(data.labels, CLASSES * PER_CLASS, PER_CLASS)
+    device = make_accelerator(config.device, config.deterministic).device
+    graph = batch_graphs(build_encoder(config, device)[0], data, batch)[0]
+    shrink = v2.Compose([v2.Resize(64, antialias=True), v2.CenterCrop(64)])
+    images = torch.stack([shrink(data.read(i, 64)) for i in batch])
+    figure, axes = plt.subplots(figsize=(9, 9), layout="constrained")
+    draw_batch_graph(graph.cpu(), images, MAX_EDGES, ax=axes)
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
