@@ -57,5 +57,5 @@ def _hit(rank: int, hit: Hit) -> str:
 
 
 def _class(hit: Hit) -> str:
-    """Name the class of a hit: its folder."""
-    return printable(hit.path.parent.name)
+    """Name the class of a hit: its label, else its folder."""
+    return printable(hit.label or hit.path.parent.name)

@@ -29,7 +29,7 @@ from bgl.visualization._style import check_images, check_nodes
 # each after those that it imports
 SCRIPTS = (
     *("codec", "edges", "analysis", "address"),
-    *("dom", "overview", "matrix", "graph", "queries", "map", "errors", "training", "main"),
+    *("dom", "overview", "matrix", "card", "graph", "queries", "map", "errors", "training", "main"),
 )
 
 

@@ -30,8 +30,8 @@ def test_pictures_lead_to_their_files(tmp_path):
 
 def test_a_query_is_followed_by_the_classes_of_its_hits(tmp_path):
     files = [make_picture(tmp_path / name / f"{i}.png") for i, name in enumerate("abb")]
-    hits = [Hit(file, 0.5) for file in files]
+    hits = [Hit(file, 0.5) for file in files] + [Hit(files[0], 0.4, "<label>")]
     page = write_results({files[0]: hits}, tmp_path / "page.html", "cosine similarity").read_text()
-    assert "Found: b (2), a (1)" in page
+    assert "Found: b (2), a (1), &lt;label&gt; (1)" in page
     assert page.count("cosine similarity") == 1
     assert page.count("a/0.png</h2>") == 1

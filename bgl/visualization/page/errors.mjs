@@ -66,8 +66,11 @@ function draw() {
   const found = ranks(model());
   const wrong = found.filter((rank) => rank > 1).length;
   const asked = found.filter((rank) => rank > 0).length;
+  const total = run.map?.total ?? 0;
+  const sampled = given.queries.length < total;
   $("errors-summary").textContent =
-    `${wrong.toLocaleString("en")} of ${asked.toLocaleString("en")} queries are wrong (${percent(wrong / asked)}).`;
+    `${wrong.toLocaleString("en")} of ${asked.toLocaleString("en")} queries are wrong ` +
+    `(${percent(wrong / asked)})${sampled ? `, a sample of ${total.toLocaleString("en")}` : ""}.`;
   const pairs = confusions(given, found);
   /** @type {Map<number, {label: number, count: number}>} */
   const rivals = new Map();

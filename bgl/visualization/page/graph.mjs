@@ -1,4 +1,5 @@
 // The batch graph: node-link diagram or matrix, its controls, and the card of a node.
+import { nodeCard } from "./card.mjs";
 import { decode, percent } from "./codec.mjs";
 import {
   $,
@@ -8,14 +9,11 @@ import {
   color,
   css,
   cutOut,
-  element,
   fill,
   page,
-  picture,
   plot,
   refresh,
   run,
-  sign,
   symbol,
 } from "./dom.mjs";
 import { unpackEdges, weightWithin } from "./edges.mjs";
@@ -215,52 +213,12 @@ function mark(node) {
     x.push(at[2 * node], at[2 * other], null);
     y.push(at[2 * node + 1], at[2 * other + 1], null);
   }
-  card(node);
+  $("card").replaceChildren(...nodeCard(view.graph, current(), node));
   if (isMatrix()) markMatrix(node);
   else {
     const change = { x: [x, [at[2 * node]]], y: [y, [at[2 * node + 1]]] };
     Plotly.restyle("graph", change, [MARKED, CHOSEN]);
   }
-}
-
-/** @param {number} node */
-function card(node) {
-  const { graph } = view;
-  const frame = current();
-  const near = frame.near[node];
-  const sources = frame.edges.filter((edge) => edge.t === node).length;
-  const targets = frame.edges.filter((edge) => edge.s === node).length;
-  const own = near.filter((edge) => sameClass(node, edge.node)).length;
-  const name = `Image ${graph.nodes[node]}`;
-  const among = `${near.length} neighbours${graph.labels ? `, ${own} of its class` : ""}`;
-  const list = near.slice(0, 6).map((edge) => {
-    const text = `${className(edge.node) || `image ${graph.nodes[edge.node]}`} · ${edge.w.toPrecision(2)}`;
-    return element(
-      "li",
-      {},
-      ...(graph.atlas ? [picture(graph.atlas, edge.node, 40, "")] : []),
-      ...(graph.labels ? [sign(sameClass(node, edge.node))] : []),
-      element("span", { textContent: text }),
-    );
-  });
-  $("card").replaceChildren(
-    element(
-      "div",
-      { className: "about" },
-      ...(graph.atlas ? [picture(graph.atlas, node, 84, `image ${graph.nodes[node]}`)] : []),
-      element(
-        "div",
-        {},
-        element("h3", { textContent: className(node) || name }),
-        element("p", { textContent: className(node) ? name : "" }),
-      ),
-    ),
-    element("p", {
-      textContent: `${among}: it takes messages from ${sources} and sends to ${targets}.`,
-    }),
-    ...(list.length ? [element("h4", { textContent: "Strongest" })] : []),
-    element("ol", {}, ...list),
-  );
 }
 
 /** Choose a node for good. @param {number} node @param {boolean} alone */
