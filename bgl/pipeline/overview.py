@@ -176,6 +176,6 @@ def _verdict(group: Sequence[Row], baseline: Sequence[Row], metric: str) -> str 
 def _chance(rows: Sequence[Row]) -> float | None:
     """Return the 95 % bound of the difference of two equal rates on as many queries, in points."""
     share, queries = (rows[0]["metrics"].get(name) for name in ("recall@1", "num_queries"))
-    if share is None or not queries:
+    if share is None or queries is None or not (0 <= share <= 1 and queries >= 1):
         return None
     return 196 * math.sqrt(2 * share * (1 - share) / queries)
