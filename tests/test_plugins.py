@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from forks import program
 from helpers import write_noisy_classes
 
 import bgl
 from bgl._registry import Registry
+from bgl.cli import main
 from bgl.models import load
 
 MODULE = '''
@@ -110,16 +110,7 @@ def tiny_mean(pretrained=False, num_classes=0, **options):
 '''
 
 
-def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    paths = [str(Path(bgl.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    return subprocess.run(
-        [sys.executable, "-m", "bgl.cli", *words],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+command = partial(program, main)
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from benchmarks.schedule import Outcome
 from benchmarks.studies.plan import Entry, Store, Study, Training, resolve
 from bgl.datasets import Splits
 from bgl.pipeline import check_folder, load_splits, trained_rows
-from bgl.pipeline.rows import RESULT_FILE
+from bgl.pipeline.results import RESULT_FILE
 from bgl.samplers import ClassBalancedSampler
 from bgl.training import Progress as Silent
 from bgl.training import TrainConfig, build_encoder

@@ -177,7 +177,7 @@ class AugmentedLoss(nn.Module):
         return _proper(self.miner(*batch), batch[-1], num_originals)
 
 
-class _HeldOutDistance(BaseDistance):
+class _HeldOutDistance(BaseDistance):  # type: ignore[misc]
     """The distance of a miner, by which an anchor's own copies are the last positives to choose.
 
     They are nearer than all others (further, for a miner of the easiest positives): never hard,

@@ -30,7 +30,9 @@ from bgl.pipeline.results import COMMAND_FILE, read_record
 from bgl.training import TrainConfig
 from bgl.training.config import CIRCUMSTANCES, WITH_OPTIONS, parts
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[1] / "configs"  # where bgl is installed
+if not CONFIGS.is_dir():  # in a clone
+    CONFIGS = Path(__file__).parents[2] / "configs"
 PAPERS = "cub"  # the dataset that every system was published on
 QUICK = CONFIGS / "quick.yaml"
 PATHS = ("data_root", "table", "cache")

@@ -46,7 +46,6 @@ from bgl.pipeline.results import (
     RESULT_FILE,
     RESULTS_FILE,
     About,
-    Results,
     Row,
     check_about,
     with_new,
@@ -84,7 +83,7 @@ class Run:
             self.rows[:] = with_new(self.rows, new)
             self.about["seconds"] = time.perf_counter() - started
             if main_process:
-                results: Results = {**self.about, "rows": self.rows}
+                results = {**self.about, "rows": self.rows}
                 write_text(folder / RESULTS_FILE, json.dumps(results, indent=1))
             for line in row_lines(new):
                 announce(line)

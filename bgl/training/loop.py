@@ -16,9 +16,9 @@ from bgl._io import remove_leftovers, write_tensors
 from bgl._memory import out_of_memory, peak_memory_mb
 from bgl._precision import at_least_float32
 from bgl.augment import AugmentedLoss, ClassStatistics
-from bgl.datasets import ImageDataset, Splits
+from bgl.datasets import ImageDataset, Splits, recall_at
 from bgl.images import ImageCache, train_transform
-from bgl.images.loading import ImageLoader, num_workers
+from bgl.images.loading import ImageLoader, Key, num_workers
 from bgl.images.transforms import resized_side
 from bgl.layers import FeatureMemory
 from bgl.models import BackboneInfo, BatchGraphOutput, Encoder
@@ -44,11 +44,11 @@ from bgl.training.distributed import (
     process_index,
     shares,
 )
-from bgl.training.evaluation import Evaluator, Metrics, recall_at
+from bgl.training.evaluation import Evaluator, Metrics
 from bgl.training.history import chosen_epoch, graph_statistics, write_history
 from bgl.training.interruption import Interrupted, Interruption
 from bgl.training.ledger import Done, Ledger
-from bgl.training.loading import Key, SeededCrops, seeded_batches, training_images
+from bgl.training.loading import SeededCrops, seeded_batches, training_images
 from bgl.training.progress import Progress, TrainingRun
 from bgl.training.readout import Readout, add_readout
 from bgl.training.step import Step, Throughput

@@ -150,18 +150,23 @@ def test_finished_trainings_are_taken_as_they_are(images, finished, monkeypatch,
     assert "dybgr-seed0: finished before, taken as it is" in capsys.readouterr().out
 
 
-@pytest.fixture
-def interrupted(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run with two epochs that was stopped after the first."""
+@pytest.fixture(scope="module")
+def stopped(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with two epochs that was stopped after the first; do not write into it."""
 
     def stop(self: Progress, row: dict[str, Any]) -> None:
         raise KeyboardInterrupt
 
-    folder = tmp_path / "stopped"
-    with monkeypatch.context() as patch:
+    folder = tmp_path_factory.mktemp("runs") / "stopped"
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run.TerminalProgress, "epoch", stop)
         assert again(images, folder, "--method", "none", "--epochs", "2") == 130
     return folder
+
+
+@pytest.fixture
+def interrupted(stopped: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(stopped, tmp_path / "stopped"))
 
 
 def test_ctrl_c_leaves_a_readable_state_to_go_on_from(images, interrupted, capsys):
@@ -403,7 +408,7 @@ def test_files_of_the_page_cannot_stop_a_run(images, interrupted, content, capsy
 
 
 @pytest.mark.parametrize("name", ["result.json", "config.yaml", "command.yaml"])
-@pytest.mark.parametrize("content", ["", "{}", "[[1]]", "{a: [", "[" * 50_000, "\x00", "rows: 3"])
+@pytest.mark.parametrize("content", ["", "{a: [", "[" * 50_000, "rows: 3"])
 def test_damaged_files_are_named_in_one_line(finished, name, content, tmp_path, capsys):
     folder = Path(shutil.copytree(finished, tmp_path / "run"))
     place = folder / name if name == "command.yaml" else folder / "dybgr-seed0" / name
@@ -500,9 +505,6 @@ def test_error_is_one_line(images, tmp_path, monkeypatch, capsys, words, named):
     assert len(lines) == 1
     assert named in lines[0]
     assert "Traceback" not in captured.out + captured.err
-
-
-# --- the table ------------------------------------------------------------------------------------
 
 
 def test_markdown():

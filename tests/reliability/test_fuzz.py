@@ -213,7 +213,7 @@ class Entry:
     long: int
 
 
-def entry(call: Any, of: Any = None, short: int = 25, long: int = 2000, **own: Any) -> Entry:
+def entry(call: Any, of: Any = None, short: int = 12, long: int = 2000, **own: Any) -> Entry:
     """Give every parameter that is known by its name, or must be given, a strategy.
 
     Args:
@@ -522,7 +522,7 @@ ENTRIES: dict[str, Entry] = {
             st.sampled_from([np.zeros((N, C), dtype) for dtype in ("float16", "float32", "int8")]),
         ),
     ),
-    "training.TrainConfig": changes(lambda config: config, short=200, long=5000),
+    "training.TrainConfig": changes(lambda config: config, short=100, long=5000),
     "training.build_model": changes(training.build_model, "backbone", "epochs", short=20, long=300),
     "training.build_encoder": changes(
         training.build_encoder, "backbone", "seed", short=10, long=300
