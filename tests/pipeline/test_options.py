@@ -12,12 +12,8 @@ from helpers import assert_as_written
 
 from bgl._usage import RUN_OPTIONS
 from bgl.models import BLOCKS
-<<<<<<< HEAD
 from bgl.pipeline import CONFIGS, api, options
-=======
-from bgl.pipeline import CONFIGS, options
 from bgl.pipeline.recipes import TABLES, recipes
->>>>>>> main
 from bgl.training import TrainConfig
 
 
