@@ -40,8 +40,8 @@ bgl trains image encoders through a graph of each batch. To begin:
   bgl train --quick                                a tour on the packaged emoji, two minutes
   bgl check photos                                 your images (photos/CLASS/*.jpg): are they fit?
   bgl train --dataset folder --data-root photos    train on them, and measure
-  bgl adapt runs/photos/dybgr-seed0 images --output-dir adapted    images without labels
-  bgl embed runs/photos/dybgr-seed0 images --out embeddings        very many images
+  bgl adapt MODEL images --output-dir adapted      adapt a model to images without labels
+  bgl embed MODEL images --out embeddings          embed very many images
   bgl --help                                       the other commands
 """
 

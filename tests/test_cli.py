@@ -15,7 +15,7 @@ from helpers import write_noisy_classes
 
 import bgl
 from bgl._usage import train_fields
-from bgl.cli import main
+from bgl.cli import COMMANDS, main
 from bgl.datasets import dataset_names, load_dataset
 from bgl.metrics import retrieval_metrics
 from bgl.models import ModelConfig, assemble_model, create_backbone, load, save
@@ -146,6 +146,12 @@ def test_datasets(folder: Path, capsys) -> None:
 def test_errors_are_one_line(argv: list[str], message: str, capsys) -> None:
     assert main(argv) == 2
     assert re.fullmatch(rf"error: .*{message}.*\n", capsys.readouterr().err)
+
+
+def test_the_first_steps_are_commands_that_there_are(capsys) -> None:
+    assert main([]) == 0
+    steps = re.findall(r"^  bgl (\S+)", capsys.readouterr().out, re.MULTILINE)
+    assert {"train", "check", "adapt", "embed"} <= set(steps) <= {*COMMANDS, "--help"}
 
 
 @pytest.mark.parametrize(
