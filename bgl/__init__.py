@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bgl.embedding import Embedder, ShardFolder, embed
+    from bgl.forecasting import forecast
     from bgl.graph import to_batch_graph
     from bgl.pipeline import adapt, train
     from bgl.refinement import RefinedGallery, gallery_readout, refine
@@ -22,6 +23,7 @@ __all__ = [
     "ShardFolder",
     "adapt",
     "embed",
+    "forecast",
     "gallery_readout",
     "refine",
     "to_batch_graph",
@@ -35,6 +37,7 @@ _HOMES = {
     "ShardFolder": "bgl.embedding",
     "adapt": "bgl.pipeline",  # needs the extra "train", as "train" does
     "embed": "bgl.embedding",
+    "forecast": "bgl.forecasting",
     "gallery_readout": "bgl.refinement",
     "refine": "bgl.refinement",
     "to_batch_graph": "bgl.graph",

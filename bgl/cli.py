@@ -4,6 +4,7 @@ bgl train …           train and measure
 bgl adapt MODEL …     adapt a model to images without labels
 bgl check DATA        look at a folder of images before training: broken, duplicates, leaks
 bgl eval RUN          measure a trained model on a dataset
+bgl refine RUN        refine the embeddings of a dataset without labels; will it help?
 bgl explore RUN       write the explorer page of a run
 bgl search …          index images with a trained model, find the nearest
 bgl embed RUN DATA    embed very many images into files, by many processes
@@ -36,9 +37,11 @@ DATA = ("dataset", "data_root", "table", "skip_broken", "allow_partial")
 FIRST_STEPS = """\
 bgl trains image encoders through a graph of each batch. To begin:
 
-  bgl train --epochs 2                             try it on the packaged emoji, a minute or two
+  bgl train --quick                                a tour on the packaged emoji, two minutes
   bgl check photos                                 your images (photos/CLASS/*.jpg): are they fit?
   bgl train --dataset folder --data-root photos    train on them, and measure
+  bgl adapt runs/photos/dybgr-seed0 images --output-dir adapted    images without labels
+  bgl embed runs/photos/dybgr-seed0 images --out embeddings        very many images
   bgl --help                                       the other commands
 """
 
@@ -90,33 +93,74 @@ def evaluate(argv: Sequence[str]) -> int:
     """
     parser = Parser(prog="bgl eval", description=evaluate.__doc__)
     parser.add_argument("run", help="Folder with model.json, or hf-hub:USER/NAME.")
-    parser.add_argument("--dataset", help="Name of a dataset; default: the run's, else emoji.")
-    _add_dataset(parser)
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument(
-        "--device", default="auto", help='"cpu", "cuda", … (a GPU if there is one).'
-    )
-    parser.add_argument(
-        "--workers", type=int, default=-1, help="Processes that load images (one per core)."
-    )
+    _add_measured(parser)
     options = parser.parse_args(argv)
     from bgl.models import load
-    from bgl.pipeline import load_splits, read_config
-    from bgl.training import TrainConfig, evaluate_encoder
+    from bgl.training import evaluate_encoder
 
-    encoder = load(options.run, options.device)
-    given = {name: value for name in DATA if (value := getattr(options, name)) is not None}
-    config = TrainConfig()
-    if options.dataset is None and Path(options.run, "config.yaml").is_file():
-        config = read_config(Path(options.run))
-    splits = load_splits(dataclasses.replace(config, **{**given, "download": False}))
+    encoder, splits = load(options.run, options.device), _splits(options)
     among = f"{splits.name}: retrieval among the {splits.test.num_classes} test classes"
     print(f"{among}; the model's embedding: {encoder.config.embedding}")
     metrics = evaluate_encoder(encoder, splits, options.batch_size, options.workers)
     for embedding, values in metrics.items():
-        cells = [f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items()]
-        print(f"test {embedding}: {', '.join(cells)}")
+        print(f"test {embedding}: {_cells(values)}")
     return 0
+
+
+def refine(argv: Sequence[str]) -> int:
+    """Refine the embeddings of a dataset's test classes without labels, and measure both.
+
+    With --check: estimate, without labels, what refining them would change, and recommend a
+    setting; also for IMAGES of your own.
+    """
+    parser = Parser(prog="bgl refine", description=refine.__doc__)
+    parser.add_argument("run", help="Folder with model.json, or hf-hub:USER/NAME.")
+    parser.add_argument("images", nargs="*", help="With --check: image files and folders.")
+    parser.add_argument("--check", action="store_true", help="Will it help? Needs no labels.")
+    parser.add_argument("-k", type=int, default=7, help="Number of neighbours (7).")
+    parser.add_argument("--epsilon", type=float, default=0.5, help="Their share in the mix (0.5).")
+    _add_measured(parser)
+    options = parser.parse_args(argv)
+    if options.images and not options.check:
+        raise ValueError(
+            "Expected --check with images of your own: what refining changes is measured on a "
+            "--dataset, whose classes are known"
+        )
+    if options.images and any(getattr(options, name) is not None for name in DATA):
+        raise ValueError("Expected images or a --dataset, got both")
+    setting = {"k": options.k, "epsilon": options.epsilon}
+    from bgl.models import load
+    from bgl.pipeline.refined import check_refinement, measure_refined
+
+    encoder = load(options.run, options.device)
+    work = {"batch_size": options.batch_size, "workers": options.workers}
+    if options.check:
+        data: Any = options.images or _splits(options)
+        print(check_refinement(encoder, data, **work, **setting))
+        return 0
+    splits = _splits(options)
+    print(f"{splits.name}: retrieval among the {splits.test.num_classes} test classes")
+    for name, values in measure_refined(encoder, splits, **work, **setting).items():
+        print(f"test {name}: {_cells(values)}")
+    return 0
+
+
+def _cells(values: dict[str, float]) -> str:
+    return ", ".join(
+        f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items()
+    )
+
+
+def _splits(options: argparse.Namespace) -> Any:
+    """Load the data that are named, or those that the run was trained on."""
+    from bgl.pipeline import load_splits, read_config
+    from bgl.training import TrainConfig
+
+    given = {name: value for name in DATA if (value := getattr(options, name)) is not None}
+    config = TrainConfig()
+    if options.dataset is None and Path(options.run, "config.yaml").is_file():
+        config = read_config(Path(options.run))
+    return load_splits(dataclasses.replace(config, **{**given, "download": False}))
 
 
 def explore(argv: Sequence[str]) -> int:
@@ -282,6 +326,19 @@ def datasets(argv: Sequence[str]) -> int:
     return 0
 
 
+def _add_measured(parser: argparse.ArgumentParser) -> None:
+    """Add options for the data that a model is measured on, and how."""
+    parser.add_argument("--dataset", help="Name of a dataset; default: the run's, else emoji.")
+    _add_dataset(parser)
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument(
+        "--device", default="auto", help='"cpu", "cuda", … (a GPU if there is one).'
+    )
+    parser.add_argument(
+        "--workers", type=int, default=-1, help="Processes that load images (one per core)."
+    )
+
+
 def _add_dataset(parser: argparse.ArgumentParser) -> None:
     """Add options for where a dataset is and how it is read; None if not given."""
     parser.add_argument("--data-root", help="Folder of the dataset.")
@@ -296,6 +353,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "adapt": adapt,
     "check": check,
     "eval": evaluate,
+    "refine": refine,
     "explore": explore,
     "search": search,
     "embed": embed,

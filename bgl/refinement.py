@@ -181,7 +181,7 @@ class RefinedGallery:
         self.learner = AdaptiveGraph(k, lam, beta=0.0, formulation="paper")
         if shrinkage is not None:
             check_real(shrinkage, "shrinkage", 1e-6, 1e6)
-        self._x = _directions(gallery, "gallery")
+        self._x = directions(gallery, "gallery")
         n = len(self._x)
         _check_neighbors(k, n)
         self.candidates = (
@@ -254,7 +254,7 @@ class RefinedGallery:
             self.index.add(to_numpy(items))
 
     def _directions(self, x: Tensor, name: str) -> Tensor:
-        x = _directions(x, name).to(self._x)
+        x = directions(x, name).to(self._x)
         if x.size(1) != self._x.size(1):
             raise ValueError(
                 f"Expected argument `{name}` to have as many columns as the gallery "
@@ -343,11 +343,11 @@ def gallery_readout(x: Tensor, *, k: int = 7, shrinkage: float = 0.1) -> LinearR
         >>> readout(torch.randn(3, 16)).shape
         torch.Size([3, 16])
     """
-    directions = _directions(x, "x")
+    rows = directions(x, "x")
     learner = AdaptiveGraph(k, beta=0.0, formulation="paper")
     check_real(shrinkage, "shrinkage", 1e-6, 1e6)
     _check_neighbors(k, len(x))
-    near = without_self(exact_search(directions, directions, min(4 * k, len(x) - 1) + 1))
+    near = without_self(exact_search(rows, rows, min(4 * k, len(x) - 1) + 1))
     x = at_least_float32(x)
     largest = x.abs().amax()  # squares of very large or small entries leave the range
     metric = _learn_metric(x / largest, near, learner, shrinkage)
@@ -372,7 +372,7 @@ def _learn_metric(
     return LinearReadout(mean, _inverse_root(_scatter(z, graph), shrinkage) @ root)
 
 
-def _directions(x: Tensor, name: str) -> Tensor:
+def directions(x: Tensor, name: str) -> Tensor:
     """The checked rows at unit length."""
     check_matrix(x, name)
     x = at_least_float32(x)

@@ -105,7 +105,7 @@ ORDER = [
     ["layers", "metrics", "samplers", "images", "hyperbolic", "visualization"],
     ["augment", "losses", "graph", "readout", "datasets", "_gallery"],
     ["models", "refinement"],
-    ["embedding"],
+    ["embedding", "forecasting"],
     ["transforms", "training", "search", "checking"],
     ["pipeline"],
     ["cli"],

@@ -107,11 +107,34 @@ def whitened(x: Tensor, shrinkage: float) -> Tensor:
     return normalize(x @ vectors * spread.rsqrt())
 
 
+def whitening(x: Tensor, shrinkage: float) -> Ranking:
+    """Cosine of whitened embeddings."""
+    return plain(whitened(x, shrinkage))
+
+
 def whitened_k_reciprocal(
     x: Tensor, k1: int, k2: int, shrinkage: float, lam: float = 0.3
 ) -> Ranking:
     """:func:`k_reciprocal` on whitened embeddings."""
     return k_reciprocal(whitened(x, shrinkage), k1, k2, lam)
+
+
+def diffusion(x: Tensor, k: int, alpha: float = 0.9, gamma: float = 3.0) -> Ranking:
+    """Random walks with restart on the graph of mutual neighbours (Iscen et al., CVPR 2017).
+
+    With W the cosines^γ of mutual ``k`` nearest neighbours and S = D^(−1/2) W D^(−1/2), an item's
+    scores are its row of (I − αS)^(−1); what a walk never reaches follows by cosine. Memory grows
+    with N².
+    """
+    x = normalize(x)
+    near = _nearest(x, k + 1)[0][:, 1:]
+    chosen = torch.zeros(len(x), len(x), dtype=torch.bool).scatter_(1, near, True)
+    cosine = x @ x.t()
+    weight = (cosine.clamp(min=0) ** gamma).where(chosen & chosen.t(), 0)
+    root = weight.sum(1).clamp(min=1e-12).rsqrt()
+    walk = torch.eye(len(x), dtype=x.dtype) - alpha * root[:, None] * weight * root
+    reached = torch.linalg.inv(walk)
+    return lambda items: -(reached[items] + 1e-6 * cosine[items])
 
 
 def ranking_metrics(

@@ -35,6 +35,7 @@ if not CONFIGS.is_dir():  # in a clone
     CONFIGS = Path(__file__).parents[2] / "configs"
 PAPERS = "cub"  # the dataset that every system was published on
 QUICK = CONFIGS / "quick.yaml"
+PATHS = ("data_root", "table", "cache")
 LISTS = ("--method", "--seed", "--seeds", "--log")  # take several words
 OF_A_RUN = (
     *("config", "method", "seed", "output_dir", "log", "plugin", "resume", "refine", "pixels"),
@@ -165,6 +166,8 @@ def parse(argv: Sequence[str], description: str | None = None) -> Command:
             set_by_user = layers(parser, [*packaged, *files], words, Namespace()).as_dict()
             unset = frozenset({"batch_size", "per_class"} - set_by_user.keys())
             values |= matching_batch(values["batch_size"], values["per_class"], unset)
+            # whole paths, for bgl eval and --resume in other folders
+            values |= {name: str(Path(values[name]).absolute()) for name in PATHS if values[name]}
             free += [unset] * len(seeds)
             configs += [
                 TrainConfig.from_dict({**values, "method": method, "seed": seed}) for seed in seeds

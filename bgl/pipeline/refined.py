@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +16,10 @@ from bgl import models
 from bgl._io import write_text
 from bgl._neighbors import nearest
 from bgl.datasets import ImageDataset, Splits, recall_at
+from bgl.forecasting import Forecast, forecast
+from bgl.images import BrokenImageError
+from bgl.images.finding import find_images
+from bgl.images.loading import num_workers
 from bgl.metrics import retrieval_metrics
 from bgl.models import Encoder, ModelConfig
 from bgl.models.storage import empty_model
@@ -23,6 +30,7 @@ from bgl.refinement import refine
 from bgl.training import Evaluator, Progress, TrainConfig, make_accelerator
 from bgl.training.distributed import broadcast_module, on_first_process
 
+Metrics = dict[str, float]
 Vectors = tuple[Tensor, Tensor | None]  # of the test classes, and of their gallery
 
 K = 7  # refine's default, lowered for tiny test sets
@@ -89,16 +97,10 @@ def refined_rows(
     if not accelerator.is_main_process:
         return []
     embedding = compared([row["embedding"] for row in rows])
-    queries, others = vectors[0].to(accelerator.device), vectors[1]
-    found: Tensor | None = None
-    if others is None:
-        queries = refine(queries, k=min(K, len(queries) - 1))
-    else:
-        k = min(K, len(others) - 1)
-        found, queries = refine(others.to(accelerator.device), queries, k=k)
-    labels = None if splits.gallery is None else splits.gallery.labels
-    cutoffs = recall_at(splits.name)
-    metrics = retrieval_metrics(queries, splits.test.labels, found, labels, k=cutoffs)
+    queries = vectors[0].to(accelerator.device)
+    others = None if vectors[1] is None else vectors[1].to(accelerator.device)
+    found, queries = refine_as_used(queries, others)
+    metrics = _measure((queries, found), splits)
     _write_answers(folder, queries.cpu(), None if found is None else found.cpu())
     result: list[Row] = [
         {**chosen_epoch_only(row), "metrics": metrics, "transductive": True}
@@ -107,6 +109,100 @@ def refined_rows(
     ]
     write_text(finished, json.dumps(result, indent=1))
     return result
+
+
+def measure_refined(
+    encoder: Encoder,
+    splits: Splits,
+    batch_size: int = 256,
+    workers: int = 0,
+    **options: Any,
+) -> dict[str, Metrics]:
+    """Measure a model on the test classes as it is, and with its embeddings refined.
+
+    Args:
+        encoder: The model; its readout is refined, or its backbone where it has none.
+        splits: The data; K of Recall@K are those usual for it.
+        batch_size: Images at a time.
+        workers: Loading processes; -1: one per core, at most 16.
+        options: Of :func:`bgl.refine`.
+
+    Returns:
+        Retrieval metrics of "plain" and "refined"; the latter are transductive.
+    """
+    evaluator = Evaluator(encoder, workers=workers, batch_size=batch_size)
+    queries, gallery = embed_to_refine(evaluator, splits)
+    found, refined = refine_as_used(queries, gallery, **options)
+    return {
+        "plain": _measure((queries, gallery), splits),
+        "refined": _measure((refined, found), splits),
+    }
+
+
+def check_refinement(
+    encoder: Encoder,
+    data: Splits | Sequence[str | Path],
+    batch_size: int = 256,
+    workers: int = 0,
+    **setting: Any,
+) -> Forecast:
+    """Estimate without labels what refining the embeddings of some images will change.
+
+    Args:
+        encoder: The model.
+        data: A dataset, of which the gallery or else the test classes are looked at; or image
+            files and folders.
+        batch_size: Images at a time.
+        workers: Loading processes; -1: one per core, at most 16.
+        setting: Of :func:`bgl.forecast`; ``k`` is lowered for few images.
+
+    Raises:
+        ValueError: As :func:`bgl.forecast`; with a note on the files that cannot be read.
+    """
+    if isinstance(data, Splits):
+        queries, gallery = embed_to_refine(
+            Evaluator(encoder, workers=workers, batch_size=batch_size), data
+        )
+        x = queries if gallery is None else gallery
+    else:
+        files = find_images(data)
+        broken: list[BrokenImageError] = []
+        x = encoder.embed(
+            files,
+            batch_size,
+            compared(encoder.config.embeddings),
+            num_workers(workers, False),
+            on_broken=lambda _, error: broken.append(error),
+        )
+        if broken:
+            warnings.warn(
+                f"{len(broken)} images are left out, the first: {broken[0]}", stacklevel=2
+            )
+    return forecast(x, **{**setting, "k": min(setting.get("k", K), max(1, len(x) - 1))})
+
+
+def embed_to_refine(evaluator: Evaluator, splits: Splits) -> Vectors:
+    """Embed the test classes and their gallery: the embedding of the model that is refined."""
+    gallery = splits.gallery
+    return (
+        _kept(evaluator.embed(splits.test)),
+        None if gallery is None else _kept(evaluator.embed(gallery)),
+    )
+
+
+def refine_as_used(
+    queries: Tensor, gallery: Tensor | None, k: int = K, **options: Any
+) -> tuple[Tensor | None, Tensor]:
+    """Refine the gallery and the queries against it; without a gallery the queries are one."""
+    if gallery is None:
+        return None, refine(queries, k=min(k, len(queries) - 1), **options)
+    return refine(gallery, queries, k=min(k, len(gallery) - 1), **options)
+
+
+def _measure(vectors: Vectors, splits: Splits) -> Metrics:
+    labels = None if splits.gallery is None else splits.gallery.labels
+    cutoffs = recall_at(splits.name)
+    return retrieval_metrics(vectors[0], splits.test.labels, vectors[1], labels, k=cutoffs)
 
 
 def _embed(
@@ -122,12 +218,7 @@ def _embed(
     stored = on_first_process(load)
     encoder = loaded[0] if loaded else Encoder(empty_model(stored), stored, device)
     broadcast_module(encoder.model)
-    evaluator = Evaluator(encoder, workers=config.workers, progress=progress)
-    gallery = splits.gallery
-    return (
-        _kept(evaluator.embed(splits.test)),
-        None if gallery is None else _kept(evaluator.embed(gallery)),
-    )
+    return embed_to_refine(Evaluator(encoder, workers=config.workers, progress=progress), splits)
 
 
 def _kept(vectors: dict[str, Tensor]) -> Tensor:

@@ -378,8 +378,8 @@ def _adapt(
             if epoch == 0:
                 check_different(features, config.k)
             relations.learn(features)
-            views = [relations.metric(view(number)) for number in VIEWS]
-            row = position.row | {"agreement": agreement(*views, config.k)}
+            one, other = (relations.metric(view(number)) for number in VIEWS)
+            row = position.row | {"agreement": agreement(one, other, config.k)}
             row["seconds"] = checkpoint.seconds
             history.append(row)
             position = Position(history)

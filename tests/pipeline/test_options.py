@@ -157,12 +157,22 @@ def test_the_batch_of_a_recipe_follows_the_data():
 
 
 def test_a_tour_is_short_whatever_the_recipe():
-    command = options.parse(["--quick", "--recipe", "plain", "--image-size", "48"])
+    command = options.parse(["--quick", "--recipe", "plain", "--image-size", "32"])
     (config,) = command.configs
     assert command.quick
     assert not options.parse([]).quick
-    assert (config.epochs, config.batches_per_epoch, config.image_size) == (2, 10, 48)
+    assert (config.epochs, config.batches_per_epoch, config.image_size) == (2, 10, 32)
     assert (config.method, config.ema) == ("none", 0.99)
+
+
+def test_paths_are_stored_whole(tmp_path, monkeypatch):
+    """So that a run can be measured again, and continued, from another folder."""
+    monkeypatch.chdir(tmp_path)
+    words = ["--dataset", "table", "--data-root", "photos", "--table", "../items.csv"]
+    config = configuration("--method", "none", *words, "--cache", str(tmp_path / "cache"))
+    assert config.data_root == str(tmp_path / "photos")
+    assert Path(config.table).resolve() == tmp_path.parent / "items.csv"
+    assert config.cache == str(tmp_path / "cache")
 
 
 def test_nested_options_and_loss_options():

@@ -221,6 +221,51 @@ def test_signal_in_the_middle_of_an_epoch_and_resume(images, tmp_path, monkeypat
         assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
 
 
+def test_what_was_found_is_said_at_once() -> None:
+    figures = {"recall@1": 0.5, "map@r": 0.25}
+    rows: list[Any] = [
+        {"method": "pixels", "seed": None, "embedding": "pixels", "metrics": figures},
+        {"method": "none", "seed": 3, "embedding": "backbone", "metrics": figures},
+        {"method": "none", "seed": 3, "embedding": "head", "metrics": figures},
+    ]
+    assert run.row_lines(rows) == [
+        "pixels  test pixels: R@1 50.0%, MAP@R 25.0%",
+        "none-seed3  test backbone: R@1 50.0%, MAP@R 25.0%  test head: R@1 50.0%, MAP@R 25.0%",
+    ]
+    (line,) = run.row_lines([{**rows[2], "transductive": True}])
+    assert "test head, refined: " in line
+
+
+def test_a_graph_is_drawn_once_where_a_method_has_one(finished, tmp_path, monkeypatch):
+    assert (finished / "graph.png").read_bytes().startswith(b"\x89PNG")
+    drawn, lines = [], []
+
+    def draw(config: Any, splits: Any, path: Path) -> None:
+        drawn.append(config.method)
+        path.touch()
+
+    monkeypatch.setattr(run, "draw_first_graph", draw)
+    for methods in (["none"], ["none", "bgformer", "dybgr"], ["dybgr"]):
+        configs = options.parse(["--method", *methods]).configs
+        command = options.Command(configs, tmp_path, [])
+        run.Run(command, None, {}, tmp_path, []).draw(lines.append)  # type: ignore[arg-type, typeddict-item]
+    assert drawn == ["bgformer"]
+    assert lines == [
+        f"look at it: {tmp_path / 'graph.png'}, the graph of some images before training"
+    ]
+
+
+def test_no_picture_stops_a_run(tmp_path, monkeypatch):
+    def fail(*_: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(run, "draw_first_graph", fail)
+    lines: list[str] = []
+    command = options.Command(options.parse(["--method", "dybgr"]).configs, tmp_path, [])
+    run.Run(command, None, {}, tmp_path, []).draw(lines.append)  # type: ignore[arg-type, typeddict-item]
+    assert lines == ["note: there is no picture of a graph: no space left"]
+
+
 def test_signal_outside_of_trainings(images, tmp_path, monkeypatch, capsys):
     def stop(*_: Any) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
