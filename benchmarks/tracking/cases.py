@@ -1,4 +1,4 @@
-"""Our side of cases of ``benchmarks/speed``, timed by asv.
+"""Our side of cases of ``benchmarks/speed``, timed by asv; results: ``docs/results/tracking``.
 
 asv machine --yes
 asv run --environment existing --set-commit-hash $(git rev-parse HEAD)
