@@ -166,10 +166,10 @@ def check_finite(x: Tensor, name: str) -> None:
     finite = [torch.isfinite(part).reshape(len(part), -1).all(dim=1) for part in x.split(rows)]
     bad = ~torch.cat(finite)
     if bad.any():
-        rows = bad.nonzero().flatten().tolist()
+        where = bad.nonzero().flatten()
         raise ValueError(
             f"Expected argument `{name}` to be finite, but got NaN or infinity in "
-            f"{len(rows)} row(s), the first at index {rows[0]}"
+            f"{len(where)} row(s), the first at index {int(where[0])}"
         )
 
 
