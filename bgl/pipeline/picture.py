@@ -6,11 +6,14 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
+from accelerate.utils import set_seed
 from torchvision.transforms import v2
 
 from bgl.datasets import Splits
+from bgl.models import Encoder
 from bgl.pipeline.recorder import batch_graphs, fixed_batch
-from bgl.training import TrainConfig, build_encoder, make_accelerator
+from bgl.training import TrainConfig, build_model, make_accelerator
+from bgl.training.build import describe_model
 from bgl.visualization import draw_batch_graph
 
 GRAPH_FILE = "graph.png"
@@ -22,7 +25,10 @@ def draw_first_graph(config: TrainConfig, splits: Splits, path: Path) -> None:
     data = splits.train if splits.val is None else splits.val
     batch = fixed_batch(data.labels, CLASSES * PER_CLASS, PER_CLASS)
     device = make_accelerator(config.device, config.deterministic).device
-    graph = batch_graphs(build_encoder(config, device)[0], data, batch)[0]
+    set_seed(config.seed)
+    model, info = build_model(config)  # not build_encoder: the other processes do not take part
+    encoder = Encoder(model, describe_model(config, info), device)
+    graph = batch_graphs(encoder, data, batch)[0]
     shrink = v2.Compose([v2.Resize(64, antialias=True), v2.CenterCrop(64)])
     images = torch.stack([shrink(data.read(i, 64)) for i in batch])
     figure, axes = plt.subplots(figsize=(9, 9), layout="constrained")
