@@ -4,7 +4,8 @@ FEATURES holds ``DATA-PART.ENCODER.safetensors`` with ``x`` and ``y``, as ``feat
 them. A case is a subset of one file's classes, refined in one setting: the estimate's signals are
 computed without labels, the change of each metric with them. :data:`FIT` fits the rule by weighted
 ridge regression; its error is that of a fit without the case's data set. :data:`TEST` has other
-classes and encoders, and a data set of its own. The rule is printed as it stands in ``bgl/forecasting.py``.
+classes and encoders, and a data set of its own. The rule is printed as it stands in
+``bgl/forecasting.py``.
 
 Embeddings are reduced to 128 directions first, so that a case takes under a second; cases land in
 ``forecast.json`` of the output folder, and what is there is not computed again.
