@@ -13,16 +13,18 @@ if TYPE_CHECKING:
     from bgl.embedding import Embedder, ShardFolder, embed
     from bgl.forecasting import forecast
     from bgl.graph import to_batch_graph
-    from bgl.pipeline import train
-    from bgl.refinement import RefinedGallery, refine
+    from bgl.pipeline import adapt, train
+    from bgl.refinement import RefinedGallery, gallery_readout, refine
 
 __version__ = "0.1.0"
 __all__ = [
     "Embedder",
     "RefinedGallery",
     "ShardFolder",
+    "adapt",
     "embed",
     "forecast",
+    "gallery_readout",
     "refine",
     "to_batch_graph",
     "train",
@@ -33,11 +35,13 @@ _HOMES = {
     "Embedder": "bgl.embedding",
     "RefinedGallery": "bgl.refinement",
     "ShardFolder": "bgl.embedding",
+    "adapt": "bgl.pipeline",  # needs the extra "train", as "train" does
     "embed": "bgl.embedding",
     "forecast": "bgl.forecasting",
+    "gallery_readout": "bgl.refinement",
     "refine": "bgl.refinement",
     "to_batch_graph": "bgl.graph",
-    "train": "bgl.pipeline",  # needs the extra "train", the others do not
+    "train": "bgl.pipeline",  # the others need no extra
 }
 
 

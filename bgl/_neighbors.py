@@ -25,7 +25,9 @@ Nearest = tuple[Tensor, Tensor]  # scores and columns [R, kept], nearest first
 class Index(Protocol):
     """What is asked of a faiss index over the gallery's rows at unit length."""
 
-    def search(self, x: NDArray[np.float32], k: int) -> tuple[NDArray, NDArray]:
+    def search(
+        self, x: NDArray[np.float32], k: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Similarities or distances, and row numbers (−1 for none), both ``[len(x), k]``."""
         ...
 
@@ -65,7 +67,7 @@ def to_numpy(x: Tensor) -> NDArray[np.float32]:
 
 def exact_search(x: Tensor, gallery: Tensor | Converted, count: int) -> Tensor:
     """The most similar gallery rows [R, min(count, G)], nearest first."""
-    return smallest_products(-x, gallery, count)[1]
+    return smallest_products(Converted(x, torch.neg), gallery, count)[1]
 
 
 class Converted:

@@ -91,7 +91,7 @@ def central_point(points: Tensor) -> Tensor:
     return lower.values.amax(dim=0)
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _may_reduce_float32(device: str) -> bool:
     """Return whether products of float32 on this type of device may be computed in less."""
     if device == "mps":  # has no such switch, and no float64

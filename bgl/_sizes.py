@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 # A block of float32 numbers and what is made of it stay in the caches of a core (4 MiB each).
@@ -17,6 +19,9 @@ _CUDA_BYTES = 2 * 32
 # products are computed in float64; up to 2³⁰ are numbered in 32 bits.
 _CPU_SCORES = 2**25
 _CUDA_SCORES = 2**30
+# Free memory where the system does not tell it: few machines have less.
+_CPU_BYTES = 2**32
+_CGROUP = "/sys/fs/cgroup/memory.max"  # the limit of a container, or "max"
 # Rows against which a gallery is read at once: fewer would wait for its memory.
 _SCORED_ROWS = 256
 # Rows for which a gallery is read and converted anew: fewer would wait for the conversion.
@@ -74,7 +79,23 @@ def converted_block(device: torch.device, rows: int, columns: int, dim: int) -> 
     return height, max(1, min(columns, scores // max(height, 8 * dim)))
 
 
+def fits(device: torch.device, numbers: int) -> bool:
+    """Whether so many float32 numbers may be kept: in a quarter of the free memory."""
+    return numbers <= _free_bytes(device) // 16
+
+
 def _free_bytes(device: torch.device) -> int:
-    """Memory of a GPU that nobody uses, or that PyTorch keeps for itself."""
+    """Memory that nobody uses, or that PyTorch keeps for itself."""
+    if device.type != "cuda":
+        return min(_number_in("/proc/meminfo", "MemAvailable:", 2**10), _number_in(_CGROUP))
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(torch.cuda.mem_get_info(device)[0]) + cached
+
+
+def _number_in(path: str, name: str = "", unit: int = 1) -> int:
+    """The number behind a name in a file of the system, or the usual one."""
+    try:
+        words = Path(path).read_text().split()
+        return int(words[words.index(name) + 1 if name else 0]) * unit
+    except (OSError, ValueError, IndexError):
+        return _CPU_BYTES

@@ -21,7 +21,7 @@ RUN_OPTIONS = {
     "bgformer-128, bgformer-384, hyp-vit, hyp-dino, contrastive-googlenet, ms-googlenet, "
     "triplet-googlenet, iaa-contrastive-googlenet, iaa-ms-googlenet, iaa-ms-resnet50 or "
     "iaa-triplet-googlenet. Other options change it.",
-    "quick": "A tour, not a measurement: two short epochs on images of 64 px, table and page.",
+    "quick": "A tour, not a measurement: two short epochs on images of 48 px, table and page.",
     "method": 'Methods to train, one after the other: "none", or blocks joined by "+".',
     "seed": "Seeds, one run each.",
     "seeds": "The same as --seed.",
@@ -54,7 +54,8 @@ VALUES = {
 DESCRIPTION = """\
 Train an encoder through its batch graph and measure it on classes that it has not seen.
 
-  bgl train                                        the packaged emoji, a few minutes
+  bgl train --quick                                a tour on the packaged emoji, two minutes
+  bgl train                                        the same, to measure, a few minutes
   bgl train --dataset folder --data-root photos    your images: photos/CLASS/*.jpg
 """
 

@@ -89,9 +89,7 @@ class Report:
             )
         lines += [f"note: {note}" for note in self.notes]
         if self.broken:
-            lines.append(
-                f"{len(self.broken)} images cannot be read; --skip-broken trains without them:"
-            )
+            lines.append(f"unreadable: {len(self.broken)}; --skip-broken trains without:")
             lines += _first([f"{self._name(file)}: {why}" for file, why in self.broken.items()])
         for title, groups in self.findings().items():
             lines.append(f"{title}: {len(groups)}")
@@ -237,8 +235,8 @@ def _refused(listing: Listing) -> list[str]:
     parts, reasons = listing.parts, []
     if shared := sorted({name for names in shared_names(listing).values() for name in names}):
         reasons.append(
-            f"{len(shared)} class names are in more than one part; --resplit pools all images and "
-            f"splits them anew by class: {join_names(shared, LISTED)}"
+            f"class names in more than one part: {join_names(shared, LISTED)}; --resplit pools all "
+            "images and splits them anew by class"
         )
     try:
         if "test" not in parts:

@@ -1,10 +1,11 @@
 """The command ``bgl``: learn a graph of every batch, train image encoders through it.
 
 bgl train …           train and measure
+bgl adapt MODEL …     adapt a model to images without labels
 bgl check DATA        look at a folder of images before training: broken, duplicates, leaks
 bgl eval RUN          measure a trained model on a dataset
 bgl refine RUN        refine the embeddings of a dataset without labels; will it help?
-bgl explore RUN       write the explorer page of a run
+bgl explore RUN …     write the explorer page of a run, or of several
 bgl search …          index images with a trained model, find the nearest
 bgl embed RUN DATA    embed very many images into files, by many processes
 bgl datasets [NAME]   list the datasets, check or fetch one
@@ -27,7 +28,7 @@ from typing import Any
 
 import bgl
 from bgl._plugins import import_plugins
-from bgl._usage import Parser, as_on_the_command_line, check_train_words, notes
+from bgl._usage import Parser, as_on_the_command_line, check_train_words, notes, option
 
 __all__ = ["main"]
 
@@ -36,9 +37,11 @@ DATA = ("dataset", "data_root", "table", "skip_broken", "allow_partial")
 FIRST_STEPS = """\
 bgl trains image encoders through a graph of each batch. To begin:
 
-  bgl train --epochs 2                             try it on the packaged emoji, a minute or two
+  bgl train --quick                                a tour on the packaged emoji, two minutes
   bgl check photos                                 your images (photos/CLASS/*.jpg): are they fit?
   bgl train --dataset folder --data-root photos    train on them, and measure
+  bgl adapt MODEL images --output-dir adapted      adapt a model to images without labels
+  bgl embed MODEL images --out embeddings          embed very many images
   bgl --help                                       the other commands
 """
 
@@ -163,12 +166,12 @@ def _splits(options: argparse.Namespace) -> Any:
 def explore(argv: Sequence[str]) -> int:
     """Write one HTML page to look at a run of bgl train in a browser."""
     parser = Parser(prog="bgl explore", description=explore.__doc__)
-    parser.add_argument("run", help="Folder of the run.")
-    parser.add_argument("--page", help="HTML file to write (explorer.html in the run).")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="Folders of runs.")
+    parser.add_argument("--page", help="HTML file to write (explorer.html in the first run).")
     options = parser.parse_args(argv)
     from bgl.pipeline import explore_run
 
-    print(f"look at it: {explore_run(options.run, options.page)}")
+    print(f"look at it: {explore_run(options.runs, options.page)}")
     return 0
 
 
@@ -177,6 +180,38 @@ def search(argv: Sequence[str]) -> int:
     from bgl.search.__main__ import main as run
 
     return run(argv, "bgl search")
+
+
+def adapt(argv: Sequence[str]) -> int:
+    """Adapt an encoder to images without labels, through the graph of all of them.
+
+    A command that was interrupted is resumed by repeating it.
+    """
+    parser = Parser(prog="bgl adapt", description=adapt.__doc__)
+    parser.add_argument(
+        "model", help="Folder with model.json, hf-hub:USER/NAME, or a pretrained backbone of timm."
+    )
+    parser.add_argument("images", nargs="+", help="Image files, and folders to search for them.")
+    parser.add_argument("--output-dir", required=True, help="Folder for the adapted model.")
+    parser.add_argument("--measure", help="Labelled images to measure: folder or dataset name.")
+    parser.add_argument("--image-size", type=int, help="For a pretrained backbone (224).")
+    numbers = {"epochs": 10, "patience": 2, "k": 7, "batch_size": 128, "group": 4, "seed": 0}
+    for name, default in numbers.items():
+        parser.add_argument(option(name), type=int, default=default, help=f"({default})")
+    parser.add_argument("--lr", type=float, help="Learning rate.")
+    parser.add_argument("--device", default="auto", help='"cpu", "cuda" (a GPU if there is one).')
+    parser.add_argument(
+        "--workers", type=int, default=-1, help="Processes that load images (one per core)."
+    )
+    options = vars(parser.parse_args(argv))
+    from bgl.pipeline import adapt as run
+
+    try:
+        run(**{name: value for name, value in options.items() if value is not None})
+    except KeyboardInterrupt as stopped:
+        print(f"{stopped or 'interrupted'}; to go on, repeat the command", file=sys.stderr)
+        return int(getattr(stopped, "status", 130))
+    return 0
 
 
 def embed(argv: Sequence[str]) -> int:
@@ -315,6 +350,7 @@ def _add_dataset(parser: argparse.ArgumentParser) -> None:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
+    "adapt": adapt,
     "check": check,
     "eval": evaluate,
     "refine": refine,

@@ -273,7 +273,7 @@ class ToPoincareBall(nn.Module):
         return f"c={self.c}, clip_radius={self.clip_radius}"
 
 
-class HyperbolicDistance(BaseDistance):
+class HyperbolicDistance(BaseDistance):  # type: ignore[misc]
     r"""Distance in the Poincaré ball, for any loss or miner of pytorch-metric-learning.
 
     :func:`distance_matrix` (formula, accuracy and limits are stated there) behind the

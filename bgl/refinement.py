@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, overload
+from collections.abc import Callable
+from typing import overload
 
 import torch
 import torch.nn.functional as F
@@ -14,14 +15,7 @@ from bgl._precision import at_least_float32
 from bgl._sizes import fitting_scores
 from bgl.layers.adaptive_graph import AdaptiveGraph
 from bgl.layers.pairs import Neighbors
-
-
-class _Whitening(NamedTuple):
-    mean: Tensor  # [C]
-    root: Tensor  # [C, C]
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.normalize((x - self.mean) @ self.root)
+from bgl.readout import LinearReadout
 
 
 @overload
@@ -114,15 +108,16 @@ class RefinedGallery:
 
     *Metric.* Directions in which neighbours differ are shrunk, as relevant component analysis
     does with pairs known to be alike, here with the learned graph in their place. With
-    :math:`z_i` the embeddings whitened by their covariance and
-    :math:`A` = AdaptiveGraph(:math:`Z`),
+    :math:`T` the covariance of the embeddings :math:`x_i` of unit length, :math:`\mu` their mean,
+    and :math:`A` = AdaptiveGraph(:math:`Z`),
 
     .. math::
+        z_i = \frac{T_s^{-1/2} (x_i - \mu)}{\|\cdot\|}, \qquad
         W = \frac 1N \sum_{ij} a_{ij} (z_i - z_j)(z_i - z_j)^\top, \qquad
-        h_i = \frac{(W + s I)^{-1/2} (z_i - \bar z)}{\|\cdot\|}, \qquad
-        s = \rho\, \frac{\operatorname{tr} W^2}{\operatorname{tr} W} .
+        h_i = \frac{W_s^{-1/2}\, T_s^{-1/2} (x_i - \mu)}{\|\cdot\|},
 
-    The covariance is shrunk by the same rule, and :math:`z_i` have unit length.
+    where :math:`M_s = M + \rho\, (\operatorname{tr} M^2 / \operatorname{tr} M)\, I`. It is
+    one linear map, ``metric``; :func:`gallery_readout` learns the same as a readout of an encoder.
 
     *Features.* Graph and features are refined in turn as in :class:`~bgl.layers.DyBGR`,
 
@@ -152,6 +147,7 @@ class RefinedGallery:
     Shapes:
         - ``gallery`` [N, C]
         - ``embeddings`` [N, C] refined, at unit length, at least float32
+        - ``metric``: the map of embeddings of unit length, or None
 
     Raises:
         ValueError: If an argument has the wrong type, shape or range, embeddings are not finite
@@ -167,6 +163,7 @@ class RefinedGallery:
     """
 
     embeddings: Tensor
+    metric: LinearReadout | None
 
     @torch.no_grad()
     def __init__(
@@ -187,10 +184,7 @@ class RefinedGallery:
             check_real(shrinkage, "shrinkage", 1e-6, 1e6)
         self._x = directions(gallery, "gallery")
         n = len(self._x)
-        if k >= n:
-            raise ValueError(
-                f"Expected argument `k` to be smaller than the gallery, which has {n} rows, got {k}"
-            )
+        _check_neighbors(k, n)
         self.candidates = (
             4 * k if candidates is None else check_int(candidates, "candidates", k + 1)
         )
@@ -200,10 +194,10 @@ class RefinedGallery:
 
         found = self._search(self._x, min(self.candidates, n - 1) + 1)
         self._near = without_self(found)  # [N, M] candidates of each item
-        self._metric: list[_Whitening] = []
-        self._h = self._x  # in the learned metric
+        self.metric = None
         if shrinkage is not None:
-            self._learn_metric(shrinkage)
+            self.metric = _learn_metric(self._x, self._near, self.learner, shrinkage)
+        self._h = self._map(self._x)  # in the learned metric
         self.embeddings = self._h
         self.embeddings = self._mix(torch.arange(n, device=self._x.device))
 
@@ -250,7 +244,7 @@ class RefinedGallery:
         new = torch.arange(n, n + added, device=device)
         near, changed = self._insert(items, new)
         self._x = torch.cat([self._x, items])
-        self._h = torch.cat([self._h, self._map(items)]) if self._metric else self._x
+        self._h = torch.cat([self._h, self._map(items)]) if self.metric is not None else self._x
         own = without_self(exact_search(items, self._x, near.size(1) + 1), n)
         self._near = torch.cat([near, own])
         rows = torch.cat([changed, new])
@@ -295,20 +289,9 @@ class RefinedGallery:
                 result[part] = nodes.gather(1, score.topk(near.size(1), dim=1).indices)
         return result, torch.cat(changed)
 
-    def _learn_metric(self, shrinkage: float) -> None:
-        x, n = self._x, len(self._x)
-        mean = x.mean(0)
-        whitened = _Whitening(mean, _inverse_root((x - mean).t() @ (x - mean) / n, shrinkage))
-        z = whitened(x)
-        graph = self.learner.prepare(z, candidates=self._near).solve(z)
-        within = _Whitening(z.mean(0), _inverse_root(_scatter(z, graph), shrinkage))
-        self._metric = [whitened, within]
-        self._h = within(z)
-
     def _map(self, x: Tensor) -> Tensor:
-        for whiten in self._metric:
-            x = whiten(x)
-        return x
+        metric = self.metric
+        return x if metric is None else _by_rows(lambda part: F.normalize(metric(part)), x)
 
     def _mix(
         self, rows: Tensor, near: Tensor | None = None, queries: Tensor | None = None
@@ -318,16 +301,21 @@ class RefinedGallery:
         ``rows`` are the gallery's, or lie behind it where they are those of ``queries``, which
         choose among the gallery items ``near``.
         """
-        near = self._near[rows] if near is None else near
-        nodes, local = _neighborhood(rows, near, len(self._h))
-        others = nodes[len(rows) :]
-        h = torch.cat([self._h[rows] if queries is None else queries, self._h[others]])
+        if queries is None and len(rows) == len(self._h):  # all, in their order
+            h, local, others = self._h, self._near, rows[:0]
+        else:
+            near = self._near[rows] if near is None else near
+            nodes, local = _neighborhood(rows, near, len(self._h))
+            others = nodes[len(rows) :]
+            h = torch.cat([self._h[rows] if queries is None else queries, self._h[others]])
         own, known = h[: len(rows)], self.embeddings[others]
         problem = self.learner.prepare(h, candidates=local)
         refined = own
         for step in range(self.num_iterations):
-            # `h` itself where it is the context: its products are known
-            context = torch.cat([refined, known]) if step > 0 or len(others) > 0 else h
+            # at first `h` itself, where it is the context: its products are known
+            context = refined if step > 0 else h
+            if len(others) > 0:
+                context = torch.cat([refined, known])
             graph = problem.solve(context)
             # an item without any neighbour stays as it is
             share = self.epsilon * graph.weight.sum(1, keepdim=True)
@@ -338,22 +326,91 @@ class RefinedGallery:
         return f"{type(self).__name__}({list(self.embeddings.shape)}, {self.learner})"
 
 
+@torch.no_grad()
+def gallery_readout(x: Tensor, *, k: int = 7, shrinkage: float = 1.0) -> LinearReadout:
+    r"""Learn the metric of a gallery as a linear readout, for images of any other kind as well.
+
+    The metric of :class:`RefinedGallery`, :math:`W_s^{-1/2}\, T_s^{-1/2} (x - \mu)`, of embeddings
+    as an encoder gives them, of any length. It needs no labels, and is applied to each image by
+    itself: ``encoder.with_readout(gallery_readout(encoder.embed(images, output="backbone")))``.
+
+    Args:
+        x: Embeddings of a gallery.
+        k: Number of neighbours; about the size of a class is good.
+        shrinkage: ρ in [1e-6, 1e6], larger for a metric closer to the cosine. New images want a
+            larger one than those of the gallery itself, to which :class:`RefinedGallery` fits.
+
+    Shapes:
+        - ``x`` [N, C]
+
+    Raises:
+        ValueError: As :class:`RefinedGallery`.
+
+    Example:
+        >>> readout = gallery_readout(torch.randn(100, 16), k=5)
+        >>> readout(torch.randn(3, 16)).shape
+        torch.Size([3, 16])
+    """
+    rows = directions(x, "x")
+    learner = AdaptiveGraph(k, beta=0.0, formulation="paper")
+    check_real(shrinkage, "shrinkage", 1e-6, 1e6)
+    _check_neighbors(k, len(x))
+    near = without_self(exact_search(rows, rows, min(4 * k, len(x) - 1) + 1))
+    x = at_least_float32(x)
+    largest = x.abs().amax()  # squares of very large or small entries leave the range
+    metric = _learn_metric(x / largest, near, learner, shrinkage)
+    return LinearReadout(metric.mean * largest, metric.weight / largest)
+
+
+def _check_neighbors(k: int, n: int) -> None:
+    if k >= n:
+        raise ValueError(
+            f"Expected argument `k` to be smaller than the gallery, which has {n} rows, got {k}"
+        )
+
+
+def _learn_metric(
+    x: Tensor, near: Tensor, learner: AdaptiveGraph, shrinkage: float
+) -> LinearReadout:
+    """The map W_s^(−1/2) T_s^(−1/2) (x − μ); each row chooses its neighbours among ``near``."""
+    mean = x.mean(0)
+    scatter = x.new_zeros(x.size(1), x.size(1))
+    for part in x.split(_block_rows(x)):
+        scatter.addmm_((part - mean).t(), part - mean)
+    root = _inverse_root(scatter / len(x), shrinkage)
+    z = _by_rows(lambda part: F.normalize((part - mean) @ root), x)
+    graph = learner.prepare(z, candidates=near).solve(z)
+    return LinearReadout(mean, _inverse_root(_scatter(z, graph), shrinkage) @ root)
+
+
 def directions(x: Tensor, name: str) -> Tensor:
     """The checked rows at unit length."""
     check_matrix(x, name)
-    x = at_least_float32(x)
-    if len(x) == 0:
-        return x
     check_finite(x, name)
+    if len(x) > 0:
+        zero = torch.cat([(part == 0).all(1) for part in x.split(_block_rows(x))])
+        if bool(zero.any()):
+            rows = zero.nonzero().flatten().tolist()
+            raise ValueError(
+                f"Expected argument `{name}` to have a direction in every row, but got "
+                f"{len(rows)} row(s) of zeros, the first at index {rows[0]}"
+            )
     # by the largest entry first: squares of very large or small entries leave the range
-    largest = x.abs().amax(1, keepdim=True) if x.size(1) > 0 else x.new_zeros(len(x), 1)
-    if bool((largest == 0).any()):
-        zero = (largest[:, 0] == 0).nonzero().flatten().tolist()
-        raise ValueError(
-            f"Expected argument `{name}` to have a direction in every row, but got "
-            f"{len(zero)} row(s) of zeros, the first at index {zero[0]}"
-        )
-    return F.normalize(x / largest)
+    return _by_rows(lambda part: F.normalize(part / part.abs().amax(1, keepdim=True)), x)
+
+
+def _by_rows(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Apply a function to blocks of rows, in at least float32: without copies of a gallery."""
+    result = torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
+    if len(x) > 0:
+        step = _block_rows(x)
+        for part, place in zip(x.split(step), result.split(step), strict=True):
+            place.copy_(function(at_least_float32(part)))
+    return result
+
+
+def _block_rows(x: Tensor) -> int:
+    return max(1, fitting_scores(x.device) // max(1, 4 * x.size(1)))
 
 
 def _neighborhood(rows: Tensor, near: Tensor, n: int) -> tuple[Tensor, Tensor]:

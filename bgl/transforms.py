@@ -14,7 +14,7 @@ from bgl.layers.adaptive_graph import AdaptiveGraph
 from bgl.layers.pairs import Graph
 
 
-class LearnBatchGraph(BaseTransform):
+class LearnBatchGraph(BaseTransform):  # type: ignore[misc]
     r"""Puts a learned graph on the nodes of a ``Data`` or ``Batch``.
 
     ``edge_index`` and ``edge_weight`` become those of :func:`bgl.to_batch_graph`; edges that the

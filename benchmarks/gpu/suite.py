@@ -42,7 +42,7 @@ def suite(name: str) -> Part:
     """Run the tests of a file, and count those that fail."""
 
     def run(scale: Scale) -> Iterator[float]:
-        words = ["-q", "-m", "gpu", "-p", "no:cacheprovider", "-c", str(ROOT / "setup.cfg")]
+        words = ["-q", "-m", "gpu", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml")]
         words += ["--rootdir", str(ROOT), "--device", scale.device.type]
         words += ["--small"] if scale.small else []
         outcomes = Outcomes()

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -33,6 +33,7 @@ from benchmarks.refinement import peers
 from benchmarks.refinement.peers import Ranking, ranking_metrics
 from bgl import RefinedGallery, models
 from bgl._io import write_tensors, write_text
+from bgl._memory import peak_memory_mb
 from bgl.datasets import ImageDataset
 from bgl.metrics import retrieval_metrics
 from bgl.models import create_backbone
@@ -185,16 +186,15 @@ def measure(x: Tensor, y: Tensor, rank: Callable[[Tensor], Ranking]) -> Row:
 
 
 def _measure(x: Tensor, y: Tensor, rank: Callable[[Tensor], Ranking]) -> Row:
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    before = psutil.Process().memory_info().rss / 2**20
     started = time.process_time()
     ranking = rank(x)
     for items in torch.arange(len(x)).split(128):
         ranking(items).topk(8, largest=False)
     seconds = time.process_time() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
         "seconds": seconds,
-        "memory_mb": (peak - before) / 2**20,
+        "memory_mb": peak_memory_mb() - before,
         "metrics": ranking_metrics(ranking, y),
     }
 

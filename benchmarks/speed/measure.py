@@ -9,9 +9,7 @@ import math
 import multiprocessing
 import os
 import platform
-import resource
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -26,6 +24,7 @@ import torch
 from torch.utils.benchmark import Timer
 
 from benchmarks.speed.case import Case, Peer, Scale, Sides, flop
+from bgl._memory import peak_memory_mb
 
 SPAN = 0.5  # seconds that short work is repeated for, in each round
 BUDGET = 20.0  # seconds after which a case has no further round
@@ -234,8 +233,8 @@ def grown(work: Callable[[], object]) -> float:
         ctypes.CDLL(None).malloc_trim(0)
     with contextlib.suppress(OSError):  # lower the peak to what is resident now
         Path("/proc/self/clear_refs").write_text("5")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory_mb()
     kept = work()
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    grown = peak_memory_mb() - before
     del kept
-    return (after - before) / (2**20 if sys.platform == "darwin" else 2**10)
+    return grown

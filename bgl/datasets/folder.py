@@ -58,21 +58,19 @@ def read_folder(root: str | Path) -> Listing:
         beside = [entry for entry in _folders(root) if entry not in parts.values()]
         if spare := [entry.name for entry in beside if any(_images_below(entry))]:
             listing.notes.append(
-                f"{len(spare)} folders beside train in {root} are no part and are left out: "
+                f"Folders beside train in {root} that are no part are left out: "
                 f"{join_names(spare, 5)}"
             )
     _check_not_empty(listing, root, loose)
     if loose:
         names = sorted(file.relative_to(root).as_posix() for file in loose)
         listing.notes.append(
-            f"{len(loose)} images in {root} lie in no class folder and are left out: "
-            f"{join_names(names, 5)}"
+            f"Images in {root} that lie in no class folder are left out: {join_names(names, 5)}"
         )
     if empty:
         names = [folder.relative_to(root).as_posix() for folder in empty]
         listing.notes.append(
-            f"{len(empty)} class folders in {root} have no images and are left out: "
-            f"{join_names(names, 5)}"
+            f"Class folders in {root} without images are left out: {join_names(names, 5)}"
         )
     return listing
 

@@ -157,7 +157,7 @@ class ShardFolder:
                 array[first : first + len(block.vectors)] = block.vectors
                 first += len(block.vectors)
             array.flush()
-        return np.lib.format.open_memmap(path, "r")
+        return np.lib.format.open_memmap(path, "c")  # writable, for torch, but not the file
 
     def skipped(self) -> Iterator[Skipped]:
         """Read the keys of the images that could not be read, and the reasons."""
@@ -296,7 +296,8 @@ def _block(table: pa.Table, about: Manifest) -> Block:
     vectors = np.empty((0, about.dim), about.dtype)
     if "vector" in table.column_names:
         column = table["vector"].combine_chunks()
-        vectors = column.flatten().to_numpy().reshape(len(column), column.type.list_size)
+        flat = column.flatten().to_numpy().copy()  # PyTorch wants memory that may be written
+        vectors = flat.reshape(len(column), column.type.list_size)
         if vectors.shape[1] != about.dim or vectors.dtype.name != about.dtype:
             raise ValueError(f"it holds {describe(vectors)}, not {about.dim} x {about.dtype}")
     return Block(keys, labels, vectors)

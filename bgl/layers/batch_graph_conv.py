@@ -11,7 +11,7 @@ from bgl.layers.edge_sums import edge_sums
 from bgl.layers.pairs import Neighbors
 
 
-class BatchGraphConv(MessagePassing):
+class BatchGraphConv(MessagePassing):  # type: ignore[misc]
     r"""Mix every sample with its neighbours, without parameters.
 
     The message passing of `"Learning Dynamic Batch-Graph Representation for Deep

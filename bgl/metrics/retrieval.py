@@ -16,6 +16,11 @@ from bgl.metrics.screening import SPARE, SYMMETRIC_KEPT, Rankable, Screen, conve
 
 Distance = str | Callable[[Tensor, Tensor], Tensor]
 
+# Items kept beyond the depth asked for, where some at the same distance may lie behind.
+MANY_SPARE = 256
+# Items whose scores are computed again together, for as many queries as found them.
+RESCORED = 4096
+
 
 @torch.no_grad()
 def retrieval_metrics(
@@ -46,16 +51,17 @@ def retrieval_metrics(
     below the squared spread of the gallery. Integers and codes tie as their distances do.
 
     **Speed.** ``"cosine"``, ``"euclidean"`` and ``HyperbolicDistance`` are ranked by inner
-    products in float32 (a set against itself by half of them); only queries where their rounding
-    could change the order of a hit and a miss are ranked in float64 (:class:`Screen`). Other
-    distances are computed in float64 throughout.
+    products in float32 (a set against itself by half of them); where their rounding could change
+    the order of a hit and a miss, what is nearest is scored again in float64 (:class:`Screen`).
+    Other distances are computed in float64 throughout.
 
     **Memory.** Queries are ranked a block at a time, against a part of the gallery where it is
-    large: besides a float32 copy of the gallery this takes some 0.5 GB on a CPU, and on a GPU at
-    most half of its free memory.
+    large. Besides a float32 copy of the gallery, where a quarter of the free memory holds it,
+    this takes some 0.5 GB on a CPU, and on a GPU at most half of its free memory. Embeddings
+    beyond memory may be a file's that is mapped (:meth:`bgl.embedding.ShardFolder.write_npy`).
 
     Args:
-        query: Embeddings ``[Q, C]``.
+        query: Embeddings ``[Q, C]``, of any floating-point type.
         query_labels: Any integers ``[Q]``.
         gallery: Embeddings ``[G, C]``. By default the queries are their own gallery, and each
             query leaves out itself, by index.
@@ -162,8 +168,11 @@ class Ranking:
         if screen is not None:
             # most queries have a hit early, and need not be ranked down to the largest k
             for depth in sorted({min(SYMMETRIC_KEPT - SPARE, self._deepest), self._deepest}):
-                sure = self._screened(screen, queries, doubtful, depth, results)
+                sure = self._screened(screen, queries, doubtful, depth, SPARE, results)
                 doubtful = doubtful[~sure]
+            # behind the others may be many at the same distance
+            sure = self._screened(screen, queries, doubtful, self._deepest, MANY_SPARE, results)
+            doubtful = doubtful[~sure]
         if len(doubtful) == 0:
             return results
         score = _scorer(self._distance, self._gallery)
@@ -198,36 +207,67 @@ class Ranking:
         return list(zip(parts, depths, strict=True))
 
     def _screened(
-        self, screen: Screen, queries: Tensor, places: Tensor, depth: int, results: Tensor
+        self,
+        screen: Screen,
+        queries: Tensor,
+        places: Tensor,
+        depth: int,
+        spare: int,
+        results: Tensor,
     ) -> Tensor:
-        """Fill in the results of a ranking in float32; return where they are sure to be exact."""
+        """Fill in the results of a ranking in float32; return where they are sure to be exact.
+
+        Where its rounding could change the order of what was found, that is scored in float64.
+        """
         n, device = len(self._gallery), queries.device
         height, width = score_block(device, len(places), n)
         blocks = self._blocks(queries, places, height, depth)
         found: Nearest | None = None
-        most_kept = min(max((depth for _, depth in blocks), default=0) + SPARE, self._available)
+        most_kept = min(max((depth for _, depth in blocks), default=0) + spare, self._available)
         halves = self._own_gallery and 2 * len(places) > n and width == n
-        if halves and most_kept <= SYMMETRIC_KEPT and device.type == "cpu":
+        halves = halves and isinstance(screen.right, Tensor) and device.type == "cpu"
+        if halves and most_kept <= SYMMETRIC_KEPT:
             found = screen.nearest_of_all(most_kept, min(height, self._chunk_size or height))
         deepest, parts = min(self._deepest, self._available), []
         for part, depth in blocks:
             rows = queries[part]
             if found is None:
-                kept = min(depth + SPARE, self._available)
+                kept = min(depth + spare, self._available)
                 exclude = rows if self._own_gallery else None
                 scores, nearest = screen.nearest(self._query[rows], kept, exclude)
             else:
                 scores, nearest = found[0][rows], found[1][rows]
-            hit = self._hits(rows, nearest)
-            # behind the first hit only the ranks up to R matter
-            misses = (hit[:, :depth].cumsum(dim=1) == 0).sum(dim=1)
-            needed = torch.maximum(misses + 1, self._relevant[rows])
             whole = nearest.size(1) == self._available
+            hit, needed = self._hits(rows, nearest), self._needed(rows, nearest, depth)
             sure = screen.certain(self._query[rows], scores, hit, needed.clamp(max=depth), whole)
+            unsure = (~sure).nonzero().flatten()
+            step = max(1, RESCORED // nearest.size(1))
+            for some in unsure.split(step) if len(unsure) > 0 else ():
+                again = rows[some]
+                order = self._exact_order(again, nearest[some])
+                nearest[some] = nearest[some].gather(1, order)
+                needed[some] = self._needed(again, nearest[some], depth)
+                behind = screen.clearly_behind(self._query[again], scores[some]).gather(1, order)
+                last = needed[some, None].clamp(max=depth) - 1
+                edge = behind.cummax(dim=1).values.gather(1, last)
+                sure[some] = (scores[some, -1:] > edge).flatten() | whole
             # without any hit the largest k must have been reached
             parts.append(sure & ((needed <= depth) | (depth >= deepest)))
             results[part] = self._per_query(rows, nearest[:, :depth])
         return torch.cat([places.new_empty(0, dtype=torch.bool), *parts])
+
+    def _needed(self, rows: Tensor, nearest: Tensor, depth: int) -> Tensor:
+        """How many of what is nearest matter: up to the first hit, and the ranks up to R."""
+        misses = (self._hits(rows, nearest[:, :depth]).cumsum(dim=1) == 0).sum(dim=1)
+        return torch.maximum(misses + 1, self._relevant[rows])
+
+    def _exact_order(self, rows: Tensor, found: Tensor) -> Tensor:
+        """The order in float64 of the items that were found for some queries [B, kept]."""
+        items, places = found.unique(return_inverse=True)  # in the order of the gallery
+        score = _scorer(self._distance, self._gallery[items])
+        scores = score(self._query[rows].to(_rank_dtype(rows.device))).gather(1, places)
+        by_place = places.argsort(dim=1)
+        return by_place.gather(1, scores.gather(1, by_place).argsort(dim=1, stable=True))
 
     def _hits(self, rows: Tensor, nearest: Tensor) -> Tensor:
         return self._gallery_ids[nearest] == self._query_ids[rows, None]

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from bgl._neighbors import Nearest, merge, smallest, smallest_products
+from bgl._neighbors import Converted, Nearest, merge, smallest, smallest_products
 from bgl._precision import central_point, distance_factors, exact_matmul
-from bgl._sizes import fitting_scores
+from bgl._sizes import fits, fitting_scores
 
 # Items kept beyond the depth asked for, so that the nearest one left out lies clearly behind.
 SPARE = 4
@@ -58,16 +58,23 @@ class Screen:
     def __init__(self, distance: str | Rankable, gallery: Tensor) -> None:
         self.gallery = gallery
         self.factors = _factors(distance, gallery)
+        width = self.left(gallery[:1]).size(1)
+        kept = fits(gallery.device, len(gallery) * width)
         rights, blurs, norms = [], [], []
         for points in converted(gallery):
             _, right, blur = self.factors(points)
-            rights.append(right.float())
+            if kept:
+                rights.append(right.float())
             blurs.append(blur.max())
             norms.append(torch.linalg.vector_norm(right, dim=1).max())
-        self.right = torch.cat(rights)
+        # of a gallery beyond memory only as many rows as are looked at
+        self.right = torch.cat(rights) if kept else Converted(gallery, self._right_of)
         self.most_blur = torch.stack(blurs).max()
-        rounding = (self.right.size(1) + 4) * torch.finfo(torch.float32).eps / 2
+        rounding = (width + 4) * torch.finfo(torch.float32).eps / 2
         self.rounding = rounding * torch.stack(norms).max()
+
+    def _right_of(self, points: Tensor) -> Tensor:
+        return self.factors(points.double())[1].float()
 
     def left(self, query: Tensor) -> Tensor:
         """Compute the left factors of queries [B, C] in float32."""
@@ -79,12 +86,12 @@ class Screen:
 
     def nearest_of_all(self, kept: int, chunk_size: int) -> Nearest:
         """Find the ``kept`` nearest other items of every item; compute each pair once."""
-        n = len(self.right)
+        n, device = len(self.right), self.gallery.device
         found = (
-            self.right.new_full((n, kept), torch.inf),
-            torch.zeros(n, kept, dtype=torch.long, device=self.right.device),
+            torch.full((n, kept), torch.inf, device=device),
+            torch.zeros(n, kept, dtype=torch.long, device=device),
         )
-        block = self.right.new_empty(min(chunk_size, n), n)  # one for all: fresh memory is slow
+        block = torch.empty(min(chunk_size, n), n, device=device)  # once: fresh memory is slow
         for first in range(0, n, chunk_size):
             rows = slice(first, min(first + chunk_size, n))
             scores = block[: rows.stop - first, : n - first]
@@ -112,17 +119,22 @@ class Screen:
             depth: Number of items that matter ``[B]``.
             whole: Whether there are no other items.
         """
-        left, _, blur = self.factors(query.double())
-        error = self.rounding * torch.linalg.vector_norm(left, dim=1, keepdim=True)
-        share = (1 + blur * self.most_blur).square() - 1
+        clearly_behind = self.clearly_behind(query, scores)
         scores = scores.double()
-        clearly_behind = scores + 2 * error + share * (scores + error).abs()
         edge = clearly_behind.gather(1, depth[:, None] - 1)
         # NaN compares false: what could not be computed is not certain.
         apart = scores[:, 1:] > clearly_behind[:, :-1]
         apart |= (hit[:, 1:] == hit[:, :-1]) | (scores[:, :-1] > edge)
         certain = apart.all(dim=1)
         return certain if whole else certain & (scores[:, -1:] > edge).flatten()
+
+    def clearly_behind(self, query: Tensor, scores: Tensor) -> Tensor:
+        """Scores in float64 beyond which an item is farther than the one with a score [B, kept]."""
+        left, _, blur = self.factors(query.double())
+        error = self.rounding * torch.linalg.vector_norm(left, dim=1, keepdim=True)
+        share = (1 + blur * self.most_blur).square() - 1
+        scores = scores.double()
+        return scores + 2 * error + share * (scores + error).abs()
 
 
 def converted(points: Tensor, dtype: torch.dtype = torch.float64) -> Iterator[Tensor]:

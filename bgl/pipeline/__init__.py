@@ -3,6 +3,7 @@
 from bgl._extras import extra
 
 with extra("train"):
+    from bgl.pipeline.adapting import Adapted, adapt
     from bgl.pipeline.api import Trained, train
     from bgl.pipeline.data import load_splits
     from bgl.pipeline.explorer import explore_run
@@ -17,9 +18,11 @@ with extra("train"):
 
 __all__ = [
     "CONFIGS",
+    "Adapted",
     "Row",
     "TerminalProgress",
     "Trained",
+    "adapt",
     "as_csv",
     "baseline_rows",
     "check_folder",

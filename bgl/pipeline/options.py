@@ -24,20 +24,26 @@ from jsonargparse import (
 
 from bgl._checks import check_choice
 from bgl._io import check_yaml, read_yaml, write_text
+from bgl._registry import reserve
 from bgl._usage import RUN_OPTIONS, check_options, check_train_words, dashes, option
 from bgl.pipeline.published import published_rows
 from bgl.pipeline.results import COMMAND_FILE, read_record
 from bgl.training import TrainConfig
 from bgl.training.config import CIRCUMSTANCES, WITH_OPTIONS, parts
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[1] / "configs"  # where bgl is installed
+if not CONFIGS.is_dir():  # in a clone
+    CONFIGS = Path(__file__).parents[2] / "configs"
 PAPERS = "cub"  # the dataset that every system was published on
 QUICK = CONFIGS / "quick.yaml"
+PATHS = ("data_root", "table", "cache")
 LISTS = ("--method", "--seed", "--seeds", "--log")  # take several words
 OF_A_RUN = (
     *("config", "method", "seed", "output_dir", "log", "plugin", "resume", "refine", "pixels"),
     *("recipe", "quick"),
 )
+
+reserve(RUN_OPTIONS, "an option of a run")
 
 
 def load_yaml(text: str) -> Any:
@@ -163,6 +169,8 @@ def parse(argv: Sequence[str], description: str | None = None) -> Command:
             set_by_user = layers(parser, [*packaged, *files], words, Namespace()).as_dict()
             unset = frozenset({"batch_size", "per_class"} - set_by_user.keys())
             values |= matching_batch(values["batch_size"], values["per_class"], unset)
+            # whole paths, for bgl eval and --resume in other folders
+            values |= {name: str(Path(values[name]).absolute()) for name in PATHS if values[name]}
             free += [unset] * len(seeds)
             configs += [
                 TrainConfig.from_dict({**values, "method": method, "seed": seed}) for seed in seeds

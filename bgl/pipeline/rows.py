@@ -23,7 +23,6 @@ from bgl.datasets import ImageDataset, Splits, raw_pixels, recall_at
 from bgl.metrics import retrieval_metrics
 from bgl.pipeline.files import read_config
 from bgl.pipeline.folder import locked
-from bgl.pipeline.options import CONFIGS
 from bgl.pipeline.recipes import matching_published
 from bgl.pipeline.recorder import Recorder
 from bgl.pipeline.results import (
@@ -202,7 +201,7 @@ def _train_alone(
             "images_per_second": trained.images_per_second,
             "waiting_for_data": trained.waiting_for_data,
             "skipped_steps": sum(row.get("skipped_steps", 0) for row in trained.history),
-            **other_epochs(trained.history, embedding),
+            **other_epochs(trained.history, embedding),  # type: ignore[typeddict-item]
             "published": matching_published(config, embedding, metrics),
             "config": resolved,
         }
@@ -294,10 +293,11 @@ def describe(config: TrainConfig, splits: Splits) -> About:
 
 def commit() -> str | None:
     """Return the commit of the code, if it runs in a clone."""
-    if not (CONFIGS.parents[1] / ".git").exists():  # an installed copy in somebody's repository
+    root = Path(bgl.__file__).parents[1]
+    if not (root / ".git").exists():  # an installed copy in somebody's repository
         return None
     words = ["git", "rev-parse", "HEAD"]
-    done = subprocess.run(words, cwd=CONFIGS, capture_output=True, text=True, check=False)
+    done = subprocess.run(words, cwd=root, capture_output=True, text=True, check=False)
     return done.stdout.strip() or None
 
 

@@ -86,6 +86,8 @@ class TerminalProgress(Progress):
                 if (name := f"{part}_{embedding}") + "_map@r" in row:
                     recall, precision = (row[f"{name}_{m}"] for m in ("recall@1", "map@r"))
                     parts.append(f"{title} {embedding}: R@1 {recall:.1%}, MAP@R {precision:.1%}")
+        if "agreement" in row:
+            parts.append(f"agreement of neighbours {row['agreement']:.1%}")
         if row.get("skipped_steps"):
             parts.append(f"{row['skipped_steps']} batches skipped: not finite")
         self.say("  ".join(parts))

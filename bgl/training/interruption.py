@@ -31,9 +31,8 @@ class Interruption:
     one to act on.
 
     Example:
-        >>> import os
         >>> with Interruption() as interruption:
-        ...     os.kill(os.getpid(), signal.SIGTERM)
+        ...     signal.raise_signal(signal.SIGTERM)
         ...     try:
         ...         interruption.check()
         ...     except Interrupted as interrupted:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from forks import connected
 from helpers import LargestResult, assert_close
 from torch import Tensor
 
@@ -263,34 +263,26 @@ def test_no_tensor_of_samples_times_classes_times_channels() -> None:
     assert largest.numel == 200 * 16
 
 
-def _absorb_share(rank: int, port_file: str, out: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{port_file}", rank=rank, world_size=2)
-    diagonal = ClassStatistics(5, 4).double()
-    full = ClassStatistics(5, 4, covariance="full").double()
-    many = ClassStatistics(60, 4).double()
-    for seed in range(2):
-        z, y = batch(seed=seed)
-        share = slice(0, 25) if rank == 0 else slice(25, None)  # shares of unequal size
-        diagonal.update(z[share], y[share])
-        many.update(z[share], 11 * y[share])
-        full.estimate(z[share], y[share])
-    torch.save([diagonal.state_dict(), full.state_dict(), many.state_dict()], f"{out}/{rank}.pt")
-    dist.destroy_process_group()
-
-
 def test_two_processes_agree_with_one(tmp_path: Path) -> None:
-    mp.spawn(_absorb_share, (str(tmp_path / "port"), str(tmp_path)), nprocs=2)
-    diagonal = ClassStatistics(5, 4).double()
-    full = ClassStatistics(5, 4, covariance="full").double()
-    many = ClassStatistics(60, 4).double()
-    for seed in range(2):
-        z, y = batch(seed=seed)
-        diagonal.update(z, y)
-        full.estimate(z, y)
-        many.update(z, 11 * y)
+    def absorb(*shares: slice) -> list[dict[str, Tensor]]:
+        diagonal, many = ClassStatistics(5, 4).double(), ClassStatistics(60, 4).double()
+        full = ClassStatistics(5, 4, covariance="full").double()
+        for seed, share in enumerate(shares):
+            z, y = batch(seed=seed)
+            diagonal.update(z[share], y[share])
+            many.update(z[share], 11 * y[share])
+            full.estimate(z[share], y[share])
+        return [statistics.state_dict() for statistics in (diagonal, many, full)]
+
+    def work(rank: int) -> None:
+        dist.init_process_group("gloo")
+        share = slice(25) if rank == 0 else slice(25, None)  # of unequal size
+        torch.save(absorb(share, share), tmp_path / f"{rank}.pt")
+        dist.destroy_process_group()
+
+    assert connected(work, tmp_path) == [0, 0], (tmp_path / "0.log").read_text()
+    expected = absorb(slice(None), slice(None))
     for rank in range(2):
-        states = torch.load(tmp_path / f"{rank}.pt")
-        for statistics, state in zip((diagonal, full, many), states, strict=True):
-            for name, value in statistics.state_dict().items():
-                assert_close(state[name].double(), value.double(), tol=1e-12)
+        for own, whole in zip(torch.load(tmp_path / f"{rank}.pt"), expected, strict=True):
+            for name, value in whole.items():
+                assert_close(own[name].double(), value.double(), tol=1e-12)

@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forks import program
 
+from benchmarks.gpu import run as gpu
 from benchmarks.gpu.case import Case, Part, Scale, Target
 from benchmarks.gpu.cases import CASES
 from benchmarks.gpu.run import NOT_RUN, run_case, table
 
-ROOT = Path(__file__).parents[2]
-
 
 def run(output: Path, *words: str) -> dict[str, dict[str, list[object]]]:
     small = ["--device", "cpu", "--small", "--output", str(output)]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu", *small, *words],
-        capture_output=True,
-        check=False,
-        cwd=ROOT,
-        encoding="utf-8",
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"},
-    )
+    done = program(gpu.main, output.parent, *small, *words)
     assert done.returncode == 0, done.stdout + done.stderr
     cases: dict[str, dict[str, list[object]]] = json.loads(output.read_text())["cases"]
     return cases

@@ -163,13 +163,13 @@ def test_rows_of_a_run_are_marked(finished):
 def test_the_page_shows_what_refinement_changed(finished):
     page = (finished / "explorer.html").read_text(encoding="utf-8")
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
-    retrieval = json.loads(found[1])["retrieval"]
+    retrieval = json.loads(found[1])["runs"][0]["retrieval"]
     assert [model["name"] for model in retrieval["models"]][1:] == [
-        "none-seed0",
-        "none-seed0, refined",
+        "none, seed 0",
+        "none, seed 0, refined",
     ]
     refined = retrieval["comparisons"][-1]
-    assert refined["name"] == "none-seed0, refined (transductive)"
+    assert refined["name"] == "none, seed 0, refined (transductive)"
     assert (refined["before"], refined["without"], refined["graph"]) == (0, 1, 2)
     with np.load(finished / "none-seed0" / "refined.npz") as arrays:
         assert arrays["nearest"].shape == (16, retrieval["k"])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from helpers import assert_as_written
 
 from benchmarks.reproduce import run as reproduce
 from benchmarks.reproduce.dry_run import dry_run
@@ -23,9 +27,14 @@ DYBGR = published()["rows"][0]
 PAPERS_VIT = {"curvature": 0.1, "clip_radius": 2.3, "grad_clip": 3.0}
 
 
-def config_of(recipe: Recipe) -> TrainConfig:
-    (config,) = recipe.configs()
+@cache
+def parsed(file: Path) -> TrainConfig:
+    (config,) = parse(["--config", str(file)]).configs
     return config
+
+
+def config_of(recipe: Recipe) -> TrainConfig:
+    return parsed(recipe.path)
 
 
 def value_of(config: TrainConfig, name: str) -> Any:
@@ -135,6 +144,8 @@ def test_recipes_have_the_published_values_and_leave_the_protocol_open(table):
         assert config.resize in (224, 256)
         written = yaml.safe_load(recipe.path.read_text())
         assert not {"protocol", "seed", "data_root", "device"} & written.keys()
+        assert written.pop("method", [config.method]) == [config.method]
+        assert_as_written(config, written)
 
 
 def test_a_comparison_on_a_papers_dataset_changes_the_method_alone():
@@ -147,7 +158,7 @@ def test_a_comparison_on_a_papers_dataset_changes_the_method_alone():
 def test_each_recipe_is_compared_with_its_own_row():
     for recipe in ALL:
         embedding = "backbone" if "backbone" in recipe.published.embedding else "head"
-        config = recipe.configs("--protocol", "paper", "--epochs", "3", "--seed", "4")[0]
+        config = dataclasses.replace(config_of(recipe), protocol="paper", epochs=3, seed=4)
         row = matching_published(config, embedding, {"recall@1": 0.5, "map@r": 0.25})
         figure = recipe.published.figures["recall@1"]
         assert row is not None, recipe.name

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from forks import FORK
 from helpers import write_noisy_classes
 from scipy.stats import t as student
 
@@ -167,7 +168,14 @@ def small(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_study_is_trained_once_and_goes_on(small, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings that need not import anything first."""
+    if FORK is not None:
+        monkeypatch.setattr(train.multiprocessing, "get_context", lambda _: FORK)
+
+
+def test_a_study_is_trained_once_and_goes_on(small, tmp_path, monkeypatch, capsys, forks):
     words = [str(small), "--output-dir", str(tmp_path), "--jobs", "2"]
     assert study.main(words) == 0
     results = Store(tmp_path / "results.json").done
@@ -190,7 +198,7 @@ def test_a_study_is_trained_once_and_goes_on(small, tmp_path, monkeypatch, capsy
     assert not re.search("^open", capsys.readouterr().out, re.MULTILINE)
 
 
-def test_a_training_that_fails_is_named_and_the_others_go_on(small, tmp_path, capsys):
+def test_a_training_that_fails_is_named_and_the_others_go_on(small, tmp_path, capsys, forks):
     values = yaml.safe_load(small.read_text())
     values["arms"]["graph"]["data-root"] = str(tmp_path / "nowhere")
     (tmp_path / "broken.yaml").write_text(yaml.safe_dump(values, sort_keys=False))

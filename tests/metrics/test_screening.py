@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from bgl import _sizes
 from bgl._neighbors import smallest
 from bgl.hyperbolic import HyperbolicDistance, ToPoincareBall, rank_factors, rank_matrix
-from bgl.metrics import retrieval, retrieval_metrics
+from bgl.metrics import retrieval, retrieval_metrics, screening
 from bgl.metrics.screening import Screen
 
 F64 = torch.float64
@@ -54,10 +55,66 @@ def test_equals_float64_throughout(monkeypatch, kind, own, distance):
         patch.setattr(retrieval, "_screen", lambda distance, gallery: None)
         expected = measure()
     assert measure() == pytest.approx(expected, abs=1e-14)
-    for most in (0, 1000):  # one way, and each pair once
+    monkeypatch.setattr(retrieval, "MANY_SPARE", 8)  # few enough for ties that lie behind
+    # one way, each pair once, and with a gallery that memory does not hold
+    for most, kept in ((0, True), (1000, True), (1000, False)):
         monkeypatch.setattr(retrieval, "SYMMETRIC_KEPT", most)
+        monkeypatch.setattr(screening, "fits", lambda *_, kept=kept: kept)
         assert measure(chunk_size=37, k=(1, 50)) == measure(chunk_size=1000, k=(1, 50))
         assert measure(chunk_size=37) == pytest.approx(expected, abs=1e-14)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@distances
+def test_embeddings_of_a_file_are_those_in_memory(monkeypatch, tmp_path, dtype, distance):
+    """Shards on disk, mapped; blocks so small that there are several of rows and of columns."""
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    from bgl.embedding import Block, Manifest, write_manifest, write_shard
+
+    x, labels = points("clusters", 700), torch.arange(700) % 50
+    if isinstance(distance, HyperbolicDistance):
+        x = ToPoincareBall()(x)
+    x = x.to(getattr(torch, dtype))
+    for part in range(2):
+        rows = slice(350 * part, 350 * (part + 1))
+        keys = [str(i) for i in range(350)]
+        write_shard(
+            tmp_path, part, Block(keys, list(map(str, labels[rows].tolist())), x[rows].numpy())
+        )
+    about = Manifest("run", "0" * 64, "head", None, dim=12, dtype=dtype)
+    shards = write_manifest(tmp_path, about, parts=2)
+    mapped = torch.from_numpy(shards.write_npy(tmp_path / "vectors.npy"))
+    read = torch.tensor([int(label) for block in shards.blocks() for label in block.labels])
+    expected = retrieval_metrics(x, labels, distance=distance)
+    with monkeypatch.context() as patch:
+        patch.setattr(screening, "fits", lambda *_: False)
+        patch.setattr(_sizes, "_CPU_SCORES", 2**14)
+        patch.setattr(_sizes, "_CONVERTED_FOR_ROWS", 100)
+        assert retrieval_metrics(mapped, read, distance=distance) == expected
+
+
+@distances
+def test_near_ties_are_scored_again_among_what_was_found(monkeypatch, distance):
+    """Clouds of hits and misses that float32 cannot order, in a gallery far larger than they."""
+    n = 800
+    centres = torch.randn(n // 16, 6, dtype=F64)
+    x = centres[torch.arange(n) % len(centres)] + 1e-5 * torch.randn(n, 6, dtype=F64)
+    if isinstance(distance, HyperbolicDistance):
+        x = ToPoincareBall()(x)
+    labels = torch.arange(n) % (n // 8)
+    with monkeypatch.context() as patch:
+        patch.setattr(retrieval, "_screen", lambda distance, gallery: None)
+        expected = retrieval_metrics(x, labels, distance=distance)
+    monkeypatch.setattr(retrieval, "RESCORED", 512)
+    scored = []
+    scorer = retrieval._scorer
+    monkeypatch.setattr(
+        retrieval,
+        "_scorer",
+        lambda distance, items: scored.append(len(items)) or scorer(distance, items),
+    )
+    assert retrieval_metrics(x, labels, distance=distance) == pytest.approx(expected, abs=1e-14)
+    assert 0 < max(scored) <= retrieval.RESCORED
 
 
 def test_only_ranks_that_matter_must_be_certain(monkeypatch):

@@ -150,18 +150,23 @@ def test_finished_trainings_are_taken_as_they_are(images, finished, monkeypatch,
     assert "dybgr-seed0: finished before, taken as it is" in capsys.readouterr().out
 
 
-@pytest.fixture
-def interrupted(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run with two epochs that was stopped after the first."""
+@pytest.fixture(scope="module")
+def stopped(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with two epochs that was stopped after the first; do not write into it."""
 
     def stop(self: Progress, row: dict[str, Any]) -> None:
         raise KeyboardInterrupt
 
-    folder = tmp_path / "stopped"
-    with monkeypatch.context() as patch:
+    folder = tmp_path_factory.mktemp("runs") / "stopped"
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run.TerminalProgress, "epoch", stop)
         assert again(images, folder, "--method", "none", "--epochs", "2") == 130
     return folder
+
+
+@pytest.fixture
+def interrupted(stopped: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(stopped, tmp_path / "stopped"))
 
 
 def test_ctrl_c_leaves_a_readable_state_to_go_on_from(images, interrupted, capsys):
@@ -216,6 +221,51 @@ def test_signal_in_the_middle_of_an_epoch_and_resume(images, tmp_path, monkeypat
         assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
 
 
+def test_what_was_found_is_said_at_once() -> None:
+    figures = {"recall@1": 0.5, "map@r": 0.25}
+    rows: list[Any] = [
+        {"method": "pixels", "seed": None, "embedding": "pixels", "metrics": figures},
+        {"method": "none", "seed": 3, "embedding": "backbone", "metrics": figures},
+        {"method": "none", "seed": 3, "embedding": "head", "metrics": figures},
+    ]
+    assert run.row_lines(rows) == [
+        "pixels  test pixels: R@1 50.0%, MAP@R 25.0%",
+        "none-seed3  test backbone: R@1 50.0%, MAP@R 25.0%  test head: R@1 50.0%, MAP@R 25.0%",
+    ]
+    (line,) = run.row_lines([{**rows[2], "transductive": True}])
+    assert "test head, refined: " in line
+
+
+def test_a_graph_is_drawn_once_where_a_method_has_one(finished, tmp_path, monkeypatch):
+    assert (finished / "graph.png").read_bytes().startswith(b"\x89PNG")
+    drawn, lines = [], []
+
+    def draw(config: Any, splits: Any, path: Path) -> None:
+        drawn.append(config.method)
+        path.touch()
+
+    monkeypatch.setattr(run, "draw_first_graph", draw)
+    for methods in (["none"], ["none", "bgformer", "dybgr"], ["dybgr"]):
+        configs = options.parse(["--method", *methods]).configs
+        command = options.Command(configs, tmp_path, [])
+        run.Run(command, None, {}, tmp_path, []).draw(lines.append)  # type: ignore[arg-type, typeddict-item]
+    assert drawn == ["bgformer"]
+    assert lines == [
+        f"look at it: {tmp_path / 'graph.png'}, the graph of some images before training"
+    ]
+
+
+def test_no_picture_stops_a_run(tmp_path, monkeypatch):
+    def fail(*_: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(run, "draw_first_graph", fail)
+    lines: list[str] = []
+    command = options.Command(options.parse(["--method", "dybgr"]).configs, tmp_path, [])
+    run.Run(command, None, {}, tmp_path, []).draw(lines.append)  # type: ignore[arg-type, typeddict-item]
+    assert lines == ["note: there is no picture of a graph: no space left"]
+
+
 def test_signal_outside_of_trainings(images, tmp_path, monkeypatch, capsys):
     def stop(*_: Any) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -223,6 +273,47 @@ def test_signal_outside_of_trainings(images, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run, "pixel_rows", stop)
     assert again(images, tmp_path / "run", "--method", "none") == 143
     assert f"--resume {tmp_path / 'run'}" in capsys.readouterr().out
+
+
+def test_a_method_that_fails_does_not_end_the_others(images, tmp_path, monkeypatch, capsys):
+    real = rows.train
+
+    def train(config: Any, *rest: Any) -> Any:
+        if config.method == "dybgr":
+            raise FloatingPointError("The loss is not finite in epoch 1")
+        return real(config, *rest)
+
+    monkeypatch.setattr(rows, "train", train)
+    folder = tmp_path / "run"
+    assert again(images, folder, "--method", "dybgr", "none") == 1
+    content = results(folder)
+    assert content["failed"] == {"dybgr-seed0": "The loss is not finite in epoch 1"}
+    assert {row["method"] for row in content["rows"]} == {"pixels", "untrained", "none"}
+    told = capsys.readouterr()
+    assert re.search(r"^ *dybgr-seed0: failed", told.out, re.MULTILINE)
+    assert "dybgr-seed0 failed: The loss is not finite in epoch 1" in told.err
+    monkeypatch.undo()
+    assert again(images, folder, "--method", "dybgr", "none") == 0
+    assert results(folder)["failed"] == {}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--backbone", "no_such_model"],
+        ["--weights", "/no/such.pth"],
+        ["--readout-dim", "97"],
+        ["--freeze", "[nothing]"],
+        ["--dybgr.k", "0"],
+        ["--loss", "triplet", "--loss-options", '{"no_such": 1}'],
+        ["--augmentation", "iaa", "--iaa.momentum", "7"],
+        ["--teacher", "wide", "--wide.heads", "0"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_nothing_is_written_before_the_arguments_are_known_to_be_good(images, tmp_path, words):
+    assert again(images, tmp_path / "run", "--method", "none", "dybgr", *words) == 2
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("form", [["--resume", "RUN"], ["--resume=RUN"]], ids=" ".join)
@@ -358,7 +449,7 @@ def test_files_of_the_page_cannot_stop_a_run(images, interrupted, content, capsy
 
 
 @pytest.mark.parametrize("name", ["result.json", "config.yaml", "command.yaml"])
-@pytest.mark.parametrize("content", ["", "{}", "[[1]]", "{a: [", "[" * 50_000, "\x00", "rows: 3"])
+@pytest.mark.parametrize("content", ["", "{a: [", "[" * 50_000, "rows: 3"])
 def test_damaged_files_are_named_in_one_line(finished, name, content, tmp_path, capsys):
     folder = Path(shutil.copytree(finished, tmp_path / "run"))
     place = folder / name if name == "command.yaml" else folder / "dybgr-seed0" / name
@@ -455,9 +546,6 @@ def test_error_is_one_line(images, tmp_path, monkeypatch, capsys, words, named):
     assert len(lines) == 1
     assert named in lines[0]
     assert "Traceback" not in captured.out + captured.err
-
-
-# --- the table ------------------------------------------------------------------------------------
 
 
 def test_markdown():

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -28,6 +29,7 @@ import bgl
 from bgl import (
     augment,
     datasets,
+    embedding,
     hyperbolic,
     images,
     layers,
@@ -211,7 +213,14 @@ class Entry:
     long: int
 
 
-def entry(call: Any, of: Any = None, short: int = 25, long: int = 2000, **own: Any) -> Entry:
+class JoinedTeacher(training.WideTeacher):
+    @functools.wraps(training.WideTeacher.__init__)
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.join(C, lambda dim: losses.create_loss("supcon", CLASSES, dim))
+
+
+def entry(call: Any, of: Any = None, short: int = 12, long: int = 2000, **own: Any) -> Entry:
     """Give every parameter that is known by its name, or must be given, a strategy.
 
     Args:
@@ -272,6 +281,7 @@ def refined_gallery(queries: Any, items: Any, **options: Any) -> Tensor:
 
 # Entries of names that need more than their parameters' names tell.
 ENTRIES: dict[str, Entry] = {
+    "gallery_readout": entry(bgl.gallery_readout),
     "refine": entry(bgl.refine, queries=optional(matrix(2))),
     "RefinedGallery": entry(
         refined_gallery, of=bgl.RefinedGallery, queries=matrix(2), items=matrix(2)
@@ -324,17 +334,13 @@ ENTRIES: dict[str, Entry] = {
     ),
     "training.DiffusedTeacher": entry(
         training.DiffusedTeacher,
-        **{"make_criterion": st.none(), "lesson": st.builds(lesson), "w": real, "weight": real},
+        **{"lesson": st.builds(lesson), "w": real, "weight": real},
         **{"graph": name("adaptive", "knn", "random"), "embedding": name("head", "backbone")},
     ),
-    "training.WideTeacher": entry(
-        training.WideTeacher,
-        **{"make_criterion": st.just(lambda dim: losses.create_loss("supcon", CLASSES, dim))},
-        **{"lesson": st.builds(lesson), "weight": real, "channels": st.just(C)},
-    ),
+    "training.WideTeacher": entry(JoinedTeacher, lesson=st.builds(lesson), weight=real),
     "training.RefinedTeacher": entry(
         training.RefinedTeacher,
-        **{"make_criterion": st.none(), "lesson": st.builds(lesson), "weight": real},
+        **{"lesson": st.builds(lesson), "weight": real},
         **{"embedding": name("head", "backbone")},
     ),
     "layers.FeatureMemory": entry(layers.FeatureMemory, size=count),
@@ -344,6 +350,8 @@ ENTRIES: dict[str, Entry] = {
         **{"pos_margin": real, "neg_margin": real},
     ),
     "losses.SoftTargetLoss": entry(losses.SoftTargetLoss, targets=matrix(N, N)),
+    "losses.RelaxedContrastiveLoss": entry(losses.RelaxedContrastiveLoss, relations=matrix(N, N)),
+    "losses.RelatedNeighborsLoss": entry(losses.RelatedNeighborsLoss, relations=matrix(N, N)),
     "losses.diffuse": entry(losses.diffuse, targets=matrix(N, N), w=real),
     **{
         f"hyperbolic.{function.__name__}": entry(function, y=matrix())
@@ -499,7 +507,27 @@ ENTRIES: dict[str, Entry] = {
         path=st.just("/dev/null/x.html"),
         measure=st.just("cosine similarity"),
     ),
-    "training.TrainConfig": changes(lambda config: config, short=200, long=5000),
+    "embed": entry(bgl.embed, run=path(), images=files, out=st.just("/dev/null/x")),
+    "Embedder": entry(
+        lambda run, batch: bgl.Embedder(run)(batch), run=path(), batch=st.just({"path": []})
+    ),
+    "ShardFolder": entry(bgl.ShardFolder, folder=path()),
+    "embedding.write_manifest": entry(
+        embedding.write_manifest,
+        folder=st.just("/dev/null/x"),
+        about=st.just(embedding.Manifest("run", "digest", "head", None, C, "float32")),
+        parts=st.integers(0, 3),
+    ),
+    "embedding.write_shard": entry(
+        embedding.write_shard,
+        folder=st.just("/dev/null/x"),
+        part=st.integers(0, 3),
+        rows=st.builds(
+            lambda x: embedding.Block(["a"] * len(x), [None] * len(x), x),
+            st.sampled_from([np.zeros((N, C), dtype) for dtype in ("float16", "float32", "int8")]),
+        ),
+    ),
+    "training.TrainConfig": changes(lambda config: config, short=100, long=5000),
     "training.build_model": changes(training.build_model, "backbone", "epochs", short=20, long=300),
     "training.build_encoder": changes(
         training.build_encoder, "backbone", "seed", short=10, long=300
@@ -585,7 +613,7 @@ RECORDS = {
     *("training.Interrupted", "training.Interruption", "training.Progress"),
     *("training.ProgressList", "training.TrainResult", "training.TrainingRun"),
     *("training.TEACHERS", "training.Lesson", "training.Teacher"),
-    "search.Hit",
+    *("search.Hit", "embedding.Block", "embedding.Manifest"),
     # command lines and what they are made of
     *("cli.main", "pipeline.CONFIGS", "pipeline.TerminalProgress", "pipeline.as_csv"),
     *("pipeline.baseline_rows", "pipeline.check_folder", "pipeline.load_splits"),
@@ -593,6 +621,8 @@ RECORDS = {
     *("pipeline.main", "pipeline.markdown", "pipeline.parse", "pipeline.print_table"),
     *("pipeline.trained_rows", "pipeline.Row", "pipeline.Trained", "pipeline.read_config"),
     *("pipeline.read_results", "pipeline.train", "train"),
+    *("pipeline.Adapted", "pipeline.adapt", "adapt", "training.adapt_encoder"),
+    "training.AdaptConfig",
     *("checking.Copies", "checking.Report", "checking.check_images", "checking.write_page"),
 }
 
@@ -611,7 +641,11 @@ def public_names() -> dict[str, Any]:
         ]
         found |= {f"{info.name}.{name}": getattr(content, name) for name in names}
     # what bgl itself gives is public under that name alone
-    again = {f"{module}.{name}" for module in ("graph", "refinement") for name in bgl.__all__}
+    again = {
+        f"{module}.{name}"
+        for module in ("embedding", "graph", "refinement")
+        for name in bgl.__all__
+    }
     return {name: value for name, value in found.items() if name not in again}
 
 

@@ -28,8 +28,9 @@ from benchmarks.standin import write_standin
 from bgl.datasets import load_dataset
 from bgl.datasets.downloading import unpack
 from bgl.models import create_backbone, load, load_released_checkpoint
-from bgl.pipeline import explore_run, options, read_config
+from bgl.pipeline import options, read_config
 from bgl.pipeline.arrays import read_arrays
+from bgl.pipeline.explorer import run_payload
 from bgl.pipeline.recorder import Recorder
 from bgl.pipeline.rows import read_result
 from bgl.training import train
@@ -38,8 +39,6 @@ from bgl.visualization import read_history
 ROOT = Path(__file__).parents[2]
 
 DOCUMENTED = (ValueError, OSError)
-
-# --- mutations ------------------------------------------------------------------------------------
 
 LINES = [
     b"../../../../etc/passwd",
@@ -108,8 +107,6 @@ def damage(search: settings, file: Path, read: Callable[[], Any]) -> None:
     run()
 
 
-# --- datasets -------------------------------------------------------------------------------------
-
 LISTS = {
     "table": ["items.csv"],
     "cub": ["images.txt", "image_class_labels.txt"],
@@ -160,9 +157,6 @@ def test_images(roots, search):
                 part.read(i)
 
     damage(search, file, read)
-
-
-# --- archives -------------------------------------------------------------------------------------
 
 
 def make_zip(path: Path, names: list[str]) -> None:
@@ -225,9 +219,6 @@ def test_paths_in_archives_stay_inside(tmp_path, make, search):
     run()
 
 
-# --- what a run leaves behind ---------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "none-seed0"
@@ -264,11 +255,11 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     ),
     "explorer of results.json": (
         "../results.json",
-        lambda folder: explore_run(folder.parent, folder.parent / "page.html"),
+        lambda folder: run_payload(folder.parent),
     ),
     "explorer of config.yaml": (
         "config.yaml",
-        lambda folder: explore_run(folder.parent, folder.parent / "page.html"),
+        lambda folder: run_payload(folder.parent),
     ),
 }
 
@@ -292,9 +283,6 @@ def test_weights(tmp_path, suffix, search):
     save_file(state, file) if suffix == ".safetensors" else torch.save(state, file)
 
     damage(search, file, lambda: create_backbone("test_resnet", str(file)))
-
-
-# --- code in files --------------------------------------------------------------------------------
 
 
 class Evil:

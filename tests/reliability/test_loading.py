@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from forks import fork
 from PIL import Image
 from tiny_training import assert_same_files, make_splits, tiny
 
@@ -255,8 +256,7 @@ def test_loading_processes_end_when_the_main_one_is_killed(tmp_path):
             if len(list(tmp_path.iterdir())) == 4:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    child = multiprocessing.get_context("fork").Process(target=work)
-    child.start()
+    child = fork(work)
     child.join(60)
     assert child.exitcode == -signal.SIGKILL
     workers = [int(path.name) for path in tmp_path.iterdir()]

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,34 +17,30 @@ import psutil
 import pytest
 import torch
 import torch.distributed as dist
-from accelerate.state import AcceleratorState
 from elastic_node import config
+from forks import connected, free_port
 from pytorch_metric_learning.losses import ContrastiveLoss, ProxyAnchorLoss
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 from safetensors.torch import load_file
 from tiny_training import assert_same_files, make_splits, tiny
 from torch.nn.functional import normalize
-from two_processes import CASES
+from two_processes import CASES, train_all
 
 import bgl.pipeline.rows as rows_of_a_run
 import bgl.training.distributed as distributed
 from benchmarks.standin import write_standin
 from bgl.augment import AugmentedLoss
 from bgl.datasets import raw_pixels
-from bgl.pipeline import baseline_rows
+from bgl.pipeline import baseline_rows, run
 from bgl.pipeline.options import Command
 from bgl.pipeline.run import claimed
 from bgl.training import Interrupted, Progress, build_encoder, train
 from bgl.training.distributed import average_gradients, gather_rows, shares
 
-FORK = multiprocessing.get_context("fork")
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
-
-
-def environment() -> dict[str, str]:
-    paths = [str(ROOT), str(HERE.parent)]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+ROOT = Path(__file__).parents[2]
+NODE = Path(__file__).with_name("elastic_node.py")
+PATHS = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+ENVIRONMENT = {**os.environ, "PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1"}
 
 
 def torchrun(*words: str) -> list[str]:
@@ -56,24 +50,13 @@ def torchrun(*words: str) -> list[str]:
     ]
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-# --- one process or two ---------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Every case, trained by one process and by two."""
     folders = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    script = str(HERE / "two_processes.py")
-    commands = [sys.executable, script, str(folders[0])], torchrun(script, str(folders[1]))
-    for command in commands:
-        done = subprocess.run(command, env=environment(), capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
+    for folder, processes in zip(folders, (1, 2), strict=True):
+        statuses = connected(lambda _: train_all(folder), folder, processes)  # noqa: B023
+        assert statuses == [0] * processes, (folder / "0.log").read_text()
     return folders
 
 
@@ -111,36 +94,9 @@ def test_two_processes_measure_the_same(runs, case):
 
 def test_training_moved_the_models(runs):
     """The comparison would be empty if nothing had been learned."""
-    states = [load_file(runs[0] / case / "model.safetensors") for case in ("dybgr", "loss triplet")]
+    states = [load_file(runs[0] / case / "model.safetensors") for case in ("dybgr", "triplet")]
     name = "head.0.weight"
     assert float((states[0][name] - states[1][name]).abs().max()) > 1e-4
-
-
-# --- two processes, forked: imports take longer than a training -----------------------------------
-
-
-def two(work: Callable[[int], Any], folder: Path) -> list[int | None]:
-    """Run ``work(rank)`` in two connected processes; their exit statuses."""
-    port = free_port()
-
-    def run(rank: int) -> None:
-        os.environ |= {
-            **{"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            **{"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
-            **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
-        }
-        AcceleratorState._reset_state(reset_partial_state=True)  # the parent's, of one process
-        sys.stdout = sys.stderr = (folder / f"{rank}.log").open("w", buffering=1)
-        work(rank)
-
-    children = [FORK.Process(target=run, args=(rank,)) for rank in range(2)]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join(120)
-    for child in children:
-        child.kill()  # nothing, if it has ended
-    return [child.exitcode for child in children]
 
 
 @pytest.mark.parametrize("sizes", [(3, 3), (2, 5), (1, 4)], ids=str)
@@ -167,7 +123,7 @@ def test_gather_has_the_gradient_of_one_process(sizes, tmp_path, monkeypatch):
         torch.save(gradient(slice(first, first + sizes[rank]), sizes), tmp_path / f"{rank}.pt")
 
     expected = gradient(slice(None), (total,))
-    assert two(work, tmp_path) == [0, 0]
+    assert connected(work, tmp_path) == [0, 0]
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt")
         for mine, whole in zip(found, expected, strict=True):
@@ -193,7 +149,7 @@ def test_wrapped_loss_with_copies_in_two_processes(loss, tmp_path):
         value.backward()
         torch.save((value.detach(), own.grad), tmp_path / f"{rank}.pt")
 
-    assert two(work, tmp_path) == [0, 0]
+    assert connected(work, tmp_path) == [0, 0]
     for rank in range(2):
         value, gradient = torch.load(tmp_path / f"{rank}.pt")
         own = z[rank::2].clone().requires_grad_()
@@ -232,7 +188,7 @@ def test_only_the_first_process_writes(tmp_path):
             os.mkdir = refuse  # type: ignore[assignment]
         train(tiny(method="dybgr", augmentation="iaa"), splits, tmp_path / "run")
 
-    assert two(work, tmp_path) == [0, 0], (tmp_path / "1.log").read_text()
+    assert connected(work, tmp_path) == [0, 0], (tmp_path / "1.log").read_text()
     assert (tmp_path / "run" / "model.safetensors").exists()
 
 
@@ -258,7 +214,7 @@ def test_no_process_but_the_first_needs_the_run_folder(tmp_path, monkeypatch):
             with claimed(command, splits) as run:
                 run.measure(Progress(), print)
 
-    assert two(work, tmp_path) == [0, 0], (tmp_path / "1.log").read_text()
+    assert connected(work, tmp_path) == [0, 0], (tmp_path / "1.log").read_text()
     assert not list((tmp_path / "machine 1").iterdir())
     run = tmp_path / "machine 0" / "run"
     rows = json.loads((run / "results.json").read_text())["rows"]
@@ -274,7 +230,7 @@ def test_pixels_are_shared(tmp_path):
         dist.init_process_group("gloo")
         torch.save(rows_of_a_run.shared_pixels(data), tmp_path / f"{rank}.pt")
 
-    assert two(work, tmp_path) == [0, 0]
+    assert connected(work, tmp_path) == [0, 0]
     for rank in range(2):
         assert torch.equal(torch.load(tmp_path / f"{rank}.pt"), raw_pixels(data))
 
@@ -300,7 +256,7 @@ def test_two_launchers_as_on_two_machines(tmp_path):
         with (tmp_path / f"{rank}.log").open("w") as log:
             nodes.append(
                 subprocess.Popen(
-                    command, env=environment(), cwd=tmp_path / str(rank), stdout=log, stderr=log
+                    command, env=ENVIRONMENT, cwd=tmp_path / str(rank), stdout=log, stderr=log
                 )
             )
     try:
@@ -316,40 +272,40 @@ def test_two_launchers_as_on_two_machines(tmp_path):
 
 @pytest.mark.reliability
 def test_a_node_that_is_lost_comes_back(tmp_path):
-    """Its launcher and process are killed in the last epoch and started again; the other node
+    """Its launcher and process are killed in the second epoch and started again; the other node
     restarts its process, and both end as if nothing had happened."""
     splits = make_splits()
-    uninterrupted = two(lambda rank: train(config(), splits, tmp_path / "whole"), tmp_path)
+    uninterrupted = connected(lambda rank: train(config(), splits, tmp_path / "whole"), tmp_path)
     assert uninterrupted == [0, 0], (tmp_path / "0.log").read_text()
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"),
         *("--max-restarts=3", "--rdzv-id=run", "--rdzv-backend=c10d"),
-        *(f"--rdzv-endpoint=127.0.0.1:{free_port()}", str(HERE / "elastic_node.py"), str(tmp_path)),
+        *(f"--rdzv-endpoint=127.0.0.1:{free_port()}", str(NODE), str(tmp_path)),
     ]
     nodes: list[subprocess.Popen[bytes]] = []
 
     def start() -> subprocess.Popen[bytes]:
+        hosts = f"--rdzv-conf=is_host={int(not nodes)}"  # the meeting point, which has to stay
+        words = [*command[:3], hosts, *command[3:]]
+        # else launchers that stay do not tell a new one where the first process is
+        variables = {**ENVIRONMENT, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
         with (tmp_path / f"node {len(nodes)}.log").open("w") as log:
-            nodes.append(subprocess.Popen(command, env=environment(), stdout=log, stderr=log))
+            nodes.append(subprocess.Popen(words, env=variables, stdout=log, stderr=log))
         return nodes[-1]
 
     def logs() -> str:
         return "".join(log.read_text() for log in sorted(tmp_path.glob("node *.log")))
 
     try:
-        first, second = start(), start()
-        started = time.monotonic()
-        while first.poll() is None and second.poll() is None:
-            assert time.monotonic() - started < 400, logs()
-            time.sleep(0.2)
-        lost, kept = (first, second) if first.poll() is not None else (second, first)
-        assert lost.returncode == -signal.SIGKILL, logs()
+        kept, lost = start(), start()
+        assert lost.wait(400) == -signal.SIGKILL, logs()
         assert (tmp_path / "run" / "checkpoint.pt").exists()
         again = start()
         assert [kept.wait(400), again.wait(400)] == [0, 0], logs()
     finally:
         for node in nodes:
             node.kill()
+    assert (tmp_path / "lost").read_text() == "resumed after 1 epochs"
     assert_same_files(tmp_path / "whole", tmp_path / "run")
 
 
@@ -382,7 +338,7 @@ def test_processes_begin_with_equal_encoders_whatever_was_drawn_before(tmp_path)
 
     expected = rows(1)
     assert expected == rows(2)
-    assert two(work, tmp_path) == [0, 0], (tmp_path / "0.log").read_text()
+    assert connected(work, tmp_path) == [0, 0], (tmp_path / "0.log").read_text()
     (first, states), (nothing, others) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert (first, nothing) == (expected, [])
     for mine, theirs in zip(states, others, strict=True):
@@ -401,7 +357,7 @@ def test_process_that_dies_ends_the_other(tmp_path, victim):
         train(tiny(method="dybgr"), splits, tmp_path / "run", progress)
 
     started = time.monotonic()
-    statuses = two(work, tmp_path)
+    statuses = connected(work, tmp_path)
     assert time.monotonic() - started < 60
     assert statuses[victim] == -signal.SIGKILL
     assert statuses[1 - victim] == 1
@@ -421,7 +377,7 @@ def test_signal_to_one_process_stops_both_at_the_same_step(tmp_path, at):
             train(config, splits, tmp_path / "parts", stop if rank == 1 else None)
         train(config, splits, tmp_path / "parts")
 
-    assert two(work, tmp_path) == [0, 0], (tmp_path / "0.log").read_text()
+    assert connected(work, tmp_path) == [0, 0], (tmp_path / "0.log").read_text()
     assert_same_files(tmp_path / "whole", tmp_path / "parts")
 
 
@@ -438,10 +394,7 @@ def test_what_two_processes_cannot_train(tmp_path, options, named):
             train(tiny(**options), splits, tmp_path / "run")
         dist.barrier()  # the other may still be connecting
 
-    assert two(work, tmp_path) == [0, 0], (tmp_path / "0.log").read_text()
-
-
-# --- the command ----------------------------------------------------------------------------------
+    assert connected(work, tmp_path) == [0, 0], (tmp_path / "0.log").read_text()
 
 
 def test_torchrun_stops_when_a_process_is_killed_and_resumes(tmp_path):
@@ -451,13 +404,13 @@ def test_torchrun_stops_when_a_process_is_killed_and_resumes(tmp_path):
     words = [
         *("--dataset", "folder", "--data-root", str(tmp_path / "images"), "--method", "none"),
         *("--backbone", "test_resnet", "--weights", "none", "--image-size", "32"),
-        *("--epochs", "20", "--batch-size", "8", "--per-class", "2", "--device", "cpu"),
+        *("--epochs", "12", "--batch-size", "8", "--per-class", "2", "--device", "cpu"),
         *("--workers", "0", "--checkpoint-minutes", "0"),
     ]
     script = str(ROOT / "benchmarks" / "run.py")
     command = torchrun(script, *words, "--output-dir", str(folder))
     with (tmp_path / "log").open("w+") as log:
-        process = subprocess.Popen(command, env=environment(), stdout=log, stderr=log)
+        process = subprocess.Popen(command, env=ENVIRONMENT, stdout=log, stderr=log)
         try:
             while not (folder / "none-seed0" / "checkpoint.pt").exists():
                 assert process.poll() is None, (tmp_path / "log").read_text()
@@ -471,11 +424,11 @@ def test_torchrun_stops_when_a_process_is_killed_and_resumes(tmp_path):
         finally:
             process.kill()
     assert not (folder / "none-seed0" / "result.json").exists()
-    resume = [*torchrun(script), "--resume", str(folder)]
-    done = subprocess.run(resume, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert not re.search(r"epoch +1 ", done.stdout)  # it was not repeated
-    assert re.search(r"epoch +20 ", done.stdout)
+    statuses = connected(lambda _: run.main(["--resume", str(folder)]), tmp_path)
+    said = (tmp_path / "0.log").read_text()
+    assert statuses == [0, 0], said
+    assert not re.search(r"epoch +1 ", said)  # it was not repeated
+    assert re.search(r"epoch +12 ", said)
     rows = json.loads((folder / "results.json").read_text())["rows"]
     found = ["pixels", "backbone", "readout", "backbone", "head", "readout"]
     assert [row["embedding"] for row in rows] == found

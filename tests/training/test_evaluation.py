@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from forks import connected
 from torch import Tensor
 
 from bgl.hyperbolic import HyperbolicDistance, ToPoincareBall
@@ -35,15 +35,13 @@ def measured() -> list[dict[str, Metrics]]:
     ]
 
 
-def _measure(rank: int, processes: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/port", rank=rank, world_size=processes)
-    Path(folder, f"{rank}.json").write_text(json.dumps(measured()))
-    dist.destroy_process_group()
-
-
 def test_processes_measure_exactly_what_one_does(tmp_path: Path) -> None:
-    mp.spawn(_measure, (PROCESSES, str(tmp_path)), nprocs=PROCESSES)
+    def measure(rank: int) -> None:
+        dist.init_process_group("gloo")
+        (tmp_path / f"{rank}.json").write_text(json.dumps(measured()))
+        dist.destroy_process_group()
+
+    assert connected(measure, tmp_path, PROCESSES) == [0] * PROCESSES
     expected = measured()
     for rank in range(PROCESSES):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == expected
