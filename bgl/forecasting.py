@@ -144,9 +144,9 @@ def forecast(
         ValueError: As :class:`bgl.RefinedGallery`, or if the embeddings hardly vary.
 
     Example:
-        >>> x = torch.randn(20, 32).repeat_interleave(6, 0) + 0.3 * torch.randn(120, 32)
-        >>> forecast(x).harmful
-        False
+        >>> found = forecast(torch.randn(100, 16), k=5)
+        >>> sorted(found.changes)
+        ['map@r', 'recall@1', 'recall@8']
     """
     views = _Views(gallery)
     asked = Setting(k, epsilon, shrinkage)
