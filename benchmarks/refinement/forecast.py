@@ -242,6 +242,7 @@ def main() -> None:
     parser.add_argument("--page", type=Path, nargs="+", default=[], help="whose table to replace")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    options.output_dir.mkdir(parents=True, exist_ok=True)
     if options.features is not None:
         measure(options.features, [*FIT, *TEST], options.output_dir)
     cases = json.loads((options.output_dir / "forecast.json").read_text())["cases"]
