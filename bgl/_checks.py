@@ -118,11 +118,13 @@ def check_choice(value: str, name: str, choices: tuple[str, ...]) -> str:
     return value
 
 
-def check_none(reason: str, **values: object) -> None:
-    """Raise unless all ``values`` are None: losses of the library are called with more."""
-    for name, value in values.items():
+def check_batch(embeddings: Tensor, labels: Tensor, reason: str, **others: object) -> None:
+    """Raise unless a loss is given embeddings and labels alone; ``others`` are None."""
+    for name, value in others.items():
         if value is not None:
             raise ValueError(f"Expected argument `{name}` to be None: {reason}")
+    check_matrix(embeddings, "embeddings", "[N, D]")
+    check_index_vector(labels, embeddings.size(0), "labels")
 
 
 def check_callable(value: Any, name: str) -> None:
@@ -164,10 +166,10 @@ def check_finite(x: Tensor, name: str) -> None:
     finite = [torch.isfinite(part).reshape(len(part), -1).all(dim=1) for part in x.split(rows)]
     bad = ~torch.cat(finite)
     if bad.any():
-        rows = bad.nonzero().flatten().tolist()
+        where = bad.nonzero().flatten()
         raise ValueError(
             f"Expected argument `{name}` to be finite, but got NaN or infinity in "
-            f"{len(rows)} row(s), the first at index {rows[0]}"
+            f"{len(where)} row(s), the first at index {int(where[0])}"
         )
 
 

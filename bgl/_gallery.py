@@ -18,14 +18,39 @@ from bgl.images.reading import printable
 SIDE = 160  # of a thumbnail, in pixels
 
 _STYLE = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 1200px; padding: 1rem; }
-ol { list-style: none; margin: 1rem 0 3rem; padding: 0; display: flex; flex-wrap: wrap; gap: 1rem; }
-figure { margin: 0; width: 160px; }
-figcaption { font-size: .85rem; overflow-wrap: anywhere; }
-img, .missing { width: 160px; height: 160px; object-fit: contain; background: #8882; }
+:root { --back: #fff; --panel: #f4f6f8; --text: #1b1f24; --faint: #57606a; --line: #d8dee4;
+  --accent: #0067a3; color-scheme: light dark; }
+@media (prefers-color-scheme: dark) {
+  :root { --back: #14171c; --panel: #1e232b; --text: #e8eaed; --faint: #a3acb8; --line: #363d48;
+    --accent: #6cbcf0; }
+}
+* { box-sizing: border-box; }
+body { font: 15px/1.45 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; margin: 0;
+  background: var(--back); color: var(--text); }
+main { max-width: 1400px; margin: 0 auto; padding: 1rem 1.25rem; }
+h1 { font-size: 1.3rem; margin: 0; }
+h2 { font-size: 1.05rem; margin: 0; overflow-wrap: anywhere; }
+p { color: var(--faint); margin: .25rem 0; overflow-wrap: anywhere; }
+a { color: var(--accent); }
+section { border-top: 1px solid var(--line); margin-top: 1rem; padding-top: 1rem; }
+pre { background: var(--panel); border-radius: 8px; padding: .75rem; overflow-x: auto; }
+ol { list-style: none; margin: .75rem 0; padding: 0; display: grid; gap: .75rem;
+  grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); }
+figure { margin: 0; padding: .5rem; border-radius: 8px; background: var(--panel); height: 100%; }
+figcaption { font-size: .85rem; line-height: 1.3; margin-top: .35rem; overflow-wrap: anywhere; }
+figcaption span { color: var(--faint); }
+img, .missing { display: block; width: 100%; aspect-ratio: 1; object-fit: contain;
+  border-radius: 4px; background: #8882; }
 .missing { display: flex; align-items: center; justify-content: center; }
-.query img { outline: 3px solid #0072b2; }
+a:focus-visible { outline: 3px solid var(--accent); }
+.answer { display: grid; grid-template-columns: 13rem minmax(0, 1fr); gap: 1.25rem; }
+.answer > figure { border: 2px solid var(--accent); height: auto; align-self: start; }
+.answer ol { margin: 0; }
+@media (max-width: 700px) {
+  .answer { grid-template-columns: minmax(0, 1fr); }
+  .answer > figure { max-width: 10rem; }
+  ol { grid-template-columns: repeat(3, minmax(0, 1fr)); }
+}
 """
 
 _PAGE = """<!DOCTYPE html>
@@ -68,17 +93,24 @@ def write_gallery(path: str | Path, title: str, about: str, sections: Sequence[s
     return path
 
 
-def figure(path: Path, caption: str) -> str:
-    """Show an image file with a caption, plain text."""
-    name = html.escape(short_name(path))
-    place = html.escape(printable(path))
+def figure(path: Path, caption: str, below: str | None = None) -> str:
+    """Show an image file that leads to the file itself, with a caption.
+
+    Args:
+        path: The file.
+        caption: Plain text.
+        below: A second line, plain text; default: the file's short name.
+    """
+    name, place = html.escape(short_name(path)), html.escape(printable(path))
+    text = name if below is None else html.escape(below)
     picture = '<div class="missing">no longer there</div>'
     if path.is_file():  # reading would wait for ever at a named pipe
         with suppress(BrokenImageError):  # changed since the index was built
-            picture = f'<img src="{_thumbnail(path)}" alt="{name}">'
+            shown = f'<img src="{_thumbnail(path)}" alt="{name}" loading="lazy">'
+            picture = f'<a href="{html.escape(path.resolve().as_uri())}">{shown}</a>'
     return (
-        f'<figure title="{place}">{picture}<figcaption>{html.escape(caption)}<br>{name}'
-        "</figcaption></figure>"
+        f'<figure title="{place}">{picture}<figcaption>{html.escape(caption)}<br>'
+        f"<span>{text}</span></figcaption></figure>"
     )
 
 

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from inspect import Parameter, signature
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+_TAKEN: dict[str, str] = {}  # what stands at the top of a configuration, and what it is
+
+
+def reserve(names: Iterable[str], owner: str) -> None:
+    """Keep names of a configuration for one owner, such as "the name of a block".
+
+    Raises:
+        ValueError: If one of them belongs to another.
+    """
+    for name in names:
+        if _TAKEN.setdefault(name, owner) != owner:
+            raise ValueError(
+                f"Expected {owner} to be a new one, but {name!r} is {_TAKEN[name]}: choose another"
+            )
 
 
 class Registry(Mapping[str, T]):
@@ -43,13 +58,16 @@ class Registry(Mapping[str, T]):
         self.leading = leading
         self.grouped = grouped
         self._members: dict[str, T] = dict(members or {})
+        if grouped:
+            reserve(self._members, f"the name of a {kind}")
 
     def register(self, name: str) -> Callable[[T], T]:
         """Make the decorated class or function known as ``name``, and return it as it is.
 
         Raises:
-            ValueError: If the name is taken by another part, or is not lower-case letters and
-                digits, joined by "-" where options have no group; or an option has no default.
+            ValueError: If the name is taken by another part or an option of a run, or is not
+                lower-case letters and digits, joined by "-" where options have no group; or an
+                option has no default.
         """
         allowed = "[a-z][a-z0-9]*" if self.grouped else "[a-z][a-z0-9]*(-[a-z0-9]+)*"
         if not isinstance(name, str) or not re.fullmatch(allowed, name):
@@ -72,6 +90,8 @@ class Registry(Mapping[str, T]):
                     f"Expected every option of the {self.kind} {name!r} to have a default, but "
                     f"{', '.join(bare)} has none: give it one"
                 )
+            if self.grouped:
+                reserve([name], f"the name of a {self.kind}")
             self._members[name] = part  # anew where a module is imported once more
             return part
 

@@ -5,7 +5,7 @@ bgl adapt MODEL …     adapt a model to images without labels
 bgl check DATA        look at a folder of images before training: broken, duplicates, leaks
 bgl eval RUN          measure a trained model on a dataset
 bgl refine RUN        refine the embeddings of a dataset without labels; will it help?
-bgl explore RUN       write the explorer page of a run
+bgl explore RUN …     write the explorer page of a run, or of several
 bgl search …          index images with a trained model, find the nearest
 bgl embed RUN DATA    embed very many images into files, by many processes
 bgl datasets [NAME]   list the datasets, check or fetch one
@@ -40,8 +40,8 @@ bgl trains image encoders through a graph of each batch. To begin:
   bgl train --quick                                a tour on the packaged emoji, two minutes
   bgl check photos                                 your images (photos/CLASS/*.jpg): are they fit?
   bgl train --dataset folder --data-root photos    train on them, and measure
-  bgl adapt runs/photos/dybgr-seed0 images --output-dir adapted    images without labels
-  bgl embed runs/photos/dybgr-seed0 images --out embeddings        very many images
+  bgl adapt MODEL images --output-dir adapted      adapt a model to images without labels
+  bgl embed MODEL images --out embeddings          embed very many images
   bgl --help                                       the other commands
 """
 
@@ -166,12 +166,12 @@ def _splits(options: argparse.Namespace) -> Any:
 def explore(argv: Sequence[str]) -> int:
     """Write one HTML page to look at a run of bgl train in a browser."""
     parser = Parser(prog="bgl explore", description=explore.__doc__)
-    parser.add_argument("run", help="Folder of the run.")
-    parser.add_argument("--page", help="HTML file to write (explorer.html in the run).")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="Folders of runs.")
+    parser.add_argument("--page", help="HTML file to write (explorer.html in the first run).")
     options = parser.parse_args(argv)
     from bgl.pipeline import explore_run
 
-    print(f"look at it: {explore_run(options.run, options.page)}")
+    print(f"look at it: {explore_run(options.runs, options.page)}")
     return 0
 
 

@@ -327,7 +327,7 @@ class RefinedGallery:
 
 
 @torch.no_grad()
-def gallery_readout(x: Tensor, *, k: int = 7, shrinkage: float = 0.1) -> LinearReadout:
+def gallery_readout(x: Tensor, *, k: int = 7, shrinkage: float = 1.0) -> LinearReadout:
     r"""Learn the metric of a gallery as a linear readout, for images of any other kind as well.
 
     The metric of :class:`RefinedGallery`, :math:`W_s^{-1/2}\, T_s^{-1/2} (x - \mu)`, of embeddings
@@ -337,7 +337,8 @@ def gallery_readout(x: Tensor, *, k: int = 7, shrinkage: float = 0.1) -> LinearR
     Args:
         x: Embeddings of a gallery.
         k: Number of neighbours; about the size of a class is good.
-        shrinkage: ρ in [1e-6, 1e6], larger for a metric closer to the cosine.
+        shrinkage: ρ in [1e-6, 1e6], larger for a metric closer to the cosine. New images want a
+            larger one than those of the gallery itself, to which :class:`RefinedGallery` fits.
 
     Shapes:
         - ``x`` [N, C]

@@ -34,6 +34,7 @@ nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_output_stderr = "remove"  # warnings of other libraries
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # with tables
 
 autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_inherit_docstrings = False  # leaves out members such as torch's `extra_repr`

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+
+if sys.platform == "win32":  # which has neither fork nor the signals of these
+    names = ("test_interruptions.py", "test_loading.py", "test_processes.py")
+    collect_ignore = [f"reliability/{name}" for name in names]
 
 GOLDENS = Path(__file__).parent / "goldens"
 Golden = dict[str, Tensor]

@@ -55,12 +55,14 @@ def make_run(root: Path) -> Path:
     return run
 
 
-def payload(path: Path) -> dict[str, Any]:
+def payload(path: Path, run: int = 0) -> dict[str, Any]:
+    """What a page holds of a run."""
     text = path.read_text(encoding="utf-8")
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)
     assert found is not None
     content: dict[str, Any] = json.loads(found[1])
-    return content
+    shown: dict[str, Any] = content["runs"][run]
+    return shown
 
 
 def numbers(text: str, kind: str) -> np.ndarray:
@@ -92,6 +94,17 @@ def change_recorded(file: Path, **changed: np.ndarray) -> None:
     with np.load(file) as arrays:
         kept = dict(arrays)
     np.savez_compressed(file, **{**kept, **changed})
+
+
+def with_errors(run: Path) -> Path:
+    """A run whose models answer some queries the wrong way round."""
+    for name, every in (("none-seed0", 4), ("dybgr-seed0", 3)):
+        file = run / name / "explorer.npz"
+        with np.load(file) as arrays:
+            nearest = arrays["nearest"].copy()
+        nearest[::every] = nearest[::every, ::-1]
+        change_recorded(file, nearest=nearest)
+    return run
 
 
 def without_edges(run: Path) -> Path:

@@ -15,7 +15,7 @@ from helpers import write_noisy_classes
 
 import bgl
 from bgl._usage import train_fields
-from bgl.cli import main
+from bgl.cli import COMMANDS, main
 from bgl.datasets import dataset_names, load_dataset
 from bgl.metrics import retrieval_metrics
 from bgl.models import ModelConfig, assemble_model, create_backbone, load, save
@@ -49,6 +49,31 @@ def test_eval(run: Path, folder: Path, capsys) -> None:
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             assert float(found[name]) == pytest.approx(value, abs=1e-4)
+
+
+def test_refine(run: Path, folder: Path, capsys) -> None:
+    words = ["refine", str(run), "--dataset", "folder", "--data-root", str(folder)]
+    assert main([*words, "-k", "4", "--epsilon", "0.3"]) == 0
+    title, *lines = capsys.readouterr().out.splitlines()
+    assert title == "folder: retrieval among the 3 test classes"
+    test = load_dataset("folder", folder).test
+    x = load(run).embed([folder / "test" / path for path in _paths(folder)], output="backbone")
+    for line, result in zip(lines, (x, bgl.refine(x, k=4, epsilon=0.3)), strict=True):
+        assert f"map@r {retrieval_metrics(result, test.labels)['map@r']:.4f}" in line
+    assert main([*words, "-k", "4", "--check"]) == 0
+    assert capsys.readouterr().out == f"{bgl.forecast(x, k=4)}\n"
+    (folder / "test" / "test0" / "broken.png").write_bytes(b"broken")
+    assert main(["refine", str(run), str(folder / "test"), "-k", "4", "--check"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == f"{bgl.forecast(x, k=4)}\n"
+    assert shown.err.startswith("note: 1 image")
+
+
+def test_refine_of_images_needs_check(run: Path, folder: Path, capsys) -> None:
+    assert main(["refine", str(run), str(folder)]) == 2
+    assert "--check" in capsys.readouterr().err
+    assert main(["refine", str(run), str(folder), "--check", "--dataset", "emoji"]) == 2
+    assert "got both" in capsys.readouterr().err
 
 
 def test_eval_of_a_run_is_on_its_own_data(run: Path, folder: Path, capsys) -> None:
@@ -121,6 +146,12 @@ def test_datasets(folder: Path, capsys) -> None:
 def test_errors_are_one_line(argv: list[str], message: str, capsys) -> None:
     assert main(argv) == 2
     assert re.fullmatch(rf"error: .*{message}.*\n", capsys.readouterr().err)
+
+
+def test_the_first_steps_are_commands_that_there_are(capsys) -> None:
+    assert main([]) == 0
+    steps = re.findall(r"^  bgl (\S+)", capsys.readouterr().out, re.MULTILINE)
+    assert {"train", "check", "adapt", "embed"} <= set(steps) <= {*COMMANDS, "--help"}
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,11 @@ import importlib
 import inspect
 import random
 import re
+import shlex
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from functools import cache
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +19,15 @@ import torch
 from torch import nn
 
 from bgl import layers
+from bgl._usage import RUN_OPTIONS, option, train_fields
+from bgl.cli import COMMANDS, main
 from bgl.datasets import dataset_names
 from bgl.datasets.registry import SOURCES
 from bgl.losses import LOSSES
 from bgl.training import TEACHERS
 
 ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/start.md", "docs/combine.md"])
@@ -34,8 +42,39 @@ def test_the_code_on_a_page_runs(page: str) -> None:
         exec(block, names)
 
 
+@pytest.fixture(scope="module")
+def known_options() -> Callable[[str], set[str]]:
+    """The options of a command, as its help names them."""
+
+    @cache
+    def options(command: str) -> set[str]:
+        words = [*command.split(), "--help"]
+        if command == "train":
+            return {"--help", *map(option, [*RUN_OPTIONS, *train_fields()]), "--help-all"}
+        with pytest.raises(SystemExit), redirect_stdout(StringIO()) as out:
+            main(words)
+        return set(re.findall(r"--[a-z][\w-]*", out.getvalue()))
+
+    return options
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_on_a_page_are_there(page: Path, known_options: Callable[[str], set[str]]) -> None:
+    text = page.read_text()
+    for block in re.findall(r"^```bash\n(.*?)^```", text, re.S | re.M):
+        for line in re.findall(r"^bgl (.*)$", block, re.M):
+            words = shlex.split(line, comments=True)
+            if words[0] in ("--help", "..."):
+                continue
+            assert words[0] in COMMANDS, line
+            command = " ".join(words[: 2 if words[0] == "search" else 1])
+            given = {word.partition("=")[0] for word in words if re.match(r"--[a-z]", word)}
+            given = {re.sub("^--no-", "--", word) for word in given if "." not in word}
+            assert given <= {*known_options(command), "--plugin"}, line
+
+
 def test_links_between_pages_lead_somewhere() -> None:
-    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("**/*.md")]:
+    for page in PAGES:
         for link in re.findall(r"\]\(([^)\s#]+)", page.read_text()):
             if "://" not in link:
                 assert (page.parent / link).exists(), f"{page.name}: {link}"

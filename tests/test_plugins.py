@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +16,7 @@ from helpers import write_noisy_classes
 import bgl
 from bgl._registry import Registry
 from bgl.cli import main
-from bgl.models import load
+from bgl.models import BLOCKS, load
 
 MODULE = '''
 import torch
@@ -222,3 +223,11 @@ def test_names_that_are_wrong_or_taken_are_refused() -> None:
         parts["oen"]
     assert "oen" not in parts
     assert parts.resolve("one", {}) == {"k": 3}
+
+
+@pytest.mark.parametrize("name", ["seed", "loss", "refine", "none", "iaa", "wide"])
+def test_a_block_is_not_named_like_an_option_or_another_part(name: str) -> None:
+    importlib.import_module("bgl.pipeline")  # as the command does before it imports a module
+    with pytest.raises(ValueError, match=f"'{name}' is .*: choose another"):
+        BLOCKS.register(name)(lambda channels: None)
+    assert name not in BLOCKS

@@ -1,10 +1,10 @@
 """Fit and test ``bgl.forecast``: ``python -m benchmarks.refinement.forecast FEATURES``
 
-FEATURES holds ``DATA-PART.ENCODER.safetensors`` with ``x`` and ``y``, as ``features.py`` writes them.
-A case is a subset of one file's classes, refined in one setting: the estimate's signals are
+FEATURES holds ``DATA-PART.ENCODER.safetensors`` with ``x`` and ``y``, as ``features.py`` writes
+them. A case is a subset of one file's classes, refined in one setting: the estimate's signals are
 computed without labels, the change of each metric with them. :data:`FIT` fits the rule by weighted
-ridge regression; its error is that of a fit without the case's file. :data:`TEST` has other data sets,
-other classes and other encoders. The rule is printed as it stands in ``bgl/forecasting.py``.
+ridge regression; its error is that of a fit without the case's file. :data:`TEST` has other data
+sets, other classes and other encoders. The rule is printed as it stands in ``bgl/forecasting.py``.
 
 Embeddings are reduced to 128 directions first, so that a case takes under a second; cases land in
 ``forecast.json`` of the output folder, and what is there is not computed again.
@@ -38,7 +38,7 @@ from bgl.readout import fit_readout
 
 Case = dict[str, Any]
 
-# Classes that are kept: all, with sizes that differ much, two thirds with a single image, few images.
+# Classes that are kept: all, of very different sizes, of few images, two thirds of one image.
 KINDS = [("all", "raw"), ("mixed", "raw"), ("few", "raw"), ("all", "white"), ("single", "white")]
 FIT = ["emoji-val.pixels", "emoji-val.lite0", "emoji-val.tuned", "emoji-val.random"]
 FIT += ["birds-train.pixels", "birds-train.lite0", "birds-train.lite0-72", "birds-train.random"]
@@ -197,7 +197,8 @@ def report(cases: list[Case]) -> str:
         [min(c["change"]["recall@1"], c["change"]["map@r"]) >= -0.01 for c in cases]
     )
     table = markdown_table(header, lines)
-    return f"{table}\n\nWarned in {warned.sum()} cases, of which {(warned & harmless).sum()} lost less."
+    harmless_too = (warned & harmless).sum()
+    return f"{table}\n\nWarned in {warned.sum()} cases, of which {harmless_too} lost less."
 
 
 def chosen(cases: list[Case]) -> str:

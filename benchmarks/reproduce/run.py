@@ -26,10 +26,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.reproduce.dry_run import dry_run
-from benchmarks.schedule import Outcome, run_all
+from benchmarks.schedule import run_all
 from bgl.datasets import Splits
 from bgl.pipeline import TerminalProgress, load_splits, trained_rows
 from bgl.pipeline.comparison import percent
+from bgl.pipeline.outcome import Outcome
 from bgl.pipeline.recipes import TABLES, Recipe, recipes
 from bgl.pipeline.results import Row
 from bgl.training import TrainConfig

@@ -21,10 +21,10 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks.schedule import Outcome
 from benchmarks.studies.plan import Entry, Store, Study, Training, resolve
 from bgl.datasets import Splits
 from bgl.pipeline import check_folder, load_splits, trained_rows
+from bgl.pipeline.outcome import Outcome
 from bgl.pipeline.results import RESULT_FILE
 from bgl.samplers import ClassBalancedSampler
 from bgl.training import Progress as Silent
@@ -75,7 +75,7 @@ def run(
                         log = place / "error.txt"
                         why = log.read_text() if log.exists() else f"exit {process.exitcode}"
                         failed.add(key)
-                        outcome.failed[str(training)] = why
+                        outcome.failed[str(training)] = RuntimeError(why)
         finally:
             for _, process, _ in running.values():
                 process.terminate()

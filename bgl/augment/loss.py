@@ -23,7 +23,7 @@ from pytorch_metric_learning.utils.distributed import (
 )
 from torch import Tensor, nn
 
-from bgl._checks import check_callable, check_index_vector, check_matrix, check_none
+from bgl._checks import check_batch, check_callable
 from bgl._precision import in_precision_of
 from bgl.augment.intra_class import IntraClassAugmentation
 from bgl.augment.statistics import ClassStatistics
@@ -135,9 +135,8 @@ class AugmentedLoss(nn.Module):
             "candidates are the batch and its copies, and pairs are found among them by "
             "AugmentedLoss(..., miner=...)"
         )
-        check_none(reason, indices_tuple=indices_tuple, ref_emb=ref_emb, ref_labels=ref_labels)
-        check_matrix(embeddings, "embeddings", "[N, D]")
-        check_index_vector(labels, embeddings.size(0), "labels")
+        more = {"indices_tuple": indices_tuple, "ref_emb": ref_emb, "ref_labels": ref_labels}
+        check_batch(embeddings, labels, reason, **more)
         labels = labels.long()  # losses with proxies take nothing else
         embeddings = in_precision_of(self.loss, embeddings)
         copies, copy_labels = self.augmentation(embeddings, labels)

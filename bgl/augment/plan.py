@@ -108,4 +108,6 @@ def iaa(
 
 # Functions called with the number of training classes, the dimension of the embeddings, the
 # curvature of their space or None, and the augmentation's own options.
-AUGMENTATIONS: Registry[Callable[..., AugmentationPlan]] = Registry("augmentation", 3, {"iaa": iaa})
+AUGMENTATIONS: Registry[Callable[..., AugmentationPlan]] = Registry(
+    "augmentation", 3, {"iaa": iaa}, grouped=True
+)

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil  # comes with accelerate
+
 STALE = 900.0  # seconds without a sign of life; a loading process counts as stuck after 600
 
 
@@ -69,15 +71,11 @@ def _abandoned(path: Path) -> bool:
             text = file.read()
     except FileNotFoundError:
         return False  # released a moment ago
-    try:
+    with suppress(ValueError, KeyError, TypeError):  # being written, or cut off
         holder = json.loads(text)
-        if holder["host"] == socket.gethostname():
-            if holder["pid"] == os.getpid():  # of a container before this one: we hold one claim
-                return True
-            os.kill(holder["pid"], 0)
-    except ProcessLookupError:
-        return True
-    except (ValueError, KeyError, TypeError, PermissionError):
-        pass  # being written, or cut off; another user's process
+        here = holder["host"] == socket.gethostname()
+        # our own number is that of a container before this one: we hold one claim at a time
+        if here and (holder["pid"] == os.getpid() or not psutil.pid_exists(holder["pid"])):
+            return True
     with tempfile.TemporaryFile(dir=path.parent) as now:
         return os.fstat(now.fileno()).st_mtime - changed > STALE

@@ -296,7 +296,8 @@ def _block(table: pa.Table, about: Manifest) -> Block:
     vectors = np.empty((0, about.dim), about.dtype)
     if "vector" in table.column_names:
         column = table["vector"].combine_chunks()
-        vectors = column.flatten().to_numpy().reshape(len(column), column.type.list_size)
+        flat = column.flatten().to_numpy().copy()  # PyTorch wants memory that may be written
+        vectors = flat.reshape(len(column), column.type.list_size)
         if vectors.shape[1] != about.dim or vectors.dtype.name != about.dtype:
             raise ValueError(f"it holds {describe(vectors)}, not {about.dim} x {about.dtype}")
     return Block(keys, labels, vectors)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 import tarfile
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -91,7 +92,11 @@ def open_containers(
             found = files_of(path)
             for file, label in zip(found, _folder_labels(path, found), strict=True):
                 files.setdefault(file, label)
-    return [*([Files(files)] if files else []), *containers]
+    if files:
+        containers.insert(0, Files(files))
+    if not containers:
+        raise ValueError("Expected argument `images` to be places with images, but got none")
+    return containers
 
 
 def listing_digest(containers: Iterable[Container]) -> str:
@@ -184,14 +189,15 @@ class Arrow:
         """Copy the images into a temporary file, from where loading processes read them."""
         labels: list[str | None] = []
         sizes: list[int] = []
-        with tempfile.NamedTemporaryFile(prefix="bgl-") as file:
-            for images, names in self._rows(start, stop):
-                sizes += [file.write(_content(image)) for image in images]
-                labels += names
-            file.flush()
+        with tempfile.TemporaryDirectory(prefix="bgl-") as folder:
+            path = os.path.join(folder, "images")
+            with open(path, "wb") as file:
+                for images, names in self._rows(start, stop):
+                    sizes += [file.write(_content(image)) for image in images]
+                    labels += names
             places = np.stack([np.cumsum([0, *sizes[:-1]]), sizes], axis=1)
             keys = [f"{self.path}/{row}" for row in range(start, stop)]
-            yield Piece(keys, labels, _Stored(file.name, keys, places))
+            yield Piece(keys, labels, _Stored(path, keys, places))
 
     def _schema(self) -> Any:
         try:
@@ -324,10 +330,10 @@ def _folder_labels(place: Path, files: Sequence[str]) -> Iterator[str | None]:
     split = place.is_dir() and any((place / name).is_dir() for name in PARTS["train"])
     parts = {name for names in PARTS.values() for name in names}
     for file in files:
-        folders = file.removeprefix(root).split("/")[:-1] if place.is_dir() else []
+        folders = file.removeprefix(root).split(os.sep)[:-1] if place.is_dir() else []
         if split and folders and folders[0].lower() in parts:
             folders = folders[1:]
-        yield folders[0] if folders else None
+        yield sys.intern(folders[0]) if folders else None
 
 
 def _saved_files(folder: Path) -> list[str]:

@@ -39,8 +39,8 @@ def edge_sums(x: Tensor, edge_index: Tensor, weight: Tensor) -> Tensor:
 
 def _bags(source: Tensor) -> tuple[Tensor, None, Tensor]:
     """Edges, no targets (see `_EdgeForm`), and where the edges of a row start."""
-    start = torch.arange(source.size(0), device=source.device) * source.size(1)
-    return source.flatten().contiguous(), None, start
+    rows = torch.arange(source.size(0), dtype=source.dtype, device=source.device)
+    return source.flatten().contiguous(), None, rows * source.size(1)
 
 
 def _sums(x: Tensor, weight: Tensor, *edges: Tensor | None) -> Tensor:
@@ -77,7 +77,7 @@ class _EdgeForm(torch.autograd.Function):
             return F.embedding_bag(source, one, start, mode="sum", per_sample_weights=other)
         if target is None:
             each = source.size(0) // max(1, start.size(0))
-            target = torch.arange(source.size(0), device=source.device) // each
+            target = torch.arange(source.size(0), dtype=source.dtype, device=source.device) // each
         if missing == _WEIGHT:  # a and x
             return torch.ops.aten._embedding_bag_per_sample_weights_backward(
                 one, other, source, start, target, 0

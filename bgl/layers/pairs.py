@@ -36,7 +36,7 @@ class Neighbors(NamedTuple):
         not depend on values (nothing waits for the device, a compiled graph stays whole).
         """
         target = torch.arange(len(self.source), device=self.source.device)[:, None]
-        edge_index = torch.stack([self.source, target.expand_as(self.source)]).flatten(1)
+        edge_index = torch.stack([self.source.long(), target.expand_as(self.source)]).flatten(1)
         edge_weight = self.weight.flatten()
         if self.mask is None or padded or (readable(self.mask) and bool(self.mask.all())):
             return edge_index, edge_weight
@@ -96,7 +96,7 @@ class Pairs:
         self.rows = torch.arange(n if candidates is None else candidates.size(0), device=device)
         if candidates is not None:
             self.width, self.keeps = candidates.size(1) + 1, True
-            self.blocks = self._among(candidates.long())
+            self.blocks = self._among(candidates)
             return
         runs = [[n]] if self.graph is None else self._runs(self.graph)
         self.width = max(max(run) for run in runs)
@@ -114,13 +114,13 @@ class Pairs:
     def _among(self, candidates: Tensor) -> list[Block]:
         """Each row itself and its candidates, of which each counts once."""
         own = self.rows[:, None]
-        candidates = candidates.sort(dim=1).values
+        candidates = candidates.int().sort(dim=1).values  # the largest tensor there is
         barred = (candidates < 0) | (candidates == own)
         barred[:, 1:] |= candidates.diff(dim=1) == 0
         candidates = candidates.clamp(min=0)
         if self.graph is not None:
             barred |= self.graph[candidates] != self.graph[own]
-        columns, itself = torch.cat([own, candidates], dim=1), torch.zeros_like(own)
+        columns, itself = torch.cat([own.int(), candidates], dim=1), torch.zeros_like(own)
         parts = [self.rows, columns, itself, F.pad(barred, (1, 0))]
         step = max(1, block_pairs(own.device, columns.numel()) // self.width)
         return [Block(*part) for part in zip(*(t.split(step) for t in parts), strict=True)]
@@ -188,12 +188,11 @@ class Pairs:
                 part = [block.nodes(position), *chosen, *rest]
                 if len(self.blocks) == 1:
                     found = part
-                elif not found:
-                    # before the next block: small tensors between large ones would tear the heap
-                    found = [each.new_empty(len(self.rows), each.size(1)) for each in part]
-                if len(self.blocks) > 1:
-                    for whole, each in zip(found, part, strict=True):
-                        whole[block.rows] = each
+                    break
+                # made at once: small tensors between the large ones of blocks would tear the heap
+                found = found or [each.new_empty(len(self.rows), each.size(1)) for each in part]
+                for whole, each in zip(found, part, strict=True):
+                    whole[block.rows] = each
         nodes, end = found[0], 1 + len(features)
         differentiable = [
             neighbor_products(at(x, self.rows), x, nodes, known)

@@ -3,7 +3,7 @@
 from bgl.losses.contextual import ContextualSimilarityLoss
 from bgl.losses.factory import LOSSES, MINERS, MinedLoss, create_loss, create_miner
 from bgl.losses.pairwise import PairwiseCrossEntropyLoss
-from bgl.losses.relaxed import RelaxedContrastiveLoss
+from bgl.losses.relaxed import RelatedNeighborsLoss, RelaxedContrastiveLoss
 from bgl.losses.soft_targets import SoftTargetLoss, diffuse
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "ContextualSimilarityLoss",
     "MinedLoss",
     "PairwiseCrossEntropyLoss",
+    "RelatedNeighborsLoss",
     "RelaxedContrastiveLoss",
     "SoftTargetLoss",
     "create_loss",

@@ -7,7 +7,7 @@ from pytorch_metric_learning.distances import CosineSimilarity
 from pytorch_metric_learning.losses import ContrastiveLoss
 from torch import Tensor, nn
 
-from bgl._checks import check_index_vector, check_int, check_matrix, check_none, check_real
+from bgl._checks import check_batch, check_int, check_real
 from bgl._precision import at_least_float32, for_exact_products
 
 SLOPE = 10.0  # of the heuristic gradient of "is a neighbour", in the authors' code
@@ -98,9 +98,8 @@ class ContextualSimilarityLoss(nn.Module):
     ) -> Tensor:
         """Compute the loss of ``embeddings [N, C]`` with ``labels [N]``; the rest must be None."""
         reason = "ContextualSimilarityLoss compares all samples of the batch"
-        check_none(reason, indices_tuple=indices_tuple, ref_emb=ref_emb, ref_labels=ref_labels)
-        check_matrix(embeddings, "embeddings")
-        check_index_vector(labels, embeddings.size(0), "labels")
+        more = {"indices_tuple": indices_tuple, "ref_emb": ref_emb, "ref_labels": ref_labels}
+        check_batch(embeddings, labels, reason, **more)
         labels = labels.to(embeddings.device)
         with torch.autocast(embeddings.device.type, enabled=False):
             embeddings = at_least_float32(embeddings)

@@ -8,10 +8,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from bgl._checks import (
+    check_batch,
     check_choice,
-    check_index_vector,
-    check_matrix,
-    check_none,
     check_real,
     readable,
 )
@@ -96,9 +94,8 @@ class PairwiseCrossEntropyLoss(nn.Module):
     ) -> Tensor:
         """Compute the loss of ``embeddings [N, C]`` with ``labels [N]``; the rest must be None."""
         reason = "PairwiseCrossEntropyLoss builds its own pairs from `embeddings` and `labels`"
-        check_none(reason, indices_tuple=indices_tuple, ref_emb=ref_emb, ref_labels=ref_labels)
-        check_matrix(embeddings, "embeddings")
-        check_index_vector(labels, embeddings.size(0), "labels")
+        more = {"indices_tuple": indices_tuple, "ref_emb": ref_emb, "ref_labels": ref_labels}
+        check_batch(embeddings, labels, reason, **more)
         labels = labels.to(embeddings.device)
         if readable(labels):
             _check_balanced(labels)

@@ -175,10 +175,14 @@ class BatchGraphModel(nn.Module):
 
 
 def make_head(
-    channels: int, dim: int, curvature: float | None = None, clip_radius: float | None = 2.3
+    channels: int,
+    dim: int,
+    curvature: float | None = None,
+    clip_radius: float | None = 2.3,
+    norm: bool = False,
 ) -> nn.Sequential:
-    """Make the embedding head: a linear map (orthogonal at the start), then, with a ``curvature``,
-    the map onto the Poincaré ball.
+    """Make the embedding head: with ``norm`` a LayerNorm, a linear map (orthogonal at the start),
+    then, with a ``curvature``, the map onto the Poincaré ball.
 
     Source: Ermolov et al., *Hyperbolic Vision Transformers*, CVPR 2022.
 
@@ -189,6 +193,8 @@ def make_head(
     linear = nn.Linear(check_int(channels, "channels", 1), check_int(dim, "dim", 1))
     nn.init.orthogonal_(linear.weight)
     nn.init.zeros_(linear.bias)
-    if curvature is None:
-        return nn.Sequential(linear)
-    return nn.Sequential(linear, ToPoincareBall(curvature, clip_radius))
+    parts: list[nn.Module] = [nn.LayerNorm(channels)] if norm else []
+    parts.append(linear)
+    if curvature is not None:
+        parts.append(ToPoincareBall(curvature, clip_radius))
+    return nn.Sequential(*parts)

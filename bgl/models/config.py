@@ -75,6 +75,7 @@ class ModelConfig:
         embedding: Which embedding of an image to use unless another is asked for: "backbone",
             "head" or "readout".
         readout_dim: Dimension of the readout of the backbone's output; None: there is no readout.
+        head_norm: Whether a LayerNorm comes before the head.
 
     Raises:
         ValueError: If a value is out of its range, or a block is not known.
@@ -96,6 +97,7 @@ class ModelConfig:
     resize: int | None = None
     embedding: str = "head"  # of models that were saved without it
     readout_dim: int | None = None
+    head_norm: bool = False
 
     def __post_init__(self) -> None:
         check_int(self.image_size, "image_size", 1)
@@ -105,6 +107,10 @@ class ModelConfig:
         if self.readout_dim is not None:
             check_int(self.readout_dim, "readout_dim", 1)
         check_choice(self.embedding, "embedding", self.embeddings)
+        if not isinstance(self.head_norm, bool):
+            raise ValueError(
+                f"Expected argument `head_norm` to be True or False, but got {self.head_norm!r:.40}"
+            )
         for name in LIMITS:
             check_at_most(getattr(self, name) or 0, name)
         for name in ("curvature", "clip_radius"):
@@ -138,7 +144,8 @@ def assemble_model(backbone: nn.Module, channels: int, config: ModelConfig) -> B
     convolutions are fastest in.
     """
     blocks = [BLOCKS[block.name](channels, **block.options) for block in config.blocks]
-    head = make_head(channels, config.head_dim, config.curvature, config.clip_radius)
+    geometry = config.curvature, config.clip_radius
+    head = make_head(channels, config.head_dim, *geometry, norm=config.head_norm)
     readout = None
     if config.readout_dim is not None:
         readout = LinearReadout(torch.zeros(channels), torch.zeros(config.readout_dim, channels))

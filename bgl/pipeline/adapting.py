@@ -123,8 +123,8 @@ def adapt(
     data, skipped = _unlabelled(images)
     test = None if measure is None else _labelled(measure)
     encoder = _encoder(model, image_size, config.seed)
-    about = {"model": str(model) if isinstance(model, str | Path) else "an encoder"}
-    about |= {"images": len(data), "skipped": skipped}
+    name = str(model) if isinstance(model, str | Path) else "an encoder"
+    about: dict[str, Any] = {"model": name, "images": len(data), "skipped": skipped}
     with contextlib.ExitStack() as stack:
         on_first_process(lambda: _claim(stack, folder, about | {"options": config.to_dict()}))
         for path in skipped:

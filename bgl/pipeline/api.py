@@ -41,7 +41,7 @@ class Trained:
 
 def train(
     data: str | Path | Splits | ImageDataset | Any = "emoji",
-    method: str | Sequence[str] = ("none", "dybgr"),
+    method: str | Sequence[str] | None = None,
     *,
     output_dir: str | Path | None = None,
     quiet: bool = False,
@@ -57,10 +57,12 @@ def train(
             PyTorch as well (see :meth:`bgl.datasets.ImageDataset.from_items`), whose classes are
             split by :func:`bgl.datasets.split_by_class`.
         method: Blocks joined by "+", or "none"; several are trained in turn and compared.
+            Default: that of the ``recipe``, else "none" and "dybgr".
         output_dir: The run folder; None: a new one in ``runs/``.
         quiet: Print nothing.
-        options: Everything else that :class:`bgl.training.TrainConfig` holds, and options of
-            blocks by their name: ``epochs=20, seed=[0, 1], dybgr={"k": 10}``.
+        options: Everything else that :class:`bgl.training.TrainConfig` holds, options of blocks
+            by their name, and ``recipe`` and ``quick`` as on the command line:
+            ``epochs=20, seed=[0, 1], dybgr={"k": 10}``.
 
     Raises:
         ValueError: If an option is unknown or does not fit the data.
@@ -83,7 +85,8 @@ def train(
         options |= {"dataset": "table", "table": str(data)}
     else:
         options |= {"dataset": "folder", "data_root": str(data)}
-    options["method"] = [method] if isinstance(method, str) else list(method)
+    if method is not None:
+        options["method"] = [method] if isinstance(method, str) else list(method)
     if output_dir is not None:
         options["output_dir"] = str(output_dir)
     command = parse([word for name, value in options.items() for word in option_words(name, value)])
@@ -91,6 +94,7 @@ def train(
     console = Console(quiet=quiet or int(os.environ.get("RANK", "0")) > 0)
     progress = TerminalProgress(console)
     with claimed(command, splits) as run, progress.bars:
-        run.measure(progress, progress.say)
+        if failed := run.measure(progress, progress.say):
+            raise next(iter(failed.values()))
         encoder = models.load(run.folder / training_name(command.configs[-1]), device="auto")
     return Trained(encoder, run.rows, run.folder)

@@ -81,6 +81,9 @@ def _check_recorded(arrays: Arrays) -> None:
         _check_described(arrays, "gallery", found)
     _check(arrays, "queries", "i", (queries,), 0, tested)
     _check(arrays, "nearest", "i", (queries, None), 0, found)
+    if "ranks" in arrays:  # not in runs of earlier versions
+        _check(arrays, "ranks", "i", (queries,), 0)
+        _check(arrays, "similarities", "i", (2, None), 0)
     _check(arrays, "map_items", "i", (len(arrays["map_items"]),), 0, tested)
     _check(arrays, "map_features", "f", (len(arrays["map_items"]), None))
 

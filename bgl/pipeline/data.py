@@ -14,6 +14,9 @@ from bgl.training import TrainConfig
 def load_splits(config: TrainConfig) -> Splits:
     """Load the data a configuration names; without validation classes in the protocol "paper".
 
+    Classes and images are divided alike for every seed of a training, so that trainings with the
+    same seed, and the seeds of a table, are compared on the same images.
+
     With ``config.download`` they are fetched first if need be; processes that want the same data
     wait for each other.
 

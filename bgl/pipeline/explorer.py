@@ -4,36 +4,41 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
 from torch import Tensor
 
 from bgl.datasets import Splits
-from bgl.pipeline.arrays import RECORD_FILE, Arrays, read_or_note
+from bgl.pipeline.answers import retrieval_payload
+from bgl.pipeline.arrays import RECORD_FILE, read_or_note
 from bgl.pipeline.comparison import comparison
 from bgl.pipeline.data import load_splits
 from bgl.pipeline.files import Training, is_training, read_results, read_training
+from bgl.pipeline.overview import overview
 from bgl.pipeline.results import CONFIG_FILE, Results
-from bgl.visualization._encode import atlas, text64
+from bgl.visualization._encode import atlas
 from bgl.visualization._frames import graph_payload, unpack_frames
 from bgl.visualization.curves import STYLES
-from bgl.visualization.embedding import scattered
 from bgl.visualization.explorer import write_page
-from bgl.visualization.projection import project
 
+# titles of the lines of each panel by their columns in metrics.csv; but for losses in percent
 CURVES = {
-    "Loss": ("loss", "loss_plain", "loss_graph"),
+    "Loss": {"loss": "sum", "loss_plain": "plain", "loss_graph": "through the graph"},
     **{
-        f"{title} on {part} classes": (f"{short}_backbone_{metric}", f"{short}_head_{metric}")
+        f"{title} on {part} classes": {
+            f"{short}_{embedding}_{metric}": embedding for embedding in ("backbone", "head")
+        }
         for short, part in (("val", "validation"), ("test", "test"))
         for metric, title in (("recall@1", "Recall@1"), ("map@r", "MAP@R"))
     },
-    "Share of the graph within a class": ("same_class_edges", "same_class_weight"),
+    "Share of the graph within a class": {
+        "same_class_edges": "edges",
+        "same_class_weight": "weight",
+    },
 }
 
 
@@ -41,16 +46,28 @@ Readers = dict[str, Callable[[int], Tensor]]  # of images, by the part of the da
 
 
 def explore_run(
-    folder: str | Path, path: str | Path | None = None, splits: Splits | None = None
+    folder: str | Path | Sequence[str | Path],
+    path: str | Path | None = None,
+    splits: Splits | None = None,
 ) -> Path:
     """Write the explorer page of a run folder; what the folder lacks the page says.
 
     Args:
-        folder: Of a run of ``bgl train``.
-        path: File to write; default: ``explorer.html`` in the folder.
-        splits: The run's data, for the pictures; loaded as the run's configuration says if None.
+        folder: Of a run of ``bgl train``; or the folders of several runs, for one page.
+        path: File to write; default: ``explorer.html`` in the (first) folder.
+        splits: The data, for the pictures; loaded as each run's configuration says if None.
+
+    Raises:
+        FileNotFoundError: If a folder does not exist.
+        ValueError: If there is no folder.
     """
-    return write_page(run_payload(Path(folder), splits), path or Path(folder) / "explorer.html")
+    folders = [Path(folder)] if isinstance(folder, (str, Path)) else [Path(f) for f in folder]
+    if not folders:
+        raise ValueError("Expected argument `folder` to have at least one run folder, but got none")
+    runs = [run_payload(f, splits) for f in folders]
+    title = f"{'Run' if len(runs) == 1 else 'Runs'} {', '.join(run['name'] for run in runs)}"
+    page = {"title": title, "kind": "run", "runs": runs}
+    return write_page(page, path or folders[0] / "explorer.html")
 
 
 def run_payload(folder: Path, splits: Splits | None = None) -> dict[str, Any]:
@@ -88,21 +105,23 @@ def run_payload(folder: Path, splits: Splits | None = None) -> dict[str, Any]:
 
     atlases: dict[str, Any] = {}
     payload: dict[str, Any] = {
-        "title": f"Run {folder.resolve().name}",
-        "kind": "run",
+        "name": folder.resolve().name,
         "notes": notes,
+        "overview": overview(results),
         "atlases": atlases,
         "graphs": _graphs(recorded, pictures, atlases, notes),
         "table": {"header": header, "cells": cells} if cells else None,
         "selection": results.get("selection"),
         "curves": _curves(trainings),
-        "config": [{"name": t.name, "text": t.text} for t in trainings if t.text],
+        "config": [{"name": t.title, "text": t.text} for t in trainings if t.text],
     }
     if about := {name: value for name, value in results.items() if name != "rows"}:
         text = yaml.safe_dump(about, sort_keys=False, allow_unicode=True)
         payload["config"].insert(0, {"name": "About this run", "text": text})
     tested = [t for t in recorded if "nearest" in t.recorded]
-    payload |= _retrieval(pretrained, tested, pictures, atlases, notes)
+    payload |= retrieval_payload(
+        pretrained, tested, lambda places: _atlas(pictures, places, notes), atlases, notes
+    )
     return payload
 
 
@@ -180,155 +199,32 @@ def _graphs(
         classes = arrays["batch_classes"][present].tolist()
         nodes = arrays["batch_names"].tolist()
         graphs.append(
-            graph_payload(training.name, frames, labels.tolist(), classes, nodes, sheet, about)
+            graph_payload(training.title, frames, labels.tolist(), classes, nodes, sheet, about)
         )
     if recorded and not graphs:
         notes.append("No model of this run was trained with a graph.")
     return graphs
 
 
-def _retrieval(
-    pretrained: Arrays,
-    tested: list[Training],
-    pictures: Readers,
-    atlases: dict[str, Any],
-    notes: list[str],
-) -> dict[str, Any]:
-    """Collect the answers to the queries under every model, and the maps."""
-    models = [("pretrained", pretrained)] if "nearest" in pretrained else []
-    models += [(t.name, t.recorded) for t in tested]
-    models = [m for m in models if _same_items(m[1], models[0][1])]
-    tested = [t for t in tested if t.name in dict(models)]
-    if not models:
-        notes.append("No answers to test queries were recorded: no map and no retrieval browser.")
-        return {}
-    first = models[0][1]
-    queries, spots = first["queries"], first["map_items"]
-    shift = 0 if bool(first["own_gallery"]) else len(first["test_labels"])
-    width = min(arrays["nearest"].shape[1] for _, arrays in models)
-    answers = {name: arrays["nearest"] for name, arrays in models}
-    refined = {t.name: f"{t.name}, refined" for t in tested if _fits(t, queries, width)}
-    answers |= {refined[t.name]: t.refined["nearest"] for t in tested if t.name in refined}
-    found = {name: nearest[:, :width] + shift for name, nearest in answers.items()}
-    wanted = np.unique(np.concatenate([queries, spots, *(f.ravel() for f in found.values())]))
-    labels, names = first["test_labels"], first["test_names"]
-    if shift:
-        labels = np.concatenate([labels, first["gallery_labels"]])
-        names = np.concatenate([names, first["gallery_names"]])
-    if len(wanted) > 65535:
-        notes.append("Too many test images for one page: no map and no retrieval browser.")
-        return {}
-    places = [
-        ("gallery", i - shift) if shift and i >= shift else ("test", i) for i in wanted.tolist()
-    ]
-    if made := _atlas(pictures, places, notes):
-        atlases["items"] = made
-
-    def slots(ids: np.ndarray) -> np.ndarray:
-        return np.searchsorted(wanted, ids)
-
-    views: list[dict[str, Any]] = []
-    points: np.ndarray | None = None
-    for name, arrays in models:
-        if np.array_equal(arrays["map_items"], spots):
-            features = torch.from_numpy(arrays["map_features"].astype(np.float32))
-            points = project(features, start=points)
-            title = "before training" if name == "pretrained" else name
-            shown = scattered(points, 150, 0.045)
-            views.append({"name": title, "points": text64(points.ravel(), "f4"), "shown": shown})
-    return {
-        "items": {
-            "labels": labels[wanted].tolist(),
-            "names": names[wanted].tolist(),
-            "classes": first["test_classes"].tolist(),
-        },
-        "map": {"items": slots(spots).tolist(), "views": views},
-        "retrieval": {
-            "k": width,
-            "queries": slots(queries).tolist(),
-            "models": [
-                {"name": name, "nearest": text64(slots(ids).ravel(), "u2")}
-                for name, ids in found.items()
-            ],
-            "comparisons": _comparisons(tested, refined, list(found)),
-        },
-    }
-
-
-def _same_items(one: Arrays, other: Arrays) -> bool:
-    """Tell whether two models were asked the same queries, and searched the same gallery."""
-    names = ("queries", "test_names", "gallery_names")
-    return all(np.array_equal(one.get(name, ()), other.get(name, ())) for name in names)
-
-
-def _fits(training: Training, queries: np.ndarray, width: int) -> bool:
-    """Tell whether a model has answers of refined embeddings to these queries."""
-    recorded, refined = training.recorded, training.refined
-    gallery = recorded["test_labels" if recorded["own_gallery"] else "gallery_labels"]
-    return (
-        bool(refined)
-        and np.array_equal(refined["queries"], queries)
-        and refined["nearest"].shape[1] >= width
-        and int(refined["nearest"].max(initial=0)) < len(gallery)
-    )
-
-
-def _comparisons(
-    tested: list[Training], refined: dict[str, str], models: list[str]
-) -> list[dict[str, Any]]:
-    """Name the models whose answers are shown side by side, by their numbers.
-
-    Args:
-        tested: The trained models that have answers.
-        refined: Names of refined models, by that of the plain one.
-        models: Names of all that have answers, in their order.
-    """
-    number: dict[str | None, int] = {name: i for i, name in enumerate(models)}
-    plain = {t.seed: t.name for t in reversed(tested) if not t.has_graph}
-    any_plain = next(iter(plain.values()), None)
-    pairs: list[tuple[str | None, str | None]] = [
-        (t.name, plain.get(t.seed, any_plain)) for t in tested if t.has_graph
-    ]
-    return [
-        {
-            "name": name or "none",
-            "before": number.get("pretrained"),
-            "without": number.get(base),
-            "graph": number.get(name),
-            "by": "training" if base is None else "graph",
-        }
-        for name, base in pairs or [(None, any_plain)]
-    ] + [
-        {
-            "name": f"{name} (transductive)",
-            "titles": ["Before training", "As trained", "Refined"],
-            "before": number.get("pretrained"),
-            "without": number[plain_name],
-            "graph": number[name],
-            "by": "refinement",
-        }
-        for plain_name, name in refined.items()
-    ]
-
-
 def _curves(trainings: list[Training]) -> list[dict[str, Any]]:
     """Collect the lines by panel: a colour for each model, a dash for each quantity."""
     panels = []
     for title, columns in CURVES.items():
+        unit, factor = ("", 1) if title == "Loss" else ("%", 100)
         lines = []
         for color, training in enumerate(trainings):
-            for dash, column in enumerate(columns):
+            for dash, (column, name) in enumerate(columns.items()):
                 rows = [row for row in training.history if column in row and "epoch" in row]
                 if rows:
                     lines.append(
                         {
-                            "name": f"{training.name} {column.removeprefix('val_')}",
+                            "name": f"{training.title}: {name}",
                             "x": [row["epoch"] for row in rows],
-                            "y": [row[column] for row in rows],
+                            "y": [factor * row[column] for row in rows],
                             "color": color,
                             "dash": dash % len(STYLES),
                         }
                     )
         if lines:
-            panels.append({"title": title, "lines": lines})
+            panels.append({"title": title, "unit": unit, "lines": lines})
     return panels

@@ -34,6 +34,11 @@ class Training:
         return self.name.removesuffix(f"-seed{self.seed}")
 
     @property
+    def title(self) -> str:
+        """Return the name as the page shows it."""
+        return self.name if self.arm == self.name else f"{self.arm}, seed {self.seed}"
+
+    @property
     def has_graph(self) -> bool:
         return self.config is not None and self.config.method != "none"
 

@@ -24,6 +24,7 @@ from jsonargparse import (
 
 from bgl._checks import check_choice
 from bgl._io import check_yaml, read_yaml, write_text
+from bgl._registry import reserve
 from bgl._usage import RUN_OPTIONS, check_options, check_train_words, dashes, option
 from bgl.pipeline.published import published_rows
 from bgl.pipeline.results import COMMAND_FILE, read_record
@@ -41,6 +42,8 @@ OF_A_RUN = (
     *("config", "method", "seed", "output_dir", "log", "plugin", "resume", "refine", "pixels"),
     *("recipe", "quick"),
 )
+
+reserve(RUN_OPTIONS, "an option of a run")
 
 
 def load_yaml(text: str) -> Any:

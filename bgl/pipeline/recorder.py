@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 from torch_geometric.data import Data
 
 from bgl._neighbors import nearest
@@ -25,9 +26,38 @@ MOST_NODES = 405
 K = 8  # answers kept for a query
 MOST_QUERIES, FEW_QUERIES = 5000, 200  # a larger test set is sampled
 MAP_ITEMS, MAP_DIM = 1200, 32
+BINS = 100  # of the histograms of similarities, from -1 to 1
+
+Vectors = tuple[Tensor, Tensor | None]  # of the test classes, and of their gallery
 
 
-class Recorder(Progress):
+class LastTest(Progress):
+    """Keep the embeddings of the test classes that are compared, as they were measured last.
+
+    Args:
+        splits: The data that are trained on.
+    """
+
+    def __init__(self, splits: Splits) -> None:
+        self.splits = splits
+        self.vectors: Vectors | None = None
+
+    def measured(
+        self,
+        data: ImageDataset,
+        vectors: dict[str, Tensor],
+        gallery: dict[str, Tensor] | None = None,
+    ) -> None:
+        if data is self.splits.test:
+            self.vectors = kept(vectors), None if gallery is None else kept(gallery)
+
+
+def kept(vectors: dict[str, Tensor]) -> Tensor:
+    """Return the vectors that are refined and shown."""
+    return vectors[compared(vectors)]
+
+
+class Recorder(LastTest):
     """Keep the graphs of one validation batch, and the answers to test queries.
 
     The recorder listens to the training loop and writes ``explorer.npz`` (some hundred kilobytes)
@@ -41,15 +71,14 @@ class Recorder(Progress):
     """
 
     def __init__(self, folder: str | Path, splits: Splits) -> None:
+        super().__init__(splits)
         self.path = Path(folder) / RECORD_FILE
-        self.splits = splits
         self.data = splits.train if splits.val is None else splits.val
         self.batch: list[int] = []
         self.frames: list[Frame] = []
         self.found: Arrays = {}
         self.moments: set[int] = set()
         self.features: Tensor | None = None  # of the batch, where the loop has measured it
-        self.tested: tuple[Tensor, Tensor | None] | None = None
         self.run: TrainingRun | None = None
 
     def begin(self, run: TrainingRun, epochs: int) -> None:
@@ -77,11 +106,8 @@ class Recorder(Progress):
         vectors: dict[str, Tensor],
         gallery: dict[str, Tensor] | None = None,
     ) -> None:
-        if data is self.splits.test:
-            name = compared(vectors)
-            others = None if gallery is None else gallery[name].cpu()
-            self.tested = vectors[name].cpu(), others
-        elif data is self.data:
+        super().measured(data, vectors, gallery)
+        if data is self.data:
             self.features = vectors["backbone"][self.batch].cpu()
 
     def finish(self) -> None:
@@ -89,21 +115,25 @@ class Recorder(Progress):
 
         Call it when training is over.
         """
-        if self.tested is None:
+        if self.vectors is None:
             return
-        x, gallery = self.tested
+        x, gallery = self.vectors
         n = len(x)
+        labels = self.splits.test.labels
+        others = labels if self.splits.gallery is None else self.splits.gallery.labels
+        items = map_items(labels)
         queries = torch.arange(n)
         if n > MOST_QUERIES:
-            queries = torch.linspace(0, n - 1, FEW_QUERIES).long()
+            queries = torch.cat([torch.linspace(0, n - 1, FEW_QUERIES).long(), items]).unique()
         k = min(K, n - 1 if gallery is None else len(gallery))
-        items = map_items(self.splits.test.labels)
         self.found = {
             "queries": queries.numpy(),
-            "nearest": nearest(x, queries, k, gallery).numpy().astype(np.int32),
+            "nearest": nearest(x, queries, k, gallery).cpu().numpy().astype(np.int32),
+            "ranks": first_right(x, labels, queries, gallery, others).numpy().astype(np.int32),
+            "similarities": similarities(x[items].cpu(), labels[items]).numpy(),
             "own_gallery": np.array(gallery is None),
             "map_items": items.numpy(),
-            "map_features": pca(x[items], MAP_DIM).astype(np.float16),
+            "map_features": pca(x[items].cpu(), MAP_DIM).astype(np.float16),
         }
         self._write()
 
@@ -161,6 +191,41 @@ def map_items(labels: Tensor, most: int = MAP_ITEMS) -> Tensor:
     wanted = max(1, round(most / (len(labels) / len(classes))))
     kept = classes[torch.linspace(0, len(classes) - 1, wanted).long()]
     return torch.isin(labels, kept).nonzero().flatten()[: 2 * most]
+
+
+def first_right(
+    x: Tensor, labels: Tensor, queries: Tensor, gallery: Tensor | None, gallery_labels: Tensor
+) -> Tensor:
+    """Rank the first image of the query's class by cosine [Q], from 1; 0 where there is none.
+
+    The vectors may be on a device that the labels are not on.
+    """
+    labels, gallery_labels = labels.to(x.device), gallery_labels.to(x.device)
+    rows, columns = normalize(x), normalize(x if gallery is None else gallery)
+    ranks = []
+    for block in queries.to(x.device).split(256):
+        score = rows[block] @ columns.T
+        if gallery is None:
+            score.scatter_(1, block[:, None], -torch.inf)
+        wrong = labels[block][:, None] != gallery_labels
+        best = score.masked_fill(wrong, -torch.inf).amax(dim=1, keepdim=True)
+        rank = 1 + (wrong & (score > best)).sum(dim=1)
+        ranks.append(rank.masked_fill(best[:, 0] == -torch.inf, 0).cpu())
+    return torch.cat(ranks)
+
+
+def similarities(x: Tensor, labels: Tensor) -> Tensor:
+    """Count the pairs of images by cosine [2, BINS]: those of one class, those of two classes."""
+    unit = normalize(x)
+    counts = torch.zeros(2, BINS, dtype=torch.long)
+    for start in range(0, len(x), 256):
+        rows = torch.arange(start, min(start + 256, len(x)))
+        score = (unit[rows] @ unit.T).clamp(-1, 1)
+        later = torch.arange(len(x)) > rows[:, None]  # each pair once
+        same = labels[rows][:, None] == labels
+        for kind, pairs in enumerate((later & same, later & ~same)):
+            counts[kind] += torch.histc(score[pairs], BINS, -1, 1).long()
+    return counts
 
 
 def fixed_batch(labels: Tensor, size: int, per_class: int) -> list[int]:

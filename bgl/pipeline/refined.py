@@ -15,7 +15,7 @@ from torch import Tensor
 from bgl import models
 from bgl._io import write_text
 from bgl._neighbors import nearest
-from bgl.datasets import ImageDataset, Splits, recall_at
+from bgl.datasets import Splits, recall_at
 from bgl.forecasting import Forecast, forecast
 from bgl.images import BrokenImageError
 from bgl.images.finding import find_images
@@ -25,36 +25,15 @@ from bgl.models import Encoder, ModelConfig
 from bgl.models.storage import empty_model
 from bgl.pipeline.arrays import RECORD_FILE, REFINED_FILE, read_or_note, write_arrays
 from bgl.pipeline.comparison import OTHER_EPOCHS
+from bgl.pipeline.recorder import Vectors, kept
 from bgl.pipeline.results import Row, compared, read_record
 from bgl.refinement import refine
 from bgl.training import Evaluator, Progress, TrainConfig, make_accelerator
 from bgl.training.distributed import broadcast_module, on_first_process
 
 Metrics = dict[str, float]
-Vectors = tuple[Tensor, Tensor | None]  # of the test classes, and of their gallery
 
 K = 7  # refine's default, lowered for tiny test sets
-
-
-class LastTest(Progress):
-    """Keep the embeddings of the test classes that can be refined, as they were measured last.
-
-    Args:
-        splits: The data that are trained on.
-    """
-
-    def __init__(self, splits: Splits) -> None:
-        self.splits = splits
-        self.vectors: Vectors | None = None
-
-    def measured(
-        self,
-        data: ImageDataset,
-        vectors: dict[str, Tensor],
-        gallery: dict[str, Tensor] | None = None,
-    ) -> None:
-        if data is self.splits.test:
-            self.vectors = _kept(vectors), None if gallery is None else _kept(gallery)
 
 
 def refined_rows(
@@ -175,9 +154,7 @@ def check_refinement(
             on_broken=lambda _, error: broken.append(error),
         )
         if broken:
-            warnings.warn(
-                f"{len(broken)} images are left out, the first: {broken[0]}", stacklevel=2
-            )
+            warnings.warn(f"{len(broken)} image(s) left out; the first: {broken[0]}", stacklevel=2)
     return forecast(x, **{**setting, "k": min(setting.get("k", K), max(1, len(x) - 1))})
 
 
@@ -185,8 +162,8 @@ def embed_to_refine(evaluator: Evaluator, splits: Splits) -> Vectors:
     """Embed the test classes and their gallery: the embedding of the model that is refined."""
     gallery = splits.gallery
     return (
-        _kept(evaluator.embed(splits.test)),
-        None if gallery is None else _kept(evaluator.embed(gallery)),
+        kept(evaluator.embed(splits.test)),
+        None if gallery is None else kept(evaluator.embed(gallery)),
     )
 
 
@@ -219,11 +196,6 @@ def _embed(
     encoder = loaded[0] if loaded else Encoder(empty_model(stored), stored, device)
     broadcast_module(encoder.model)
     return embed_to_refine(Evaluator(encoder, workers=config.workers, progress=progress), splits)
-
-
-def _kept(vectors: dict[str, Tensor]) -> Tensor:
-    """Return the vectors that are refined."""
-    return vectors[compared(vectors)]
 
 
 def chosen_epoch_only(row: Row) -> Row:

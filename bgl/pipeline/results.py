@@ -101,6 +101,7 @@ class About(TypedDict, total=False):
 
     started: str
     seconds: float
+    failed: dict[str, str]  # models that the last command could not train, and why
     dataset: Dataset
     protocol: str
     selection: str

@@ -39,9 +39,10 @@ from bgl.pipeline.explorer import explore_run
 from bgl.pipeline.files import read_results
 from bgl.pipeline.folder import locked, new_folder
 from bgl.pipeline.options import Command, parse, write_command
+from bgl.pipeline.outcome import FAILURES, Outcome
 from bgl.pipeline.picture import GRAPH_FILE, draw_first_graph
-from bgl.pipeline.recorder import Recorder
-from bgl.pipeline.refined import LastTest, refined_rows
+from bgl.pipeline.recorder import LastTest, Recorder
+from bgl.pipeline.refined import refined_rows
 from bgl.pipeline.results import (
     RESULT_FILE,
     RESULTS_FILE,
@@ -55,6 +56,7 @@ from bgl.pipeline.table import print_table
 from bgl.pipeline.terminal import TerminalProgress
 from bgl.pipeline.tracking import check_trackers
 from bgl.training import Interrupted, Progress, ProgressList, TrainConfig, make_accelerator
+from bgl.training.build import check_parts
 from bgl.training.distributed import on_first_process
 from bgl.training.loop import check_classes
 
@@ -69,12 +71,17 @@ class Run:
     folder: Path
     rows: list[Row]
 
-    def measure(self, progress: Progress, announce: Callable[[str], None]) -> None:
+    def measure(self, progress: Progress, announce: Callable[[str], None]) -> dict[str, Exception]:
         """Train what is not trained yet, measure everything, and keep every row at once.
+
+        A model whose training fails does not end the others.
 
         Args:
             progress: Told about stages, items and epochs.
             announce: Told what begins and what was found, a line each.
+
+        Returns:
+            What failed, by the name of the model, and why.
         """
         command, splits, folder = self.command, self.splits, self.folder
         started = time.perf_counter()
@@ -82,13 +89,14 @@ class Run:
         def save(new: list[Row]) -> None:
             self.rows[:] = with_new(self.rows, new)
             self.about["seconds"] = time.perf_counter() - started
+            self.about["failed"] = {name: str(why) for name, why in outcome.failed.items()}
             if main_process:
                 results = {**self.about, "rows": self.rows}
                 write_text(folder / RESULTS_FILE, json.dumps(results, indent=1))
             for line in row_lines(new):
                 announce(line)
 
-        main_process = PartialState().is_main_process
+        outcome, main_process = Outcome(), PartialState().is_main_process
         save(pixel_rows(command.configs[0], splits, command.pixels))
         if main_process:
             self.draw(announce)
@@ -106,10 +114,16 @@ class Run:
             announce(f"{place.name}: {what}")
             tested = LastTest(splits)
             listeners = ProgressList(tested, progress)
-            trained = trained_rows(config, splits, place, listeners, command.trackers)
-            save(trained)
-            if command.refine:
-                save(refined_rows(trained, config, place, splits, progress, tested.vectors))
+            with outcome.attempt(place.name):
+                trained = trained_rows(config, splits, place, listeners, command.trackers)
+                save(trained)
+                if command.refine:
+                    save(refined_rows(trained, config, place, splits, progress, tested.vectors))
+            if place.name in outcome.failed:
+                announce(f"{place.name}: failed: {outcome.failed[place.name]}")
+        if outcome.failed:
+            save([])
+        return outcome.failed
 
     def draw(self, announce: Callable[[str], None]) -> None:
         """Draw the graph of some images, in the first minute, where a method has one."""
@@ -152,6 +166,8 @@ def claimed(command: Command, splits: Splits) -> Iterator[Run]:
     command = fit_batches(command, splits)
     for config in command.configs:
         check_classes(config, splits)
+        if config.seed == command.configs[0].seed:
+            check_parts(config, splits.train.num_classes, splits.train.labels)
     first = command.configs[0]
     # before anything starts CUDA, or asks for the state of the processes
     make_accelerator(first.device, first.deterministic)
@@ -189,24 +205,26 @@ def run_command(argv: list[str], console: Console, program: str) -> int:
         progress = TerminalProgress(console)
         try:
             with progress.bars:
-                run.measure(progress, progress.say)
+                failed = run.measure(progress, progress.say)
         except KeyboardInterrupt:
             given = [word for name in plugins for word in ("--plugin", name)]
             words = [program, shlex.join(["--resume", str(run.folder), *given])]
             line = f"\nto go on: {' '.join(words)}"
             console.print(line, markup=False, highlight=False, soft_wrap=True)
             raise
-        except (ValueError, OSError, FloatingPointError, MemoryError) as error:
+        except FAILURES as error:
             complain(error)
             return 1
         if PartialState().is_main_process:
             show(run, console)
-        return 0
+            for name, why in failed.items():
+                complain(why, f"{name} failed: ")
+        return int(bool(failed))
 
 
-def complain(error: Exception) -> None:
+def complain(error: Exception, start: str = "") -> None:
     """Print an error as one line."""
-    line = escape(as_on_the_command_line(str(error)))
+    line = escape(start + as_on_the_command_line(str(error)))
     if isinstance(error, BrokenImageError):
         line += "; mend it, or train anew without it: `skip_broken` (--skip-broken) leaves it out"
     Console(stderr=True).print(f"[bold red]error:[/] {line}", highlight=False, soft_wrap=True)
@@ -236,6 +254,7 @@ def show(run: Run, console: Console) -> None:
     print_table(
         rows,
         f"{splits.name}: retrieval among the {splits.test.num_classes} test classes, in percent",
+        list(run.about["failed"]),
     )
     legend = f"{TOUR if run.command.quick else ''}{LEGEND.format(selection=run.about['selection'])}"
     console.print(legend, highlight=False, markup=False, soft_wrap=True)

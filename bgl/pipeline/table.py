@@ -14,8 +14,8 @@ from bgl.pipeline.comparison import TRANSDUCTIVE, comparison
 from bgl.pipeline.results import Row
 
 
-def print_table(rows: list[Row], title: str) -> None:
-    """Show the table on the terminal."""
+def print_table(rows: list[Row], title: str, failed: Collection[str] = ()) -> None:
+    """Show the table on the terminal, and the names of models whose training failed."""
     header, cells = comparison(rows)
     table = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0))
     for number, column in enumerate(header):
@@ -28,6 +28,8 @@ def print_table(rows: list[Row], title: str) -> None:
         table.add_row("[bold]refined over the whole gallery, without labels[/]")
     for line in cells[len(plain) :]:  # they come last
         table.add_row(*line)
+    for name in failed:
+        table.add_row(f"{name}: failed")
     # every column whole, also where the output is no terminal
     Console(width=max(150, Console().width)).print(table)
 

@@ -111,8 +111,8 @@ class FolderStore:
             self._read(path)  # another process may have changed it
             gone = {*removed, *(key for part in added for key in part.keys)}
             kept = torch.tensor([key not in gone for key in self._keys])
-            index = self._index if self._faiss is not None else None
-            if index is not None and not kept.all():
+            index = None if self._faiss is None else self._index
+            if self._faiss is not None and index is not None and not kept.all():
                 approximate.remove(self._faiss, index, kept)
             _write(path, self.about, chain(self._parts(kept), added), self._kind, index)
         self._read(path)

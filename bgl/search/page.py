@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import html
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bgl._gallery import figure, short_name, write_gallery
+from bgl.images.reading import printable
 from bgl.search.index import Hit
 
 
@@ -30,17 +32,30 @@ def write_results(
         >>> page.name
         'search.html'
     """
-    sections = [_section(query, hits, measure) for query, hits in results.items()]
-    return write_gallery(path, "Search results", about, sections)
+    sections = [_section(query, hits) for query, hits in results.items()]
+    lines = [about, f"The number under each image is its {measure} to the query, nearest first."]
+    return write_gallery(path, "Search results", " · ".join(filter(None, lines)), sections)
 
 
-def _section(query: Path, hits: Sequence[Hit], measure: str) -> str:
-    figures = "\n".join(
-        f"<li>{figure(hit.path, f'{rank}. {measure} {hit.score:.3f}')}</li>"
-        for rank, hit in enumerate(hits, start=1)
-    )
+def _section(query: Path, hits: Sequence[Hit]) -> str:
+    """Show a query, the classes of its hits by number, and the hits."""
+    figures = "\n".join(f"<li>{_hit(rank, hit)}</li>" for rank, hit in enumerate(hits, start=1))
+    counts = Counter(_class(hit) for hit in hits).most_common()
+    classes = ", ".join(f"{name} ({count})" for name, count in counts)
     name = html.escape(short_name(query))
     return (
-        f'<section>\n<h2>{name}</h2>\n<div class="query">{figure(query, "query")}</div>\n'
-        f"<ol>\n{figures}\n</ol>\n</section>"
+        f"<section>\n<h2>{name}</h2>\n<p>Found: {html.escape(classes)}</p>\n"
+        f'<div class="answer">{figure(query, "query", "")}\n<ol>\n{figures}\n</ol></div>\n'
+        "</section>"
     )
+
+
+def _hit(rank: int, hit: Hit) -> str:
+    return figure(
+        hit.path, f"{rank}. {_class(hit)}", f"{hit.score:.3f} · {printable(hit.path.name)}"
+    )
+
+
+def _class(hit: Hit) -> str:
+    """Name the class of a hit: its label, else its folder."""
+    return printable(hit.label or hit.path.parent.name)

@@ -3,6 +3,7 @@
 from bgl._extras import extra
 
 with extra("train"):
+    from bgl.training.adapting import AdaptConfig, adapt_encoder
     from bgl.training.build import build_encoder, build_model, make_accelerator
     from bgl.training.config import TrainConfig
     from bgl.training.evaluation import (
@@ -24,6 +25,7 @@ with extra("train"):
 
 __all__ = [
     "TEACHERS",
+    "AdaptConfig",
     "DiffusedTeacher",
     "Evaluator",
     "Interrupted",
@@ -37,6 +39,7 @@ __all__ = [
     "TrainResult",
     "TrainingRun",
     "WideTeacher",
+    "adapt_encoder",
     "build_encoder",
     "build_model",
     "evaluate",

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import hashlib
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,14 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from bgl import models
-from bgl._checks import check_int, check_real
+from bgl._checks import check_choice, check_int, check_real
 from bgl._io import remove_leftovers
 from bgl._memory import out_of_memory
 from bgl._neighbors import nearest
-from bgl._precision import at_least_float32
 from bgl.datasets import ImageDataset
 from bgl.images import train_transform
 from bgl.images.loading import ImageLoader, num_workers
-from bgl.losses import RelaxedContrastiveLoss
+from bgl.losses import RelatedNeighborsLoss, RelaxedContrastiveLoss
 from bgl.models import BatchGraphOutput, Encoder
 from bgl.models.files import WEIGHTS_FILE
 from bgl.readout import LinearReadout
@@ -51,6 +51,7 @@ from bgl.training.loop import freeze_batch_norm
 from bgl.training.progress import Progress, TrainingRun
 from bgl.training.step import Step
 
+LOSSES = {"related": RelatedNeighborsLoss, "relaxed": RelaxedContrastiveLoss}
 VIEWS = (1, 2)  # seeds of the two augmented views whose neighbours are compared
 VIEWED = 4096  # images at most whose neighbours are compared: enough for a third decimal
 
@@ -62,6 +63,8 @@ class AdaptConfig:
     Args:
         epochs: Number of epochs at most.
         patience: Epochs without a better agreement after which it ends.
+        loss: "related": :class:`bgl.losses.RelatedNeighborsLoss`, or "relaxed":
+            :class:`bgl.losses.RelaxedContrastiveLoss`.
         k: Neighbours of an image in the learned graph; about the size of a class is good.
         shrinkage: Of the gallery's metric, see :class:`bgl.RefinedGallery`.
         batch_size: Images in a batch.
@@ -80,8 +83,9 @@ class AdaptConfig:
 
     epochs: int = 10
     patience: int = 2
+    loss: str = "related"
     k: int = 7
-    shrinkage: float = 0.1
+    shrinkage: float = 1.0
     batch_size: int = 128
     group: int = 4
     crop_scale: float = 0.5
@@ -97,6 +101,7 @@ class AdaptConfig:
     def __post_init__(self) -> None:
         for name, minimum in {"patience": 1, "k": 1, "batch_size": 2, "group": 2}.items():
             check_int(getattr(self, name), name, minimum)
+        check_choice(self.loss, "loss", tuple(LOSSES))
         check_real(self.shrinkage, "shrinkage", 1e-6, 1e6)
         if self.group > self.batch_size:
             raise ValueError(
@@ -107,7 +112,7 @@ class AdaptConfig:
 
     def as_training(self) -> TrainConfig:
         """Describe the optimisation to the parts of the training loop; the rest is checked."""
-        shared = {field.name for field in dataclasses.fields(TrainConfig)}
+        shared = {field.name for field in dataclasses.fields(TrainConfig)} - {"loss"}
         own = {name: value for name, value in self.to_dict().items() if name in shared}
         return TrainConfig(method="none", per_class=1, readout="none", **own)
 
@@ -155,6 +160,7 @@ class Relations(nn.Module):
 
     refined: Tensor
     near: Tensor
+    views = 1  # of an image in a batch
 
     def __init__(self, n: int, channels: int, k: int, shrinkage: float) -> None:
         super().__init__()
@@ -205,14 +211,15 @@ def adapt_encoder(
     folder: str | Path,
     config: AdaptConfig,
     progress: Progress | None = None,
+    make_relations: Callable[..., Relations] = Relations,
 ) -> tuple[Encoder, list[dict[str, Any]]]:
     """Adapt an encoder to images; their labels are not used.
 
     After every epoch, and before the first, an older copy of the encoder embeds all images, of
     which :class:`Relations` learns the gallery's metric and graph. Batches are groups of
-    neighbours, and :class:`bgl.losses.RelaxedContrastiveLoss` learns the relations, in that metric
-    and from augmented images. The older copy is what is measured: by the :func:`agreement` of its
-    neighbours under two augmented views, in the same metric. When that has not risen for
+    neighbours; the encoder's output learns their relations by ``config.loss``, from augmented
+    images. The older copy is what is measured: by the :func:`agreement` of its
+    neighbours under two augmented views, in that metric. When that has not risen for
     ``config.patience`` epochs the run ends. The model of the best epoch is kept, which may be the
     one as it came (epoch 0), with the gallery's metric as its readout.
 
@@ -225,6 +232,7 @@ def adapt_encoder(
         folder: Where files go; made if needed.
         config: How to adapt.
         progress: Told about stages, items and epochs.
+        make_relations: Where relations come from, if not from the learned graph.
 
     Returns:
         The adapted model, and the rows of ``metrics.csv``, the first of which is epoch 0.
@@ -245,7 +253,15 @@ def adapt_encoder(
         out_of_memory("use a smaller --batch-size; the last checkpoint is kept"),
         Interruption() as interruption,
     ):
-        return _adapt(encoder, data, Path(folder), config, progress or Progress(), interruption)
+        return _adapt(
+            encoder,
+            data,
+            Path(folder),
+            config,
+            progress or Progress(),
+            interruption,
+            make_relations,
+        )
 
 
 def _adapt(
@@ -255,6 +271,7 @@ def _adapt(
     config: AdaptConfig,
     progress: Progress,
     interruption: Interruption,
+    make_relations: Callable[..., Relations],
 ) -> tuple[Encoder, list[dict[str, Any]]]:
     training = config.as_training()
     accelerator = make_accelerator(config.device)
@@ -284,18 +301,21 @@ def _adapt(
         batch_size=len(mine),
         workers=num_workers(config.workers, isinstance(data.images, Tensor)),
     )
+    channels = older.embed(data.subset([0])).size(1)
+    relations = make_relations(len(data), channels, config.k, config.shrinkage).to(device)
     sampler = ClassBalancedSampler(  # a group is a class, drawn with its nearest ones
-        torch.arange(len(data)), config.batch_size, 1, config.seed, neighbors=config.group - 1
+        torch.arange(len(data)),
+        config.batch_size,
+        relations.views,
+        config.seed,
+        neighbors=config.group - 1,
     )
     optimizer = make_optimizer(training, model)
     schedule = make_schedule(training, optimizer, steps=config.epochs * len(sampler))
-    channels = older.embed(data.subset([0])).size(1)
-    relations = Relations(len(data), channels, config.k, config.shrinkage).to(device)
-    criterion = RelaxedContrastiveLoss()
+    criterion = LOSSES[config.loss]()
 
     def losses(output: BatchGraphOutput, batch: Tensor, *_: Any) -> dict[str, Tensor]:
-        features = relations.metric(at_least_float32(output.features))
-        return {"loss": criterion(features, relations(batch))}
+        return {"loss": criterion(output.features, relations(batch))}
 
     step = Step(training, model, optimizer, device, losses, average=average)
     parts: dict[str, Any] = {
@@ -378,8 +398,8 @@ def _adapt(
             if epoch == 0:
                 check_different(features, config.k)
             relations.learn(features)
-            views = [relations.metric(view(number)) for number in VIEWS]
-            row = position.row | {"agreement": agreement(*views, config.k)}
+            one, other = (relations.metric(view(number)) for number in VIEWS)
+            row = position.row | {"agreement": agreement(one, other, config.k)}
             row["seconds"] = checkpoint.seconds
             history.append(row)
             position = Position(history)

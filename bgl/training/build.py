@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from bgl.models import (
     assemble_model,
     create_backbone,
 )
+from bgl.models.weights import read_state_dict
 from bgl.samplers import SAMPLERS, BatchSampler
 from bgl.training.average import WeightAverage
 from bgl.training.config import TrainConfig
@@ -128,6 +130,23 @@ def build_model(config: TrainConfig) -> tuple[BatchGraphModel, BackboneInfo]:
     return model, info
 
 
+def check_parts(config: TrainConfig, num_classes: int, labels: Tensor) -> None:
+    """Build all parts of a configuration, without memory for the model: do its options fit?
+
+    Raises:
+        ValueError: If one of them does not; the message names it.
+        FileNotFoundError: If there is no file with the weights.
+    """
+    with torch.device("meta"):
+        _, info = build_model(dataclasses.replace(config, weights="none"))
+    if config.weights not in ("auto", "none"):
+        read_state_dict(config.weights)
+    build_criterion(config, num_classes)
+    build_augmentation(config, num_classes)
+    build_teachers(config, num_classes, info.num_features)
+    build_sampler(config, labels)
+
+
 def freeze_parts(backbone: nn.Module, names: list[str]) -> None:
     """Freeze the named parts of an encoder.
 
@@ -157,6 +176,7 @@ def describe_model(config: TrainConfig, info: BackboneInfo) -> ModelConfig:
         curvature=config.head_curvature,
         clip_radius=config.clip_radius,
         embedding=config.select_embedding,
+        head_norm=config.head_norm,
     )
 
 
@@ -186,13 +206,10 @@ def build_augmentation(config: TrainConfig, num_classes: int) -> AugmentationPla
 
 def build_teachers(config: TrainConfig, num_classes: int, channels: int) -> Teachers:
     """Build the teachers a configuration names."""
-    make_criterion = partial(build_criterion, config, num_classes)
-    return Teachers(
-        {
-            name: TEACHERS[name](channels, make_criterion, **config.options[name])
-            for name in config.teacher_names
-        }
-    )
+    teachers = {name: TEACHERS[name](**config.options[name]) for name in config.teacher_names}
+    for teacher in teachers.values():
+        teacher.join(channels, partial(build_criterion, config, num_classes))
+    return Teachers(teachers)
 
 
 def build_average(

@@ -57,8 +57,8 @@ class Checkpoint:
         device: Where this process trains.
 
     Attributes:
-        weights: Those of the model that is measured, if they are better than those in the folder:
-            written before the next checkpoint, or a resumed run would report other ones.
+        weights: Those of the chosen epoch so far, in the first process. They are a part of the
+            checkpoint, so that it never disagrees with them, whenever the run is killed.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Checkpoint:
         self.parts = parts
         self.model = model
         self.device = device
-        self.weights: dict[str, Tensor] | None = None
+        self.weights: dict[str, Tensor] = {}
         self._started = time.perf_counter()
         self._written = time.monotonic()
 
@@ -99,17 +99,17 @@ class Checkpoint:
         """
         position.seconds = self.seconds
         if process_index() == 0:
-            if self.weights is not None:
-                models.save(self.weights, self.folder, self.model)
             state = {
                 "config": self.config.to_dict(),
                 "digest": self.digest,
                 "position": dataclasses.asdict(position),
                 "parts": {name: part.state_dict() for name, part in self.parts.items()},
+                "weights": self.weights,
                 "random": random_state(self.device),
             }
             write_pickle(self.path, state)
-        self.weights = None
+            if self.weights:  # the best model so far, for whoever does not go on
+                models.save(self.weights, self.folder, self.model)
         self._written = time.monotonic()
 
     def load(self) -> Position | None:
@@ -129,6 +129,7 @@ class Checkpoint:
             state = torch.load(file, map_location="cpu", weights_only=True)
             stored, stored_digest = dict(state["config"]), str(state["digest"])
             position = Position(**state["position"])
+            self.weights = dict(state["weights"])
         except Exception as error:  # the reader raises errors of many kinds
             raise self._damaged(error) from error
         self.config.check_stored(stored, path)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bgl._checks import check_choice, check_int, check_real
-from bgl._registry import Registry
+from bgl._registry import Registry, reserve
 from bgl.augment import AUGMENTATIONS
 from bgl.losses import LOSSES, MINERS
 from bgl.models import BLOCKS
@@ -81,6 +81,7 @@ class TrainConfig:
         resize: Shorter side of test images before the centre crop; by default 8/7 of image_size.
         crop_scale: Smallest share of an image that a training crop shows.
         head_dim: Dimension of the embedding.
+        head_norm: Normalise the features by a LayerNorm before the head.
         distance: Geometry of the head and its loss: "cosine" or "hyperbolic".
         curvature: Curvature c of the Poincaré ball (hyperbolic only).
         clip_radius: Features are clipped to this norm before the ball (hyperbolic only).
@@ -137,7 +138,7 @@ class TrainConfig:
             float32.
         deterministic: Use algorithms that give the same bits every time also on a GPU, and refuse
             operations that have none (slower; a CPU does so anyway).
-        seed: Seed of everything random.
+        seed: Seed of everything random in a training; the division of the data does not follow it.
         device: "auto", "cpu" or "cuda".
         compile: Compile encoder, blocks and loss with torch.compile: minutes at the start, for
             faster steps on a GPU.
@@ -171,6 +172,7 @@ class TrainConfig:
     resize: int | None = None
     crop_scale: float = 0.2
     head_dim: int = 128
+    head_norm: bool = False
     distance: str = "cosine"
     curvature: float = 0.1
     clip_radius: float = 2.3
@@ -354,6 +356,9 @@ class TrainConfig:
     def head_curvature(self) -> float | None:
         """Return the curvature of the ball that the head maps into; None for a cosine head."""
         return self.curvature if self.distance == "hyperbolic" else None
+
+
+reserve(["none", *(each.name for each in dataclasses.fields(TrainConfig))], "an option of a run")
 
 
 def parts(name: str) -> Registry[Any]:

@@ -109,10 +109,13 @@ class Evaluator:
         }
 
     def measure(
-        self, queries: ImageDataset, gallery: ImageDataset | None = None
+        self,
+        queries: ImageDataset,
+        gallery: ImageDataset | None = None,
+        vectors: dict[str, Tensor] | None = None,
     ) -> dict[str, Metrics]:
-        """Measure retrieval by each embedding."""
-        vectors = self.embed(queries)
+        """Measure retrieval by each embedding; ``vectors`` are the queries', if they are known."""
+        vectors = self.embed(queries) if vectors is None else vectors
         others = None if gallery is None else self.embed(gallery)
         self.progress.measured(queries, vectors, others)
         return evaluate(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -16,13 +16,12 @@ from bgl._io import remove_leftovers, write_tensors
 from bgl._memory import out_of_memory, peak_memory_mb
 from bgl._precision import at_least_float32
 from bgl.augment import AugmentedLoss, ClassStatistics
-from bgl.datasets import ImageDataset, Splits, recall_at
+from bgl.datasets import Splits, recall_at
 from bgl.images import ImageCache, train_transform
 from bgl.images.loading import ImageLoader, Key, num_workers
 from bgl.images.transforms import resized_side
 from bgl.layers import FeatureMemory
 from bgl.models import BackboneInfo, BatchGraphOutput, Encoder
-from bgl.models.files import WEIGHTS_FILE
 from bgl.samplers import ClassPositions
 from bgl.training.build import (
     build_augmentation,
@@ -151,15 +150,15 @@ def _train(
     measured = encoder
     if average is not None and config.ema > 0:
         measured = Encoder(average.model, encoder.config, device)
-    cache: ImageCache | None = None
+    image_cache: ImageCache | None = None
     if config.cache is not None:
-        cache = ImageCache(Path(config.cache), resized_side(config.image_size, config.resize))
+        image_cache = ImageCache(Path(config.cache), resized_side(config.image_size, config.resize))
     own = shares(config.batch_size, num_processes())
     mine = own[process_index()]
     transform = train_transform(config.image_size, info.mean, info.std, (config.crop_scale, 1.0))
     in_memory = isinstance(data.images, Tensor)  # which a GPU outruns all the same
     loader = ImageLoader(
-        SeededCrops(data if cache is None else data.with_cache(cache), transform.crop),
+        SeededCrops(data if image_cache is None else data.with_cache(image_cache), transform.crop),
         image_size=config.image_size,
         batch_size=len(mine),
         workers=num_workers(config.workers, in_memory and device.type == "cpu"),
@@ -176,6 +175,7 @@ def _train(
         "optimizer": optimizer,
         "schedule": schedule,
         "scaler": step.scaler,
+        "teachers": teachers,
     }
     positions: ClassPositions | None = None
     classes: ClassStatistics | None = None
@@ -186,12 +186,8 @@ def _train(
     if plan is not None:
         parts["augmentation"] = plan.augmentation.to(device)
         augmented = AugmentedLoss(criterion.loss, plan.augmentation, criterion.miner)
-    if teachers:
-        parts["teachers"] = teachers
-    if average is not None:
-        parts["average"] = average
-    if memory is not None:
-        parts["memory"] = memory
+    further: dict[str, Any] = {"average": average, "memory": memory}
+    parts |= {name: part for name, part in further.items() if part is not None}
     checkpoint = Checkpoint(folder, config, splits.digest, parts, encoder.config, device)
     resumed = checkpoint.load()
     position = resumed or Position()
@@ -200,22 +196,25 @@ def _train(
     history = position.history
     ledger = Ledger(config, data.paths, classes)
     throughput = Throughput()
+    validation: dict[str, Tensor] | None = None  # embeddings of its images by the chosen epoch
     k = recall_at(config.dataset)
     evaluator = Evaluator(
-        measured, k, config.workers, progress=progress, interruption=interruption, cache=cache
+        measured, k, config.workers, progress=progress, interruption=interruption, cache=image_cache
     )
+    embed = cache(partial(evaluator.embed, data))  # once for all who begin an epoch
     progress.begin(TrainingRun(config, measured, resumed is not None), len(history))
     try:
         for epoch in range(len(history), config.epochs):
             if not position.row:  # else it was begun by the process that this one resumes
                 if epoch > 0:
-                    teachers.begin_epoch(lambda: evaluator.embed(data))
+                    teachers.begin_epoch(embed)
                 if epoch > 0 and positions is not None and classes is not None:
                     broadcast_module(classes)  # sums in another order would deal other batches
                     positions.set_positions(classes.mean)
                 due = None if plan is None else plan.statistics_due(epoch, config.epochs)
                 if due is not None:
-                    estimate(due, evaluator, data)
+                    estimate(due, embed()["head"], data.labels)
+                embed.cache_clear()
                 position.row = {"epoch": epoch + 1, "lr": schedule.get_last_lr()[0]}
                 if config.on_nonfinite == "skip":
                     position.row["skipped_steps"] = 0
@@ -269,14 +268,17 @@ def _train(
             if good == 0:
                 raise FloatingPointError(f"No loss of epoch {epoch + 1} was finite")
             row |= {name: value / good for name, value in position.sums.items()}
-            row |= evaluate_epoch(evaluator, config, splits, row["epoch"])
+            metrics, vectors = evaluate_epoch(evaluator, config, splits, row["epoch"])
+            row |= metrics
             row["seconds"] = checkpoint.seconds
             history.append(row)
             position = Position(history)
-            if accelerator.is_main_process:
-                if chosen_epoch(history, config) == row["epoch"]:
+            if chosen_epoch(history, config) == row["epoch"]:
+                validation = vectors
+                if accelerator.is_main_process:
                     weights = measured.model.state_dict()
                     checkpoint.weights = {n: t.to("cpu", copy=True) for n, t in weights.items()}
+            if accelerator.is_main_process:
                 write_history(folder / "metrics.csv", history)
             if row["epoch"] == config.epochs or checkpoint.is_due:
                 checkpoint.save(position)
@@ -293,9 +295,12 @@ def _train(
     finally:
         loader.close()
 
-    metrics, readout, dimensions = finish(config, evaluator, splits, folder)
+    if accelerator.is_main_process:
+        measured.model.load_state_dict(checkpoint.weights)
+    broadcast_module(measured.model)
+    tested, readout, dimensions = finish(config, evaluator, splits, folder, validation)
     return TrainResult(
-        metrics=metrics,
+        metrics=tested,
         chosen_epoch=chosen_epoch(history, config),
         history=history,
         readout=readout,
@@ -313,24 +318,25 @@ def _train(
 
 
 def finish(
-    config: TrainConfig, evaluator: Evaluator, splits: Splits, folder: Path
+    config: TrainConfig,
+    evaluator: Evaluator,
+    splits: Splits,
+    folder: Path,
+    validation: dict[str, Tensor] | None = None,
 ) -> tuple[dict[str, Metrics], Readout | None, dict[str, int]]:
     """Fit the readout of the chosen epoch's model, store it, and measure the test classes.
+
+    Its embeddings of the validation images are computed if they are not given.
 
     Returns:
         Metrics by embedding, how the readout was fitted, and dimensions by embedding.
     """
-    main_process, model = process_index() == 0, evaluator.encoder.model
-    if main_process:
-        stored = load_file(folder / WEIGHTS_FILE)  # with a readout, if this was reached before
-        model.load_state_dict({n: t for n, t in stored.items() if not n.startswith("readout.")})
-    broadcast_module(model)
     vectors = evaluator.embed(splits.train)
-    readout = add_readout(config, evaluator, splits, vectors["backbone"])
+    readout = add_readout(config, evaluator, splits, vectors["backbone"], validation)
     encoder = evaluator.encoder
     if encoder.model.readout is not None:
         vectors["readout"] = encoder.model.readout(vectors["backbone"].to(encoder.device)).cpu()
-    if main_process:
+    if process_index() == 0:
         models.save(encoder.model, folder, encoder.config)
         write_tensors(
             folder / "embeddings.safetensors",
@@ -369,22 +375,28 @@ def compute_losses(
 
 def evaluate_epoch(
     evaluator: Evaluator, config: TrainConfig, splits: Splits, epoch: int
-) -> dict[str, float]:
-    """Measure what is due after an epoch, as columns ``PART_EMBEDDING_METRIC``."""
-    parts = {}
+) -> tuple[dict[str, float], dict[str, Tensor] | None]:
+    """Measure what is due after an epoch.
+
+    Returns:
+        Columns ``PART_EMBEDDING_METRIC``, and embeddings of the validation images, if measured.
+    """
+    parts, vectors = {}, None
     test_is_due = config.test_every_epoch
     if config.protocol == "paper":
         test_is_due = epoch % config.eval_every == 0 or epoch == config.epochs
     elif splits.val is not None:
-        parts["val"] = evaluator.measure(splits.val)
+        vectors = evaluator.embed(splits.val)
+        parts["val"] = evaluator.measure(splits.val, vectors=vectors)
     if test_is_due:
         parts["test"] = evaluator.measure(splits.test, splits.gallery)
-    return {
+    columns = {
         f"{part}_{embedding}_{metric}": value
         for part, measured in parts.items()
         for embedding, metrics in measured.items()
         for metric, value in metrics.items()
     }
+    return columns, vectors
 
 
 def freeze_batch_norm(module: nn.Module) -> None:
@@ -426,9 +438,7 @@ def check_processes(config: TrainConfig, processes: int) -> None:
         )
 
 
-def estimate(statistics: ClassStatistics, evaluator: Evaluator, data: ImageDataset) -> None:
+def estimate(statistics: ClassStatistics, vectors: Tensor, labels: Tensor) -> None:
     """Estimate the classes over the training set; each process adds a share of its own."""
-    own = slice(process_index(), None, num_processes())
-    device = evaluator.encoder.device
-    vectors = evaluator.embed(data)["head"]
-    statistics.estimate(vectors[own].to(device), data.labels[own].to(device))
+    own, device = slice(process_index(), None, num_processes()), statistics.mean.device
+    statistics.estimate(vectors[own].to(device), labels[own].to(device))

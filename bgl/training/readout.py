@@ -23,7 +23,11 @@ class Readout(TypedDict):
 
 
 def add_readout(
-    config: TrainConfig, evaluator: Evaluator, splits: Splits, features: Tensor
+    config: TrainConfig,
+    evaluator: Evaluator,
+    splits: Splits,
+    features: Tensor,
+    validation: dict[str, Tensor] | None = None,
 ) -> Readout | None:
     """Fit the readout that a configuration asks for, and give it to the evaluator's encoder.
 
@@ -34,6 +38,7 @@ def add_readout(
         evaluator: Embeds; its encoder is replaced by one that has the readout.
         splits: The data.
         features: What the encoder gives for the training images [N, C].
+        validation: The validation images' embeddings; None: they are embedded here.
 
     Returns:
         How it was fitted; None if there is no readout, because none is asked for or because none
@@ -43,7 +48,8 @@ def add_readout(
         return None
     device, dim, val = evaluator.encoder.device, config.readout_dim, splits.val
     if val is not None:
-        val_features = evaluator.embed(val)["backbone"].to(device)
+        validation = validation or evaluator.embed(val)
+        val_features = validation["backbone"].to(device)
     x, y = features.to(device), splits.train.labels
     readout, shrinkage, chosen_by = None, SHRINKAGE, "default"
     try:

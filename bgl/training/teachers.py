@@ -44,6 +44,14 @@ class Teacher(nn.Module):
 
     looks_back = False  # whether it uses `Lesson.older`
 
+    def join(self, channels: int, make_criterion: Callable[[int], nn.Module]) -> None:
+        """Join a run, before its first step: make what depends on it.
+
+        Args:
+            channels: Dimension of the features.
+            make_criterion: Makes the loss of the run for embeddings of a dimension.
+        """
+
     def begin_epoch(self, embed: Callable[[], dict[str, Tensor]]) -> None:
         """Prepare for an epoch, from the second on.
 
@@ -66,8 +74,6 @@ class DiffusedTeacher(Teacher):
         Q = (1 - w)(I - wA)^{-1} \operatorname{softmax}(S_T / \tau) .
 
     Args:
-        channels: Dimension of the features (not used).
-        make_criterion: Makes the loss of a run (not used).
         graph: "adaptive": :class:`~bgl.layers.AdaptiveGraph` without labels; controls are "knn"
             (the nearest neighbours, of equal weight), "random" and "none" (no diffusion).
         k: Number of neighbours.
@@ -81,8 +87,6 @@ class DiffusedTeacher(Teacher):
 
     def __init__(
         self,
-        channels: int,
-        make_criterion: Callable[[int], nn.Module],
         graph: str = "adaptive",
         k: int = 7,
         w: float = 0.5,
@@ -139,8 +143,6 @@ class WideTeacher(Teacher):
     thousand steps.
 
     Args:
-        channels: Dimension of the features.
-        make_criterion: Makes the loss of a run for embeddings of a dimension.
         heads: Number H of heads.
         dim: Dimension of the first head.
         features: Whether the features themselves teach as well.
@@ -150,8 +152,6 @@ class WideTeacher(Teacher):
 
     def __init__(
         self,
-        channels: int,
-        make_criterion: Callable[[int], nn.Module],
         heads: int = 4,
         dim: int = 512,
         features: bool = True,
@@ -160,14 +160,19 @@ class WideTeacher(Teacher):
     ) -> None:
         super().__init__()
         check_int(dim, "dim", 1)
-        dims = [dim * (h + 1) for h in range(check_int(heads, "heads", 1))]
-        self.heads = nn.ModuleList(
-            nn.Sequential(nn.Linear(channels, d), nn.ReLU(), nn.Linear(d, d)) for d in dims
-        )
-        self.criteria = nn.ModuleList(make_criterion(d) for d in dims)
+        self.dims = [dim * (h + 1) for h in range(check_int(heads, "heads", 1))]
+        self.heads = nn.ModuleList()
+        self.criteria = nn.ModuleList()
         self.features = features
         self.weight = check_real(weight, "weight", 0.0)
         self.loss = SoftTargetLoss(temperature)
+
+    def join(self, channels: int, make_criterion: Callable[[int], nn.Module]) -> None:
+        """Make the heads and their losses."""
+        for d in self.dims:
+            head = nn.Sequential(nn.Linear(channels, d), nn.ReLU(), nn.Linear(d, d))
+            self.heads.append(head)
+            self.criteria.append(make_criterion(d))
 
     def forward(self, lesson: Lesson) -> Tensor:
         """Compute the losses of the heads and the weighted loss of the small one."""
@@ -194,8 +199,6 @@ class RefinedTeacher(Teacher):
             \operatorname{softmax}(S / \tau)) .
 
     Args:
-        channels: Dimension of the features (not used).
-        make_criterion: Makes the loss of a run (not used).
         k: Number of neighbours.
         epsilon: Share ε of the neighbours in the mix; 0 for no edges.
         shrinkage: ρ of the learned metric; None: the cosine.
@@ -206,8 +209,6 @@ class RefinedTeacher(Teacher):
 
     def __init__(
         self,
-        channels: int,
-        make_criterion: Callable[[int], nn.Module],
         k: int = 7,
         epsilon: float = 0.5,
         shrinkage: float | None = 0.1,
@@ -275,11 +276,10 @@ class Teachers(nn.ModuleDict):
         return {**losses, **taught, "loss": total}
 
 
-#: Teachers by name, built from the dimension of the features and a function that makes the loss
-#: of the run for embeddings of a given dimension.
+#: Teachers by name, built from their options.
 TEACHERS: Registry[Callable[..., Teacher]] = Registry(
     "teacher",
-    2,
+    0,
     {"diffused": DiffusedTeacher, "wide": WideTeacher, "refined": RefinedTeacher},
     grouped=True,
 )

@@ -26,7 +26,11 @@ from bgl.visualization._frames import graph_payload, make_frame
 from bgl.visualization._sample import induced, sample_nodes
 from bgl.visualization._style import check_images, check_nodes
 
-SCRIPTS = ("common", "graph", "heatmap", "map", "retrieval", "results", "main")
+# each after those that it imports
+SCRIPTS = (
+    *("codec", "edges", "analysis", "address"),
+    *("dom", "overview", "matrix", "card", "graph", "queries", "map", "errors", "training", "main"),
+)
 
 
 def explore(
@@ -64,9 +68,9 @@ def explore(
     graphs = [data] if isinstance(data, Data) else list(data)
     if not graphs:
         raise ValueError("Expected argument `data` to have at least one graph, but got none")
-    payload = {"title": title, "kind": "graph", "notes": [], "atlases": {}}
-    payload |= _graphs(graphs, images, classes, nodes, payload["atlases"], payload["notes"])
-    return write_page(payload, path or "explorer.html")
+    run: dict[str, Any] = {"name": title, "notes": [], "atlases": {}}
+    run |= _graphs(graphs, images, classes, nodes, run["atlases"], run["notes"])
+    return write_page({"title": title, "kind": "graph", "runs": [run]}, path or "explorer.html")
 
 
 def _graphs(
@@ -125,7 +129,7 @@ def write_page(payload: dict[str, Any], path: str | Path) -> Path:
     def part(name: str) -> str:
         return (here / name).read_text(encoding="utf-8")
 
-    own = "\n".join(part(f"{name}.js") for name in SCRIPTS)
+    own = "\n".join(_inlined(name, part(f"{name}.mjs")) for name in SCRIPTS)
     contents = {
         "title": html.escape(str(payload["title"])),
         "style": part("page.css"),
@@ -139,3 +143,13 @@ def write_page(payload: dict[str, Any], path: str | Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, page)
     return path
+
+
+def _inlined(name: str, module: str) -> str:
+    """Make a JavaScript module a part of one script: a scope that returns its exports."""
+    module = re.sub(
+        r'^import (\{[^}]*\}) from "\./(\w+)\.mjs";$', r"const \1 = \2Module;", module, flags=re.M
+    )
+    exports = re.findall(r"^export (?:async )?(?:const|function) ([\w$]+)", module, flags=re.M)
+    module = re.sub(r"^export ", "", module, flags=re.M)
+    return f"const {name}Module = (() => {{\n{module}\nreturn {{ {', '.join(exports)} }};\n}})();"

@@ -43,7 +43,7 @@ def project(
     check_matrix(x)
     check_choice(method, "method", METHODS)
     if method == "auto":
-        method = "umap" if find_spec("umap") else "tsne"
+        method = _usual()
     elif method == "umap" and not find_spec("umap"):
         raise ModuleNotFoundError('method="umap" needs umap-learn: `pip install umap-learn`')
     rows = torch.nn.functional.normalize(x.detach().float().cpu().nan_to_num())
@@ -68,6 +68,15 @@ def project(
         ).fit_transform(rows.numpy())
     plane = np.asarray(plane, dtype=np.float32)
     return plane - plane.mean(axis=0)
+
+
+def describe_method(n: int) -> str:
+    """Name the method by which :func:`project` maps ``n`` rows unless it is told another."""
+    return "PCA" if n < 5 else {"umap": "UMAP", "tsne": "t-SNE"}[_usual()]
+
+
+def _usual() -> str:
+    return "umap" if find_spec("umap") else "tsne"
 
 
 def pca(x: Tensor, dim: int) -> np.ndarray:

@@ -17,9 +17,12 @@ from torch.nn.functional import normalize
 
 import bgl
 from benchmarks import report
-from benchmarks.refinement import peers
+from benchmarks.refinement import datasets, peers
+from benchmarks.refinement import features as embedding
+from benchmarks.refinement import forecast as fitting
 from benchmarks.refinement import run as refine
 from bgl import models, pipeline
+from bgl._io import write_tensors
 from bgl.datasets import load_dataset
 from bgl.metrics import retrieval_metrics
 
@@ -85,6 +88,23 @@ def test_k_reciprocal_by_definition(x, k1, k2, lam):
     torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_diffusion_by_definition(x):
+    """The limit of walking on with probability α and starting again otherwise."""
+    cosine = normalize(x) @ normalize(x).t()
+    near = cosine.clone().fill_diagonal_(-1).topk(5).indices
+    weight = torch.zeros(40, 40, dtype=x.dtype)
+    for i in range(40):
+        for j in near[i].tolist():
+            if i in near[j].tolist():
+                weight[i, j] = max(float(cosine[i, j]), 0) ** 3
+    root = weight.sum(1).clamp(min=1e-12).rsqrt()
+    step, reached = root[:, None] * weight * root, torch.zeros(40, 40, dtype=x.dtype)
+    for _ in range(300):
+        reached = 0.8 * step @ reached + torch.eye(40, dtype=x.dtype)
+    actual = peers.diffusion(x, 5, 0.8)(EVERY)
+    torch.testing.assert_close(actual, -(reached + 1e-6 * cosine))
+
+
 def test_whitening_without_shrinkage_leaves_the_identity(x):
     white = peers.whitened(x, 1e-12)
     centered = normalize(x) - normalize(x).mean(0)
@@ -143,13 +163,13 @@ def test_rows_of_a_run_are_marked(finished):
 def test_the_page_shows_what_refinement_changed(finished):
     page = (finished / "explorer.html").read_text(encoding="utf-8")
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
-    retrieval = json.loads(found[1])["retrieval"]
+    retrieval = json.loads(found[1])["runs"][0]["retrieval"]
     assert [model["name"] for model in retrieval["models"]][1:] == [
-        "none-seed0",
-        "none-seed0, refined",
+        "none, seed 0",
+        "none, seed 0, refined",
     ]
     refined = retrieval["comparisons"][-1]
-    assert refined["name"] == "none-seed0, refined (transductive)"
+    assert refined["name"] == "none, seed 0, refined (transductive)"
     assert (refined["before"], refined["without"], refined["graph"]) == (0, 1, 2)
     with np.load(finished / "none-seed0" / "refined.npz") as arrays:
         assert arrays["nearest"].shape == (16, retrieval["k"])
@@ -198,6 +218,61 @@ def test_benchmark(finished, tmp_path, monkeypatch, capsys):
     expected = f"before\n<!-- refined-table -->\n{table}<!-- /refined-table -->\nafter\n"
     assert page.read_text() == expected
     assert len(table.splitlines()) == 2 + len(rows) + 1 + 2 + 4
+
+
+@pytest.fixture
+def features(tmp_path: Path) -> Path:
+    """A folder of embeddings of two data sets."""
+    generator = torch.Generator().manual_seed(0)
+    for name in ("a-val.one", "a-test.two"):
+        centers = torch.randn(30, 24, generator=generator).repeat_interleave(6, 0)
+        x = centers + torch.randn(180, 24, generator=generator)
+        write_tensors(tmp_path / f"{name}.safetensors", {"x": x, "y": torch.arange(180) // 6})
+    return tmp_path
+
+
+def test_a_fitted_rule_finds_what_made_the_changes(features, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(fitting, "FIT", ["a-val.one"])
+    monkeypatch.setattr(fitting, "TEST", ["a-test.two"])
+    monkeypatch.setattr(fitting, "KINDS", [("all", "raw"), ("single", "white")])
+    words = ["forecast.py", str(features), "--output-dir", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", words)
+    fitting.main()
+    assert "| MAP@R |" in capsys.readouterr().out
+    cases = json.loads((tmp_path / "out" / "forecast.json").read_text())["cases"]
+    assert len(cases) == 2 * 2 * len(fitting.TRIED)
+    weights = {name: i + 1.0 for i, name in enumerate(fitting.TERMS["map@r"])}
+    for case in cases:
+        found = case["signals"]
+        case["change"]["map@r"] = 0.3 + sum(w * found[name] for name, w in weights.items())
+    monkeypatch.setattr(fitting, "RIDGE", 1e-9)
+    assert fitting.solve(cases, "map@r") == pytest.approx([0.3, *weights.values()], rel=1e-3)
+
+
+def test_methods_on_several_data_sets(features, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(datasets, "DATA", {"a-test.two": "a, two"})
+    monkeypatch.setattr(datasets, "VALIDATION", "a-val.one")
+    words = ["datasets.py", str(features), "--output-dir", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", words)
+    datasets.main()
+    rows = json.loads((tmp_path / "out" / "datasets.json").read_text())["rows"]["a-test.two"]
+    x, y = datasets.some(features, "a-test.two")
+    assert len(x) == 180
+    assert rows["plain"] == pytest.approx(retrieval_metrics(x, y))
+    assert rows["refined"] == pytest.approx(retrieval_metrics(bgl.refine(x), y))
+    assert len(capsys.readouterr().out.splitlines()) == 2 + len(rows) + 2
+
+
+def test_embedding_once(tmp_path, monkeypatch):
+    write_noisy_classes(tmp_path / "images", {"train": 3, "test": 2}, 4)
+    words = ["features.py", str(tmp_path), "--data", f"own={tmp_path / 'images'}", "--encoder"]
+    words += ["pixels", "net=test_resnet:none", "--image-size", "32", "--per-class", "3"]
+    monkeypatch.setattr(sys, "argv", words)
+    embedding.main()
+    x, y = fitting.read(tmp_path, "own-test.net")
+    assert y.tolist() == [0, 0, 0, 1, 1, 1]
+    assert x.shape == (6, models.create_backbone("test_resnet", "none")[1].num_features)
+    assert fitting.read(tmp_path, "own-train.pixels")[0].shape == (9, 768)
 
 
 def test_folders_without_a_model_are_named(tmp_path):

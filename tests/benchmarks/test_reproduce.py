@@ -144,6 +144,7 @@ def test_recipes_have_the_published_values_and_leave_the_protocol_open(table):
         assert config.resize in (224, 256)
         written = yaml.safe_load(recipe.path.read_text())
         assert not {"protocol", "seed", "data_root", "device"} & written.keys()
+        assert written.pop("method", [config.method]) == [config.method]
         assert_as_written(config, written)
 
 

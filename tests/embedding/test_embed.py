@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -17,7 +16,13 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from forks import fork
 from make_images import jpeg, make_folder, make_run, make_tar
+
+pytest.importorskip("pyarrow", reason="needs the extra scale")
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 import bgl.embedding.claims as claims
 import bgl.embedding.job as job
@@ -26,10 +31,6 @@ from bgl._memory import peak_memory_mb
 from bgl.cli import main
 from bgl.models import load
 
-pa = pytest.importorskip("pyarrow", reason="needs the extra scale")
-pq = pytest.importorskip("pyarrow.parquet", reason="needs the extra scale")
-
-FORK = multiprocessing.get_context("fork")  # imports take longer than what is tested
 COUNT = 25
 SIZES = {"shard_size": 8, "batch_size": 4, "device": "cpu"}
 
@@ -219,12 +220,6 @@ def test_points_of_a_ball_keep_their_precision(tmp_path: Path) -> None:
 # --- interrupted, and together --------------------------------------------------------------------
 
 
-def forked(work: Callable[[], Any]) -> multiprocessing.process.BaseProcess:
-    child = FORK.Process(target=work)
-    child.start()
-    return child
-
-
 def killed_at(moment: int, work: Callable[[], Any]) -> bool:
     """Run ``work`` in a process that is killed at some moment; return whether it got that far.
 
@@ -253,7 +248,7 @@ def killed_at(moment: int, work: Callable[[], Any]) -> bool:
             setattr(owner, name, stepping(getattr(owner, name)))
         work()
 
-    child = forked(run)
+    child = fork(run)
     child.join()
     assert child.exitcode in (0, -signal.SIGKILL)
     return child.exitcode != 0
@@ -308,7 +303,7 @@ def test_two_processes_share_the_work(home: Path, tmp_path: Path) -> None:
         embed(home / "run", [home / "folder"], out, progress=slowly, **{**SIZES, "shard_size": 2})
         (tmp_path / name).write_text(json.dumps(written))
 
-    children = [forked(lambda name=name: work(name)) for name in "ab"]
+    children = [fork(lambda name=name: work(name)) for name in "ab"]
     for child in children:
         child.join(120)
     assert [child.exitcode for child in children] == [0, 0]
@@ -381,6 +376,6 @@ def test_memory_does_not_grow_with_the_images(home: Path, tmp_path: Path) -> Non
         print(f"{peak_memory_mb() - before:.0f} MB")
         assert peak_memory_mb() - before < 150
 
-    child = forked(work)
+    child = fork(work)
     child.join()
     assert child.exitcode == 0

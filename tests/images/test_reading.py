@@ -15,6 +15,7 @@ from PIL import Image
 
 from bgl.datasets import ImageDataset
 from bgl.images import BrokenImageError, read_image
+from bgl.images.converting import as_image
 from bgl.images.reading import printable
 
 
@@ -132,6 +133,15 @@ def test_damaged_metadata_of_png_leave_the_pixels(tmp_path: Path, chunk: bytes, 
     plain = read_image(path)
     path.write_bytes(content[:place] + chunk + content[place:])
     assert torch.equal(read_image(path), plain)
+    assert torch.equal(as_image(path.read_bytes()), plain)
+
+
+@pytest.mark.parametrize("min_side", [None, 20, 50])
+def test_bytes_are_decoded_as_the_file(tmp_path: Path, min_side: int | None) -> None:
+    path = save(Image.effect_noise((200, 160), 80).convert("RGB"), tmp_path / "x.jpg")
+    found = as_image(path.read_bytes(), min_side)
+    assert torch.equal(found, read_image(path, min_side))
+    assert (min(found.shape[1:]) < 160) == (min_side is not None)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])

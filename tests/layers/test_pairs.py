@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -149,3 +150,34 @@ def test_kernels_of_a_block_on_a_gpu(monkeypatch, n, most):
     with Largest() as counter:
         block(x, y=torch.arange(n) // 9).sum().backward()
     assert 100 < counter.kernels <= most
+
+
+class Live(TorchDispatchMode):
+    """Records the most bytes that live at once in what is made."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes, self.most = {}, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                key = storage._cdata
+                if key not in self.bytes:
+                    self.bytes[key] = storage.nbytes()
+                    weakref.finalize(storage, self.bytes.pop, key)
+        self.most = max(self.most, sum(self.bytes.values()))
+        return out
+
+
+@pytest.mark.parametrize(("formulation", "most"), [("released", 90), ("paper", 110)])
+def test_candidates_take_few_bytes_for_each_edge(small_blocks, formulation, most):
+    small_blocks(2000)
+    n, k = 1000, 20
+    candidates = (torch.arange(n)[:, None] + torch.arange(1, 2 * k)) % n
+    x = torch.randn(n, 4, requires_grad=True)
+    with Live() as live:
+        AdaptiveGraph(k, formulation=formulation)(x, candidates=candidates)[1].sum().backward()
+    assert live.most < most * n * k

@@ -28,6 +28,7 @@ CONFIG = ModelConfig(
     6,
     (BlockConfig("dybgr", {"k": 3}),),
     curvature=0.1,
+    head_norm=True,
 )
 
 

@@ -98,16 +98,20 @@ def test_round_trip(saved):
 
 @pytest.mark.parametrize("curvature", [None, 0.1], ids=["euclidean", "hyperbolic"])
 @pytest.mark.parametrize("clip_radius", [None, 2.3], ids=["no clip", "clip"])
-def test_heads(tmp_path, curvature, clip_radius):
-    config = dataclasses.replace(CONFIG, curvature=curvature, clip_radius=clip_radius, blocks=())
+@pytest.mark.parametrize("norm", [False, True], ids=["plain", "norm"])
+def test_heads(tmp_path, norm, curvature, clip_radius):
+    config = dataclasses.replace(
+        CONFIG, curvature=curvature, clip_radius=clip_radius, blocks=(), head_norm=norm
+    )
     save(make(config), tmp_path, config)
     encoder = load(tmp_path)
     assert len(encoder.model.blocks) == 0
+    assert isinstance(encoder.model.head[0], torch.nn.LayerNorm) is norm
     if curvature is None:
         assert encoder.distance == "cosine"
-        assert len(encoder.model.head) == 1
+        assert len(encoder.model.head) == 1 + norm
     else:
-        assert isinstance(ball := encoder.model.head[1], ToPoincareBall)
+        assert isinstance(ball := encoder.model.head[1 + norm], ToPoincareBall)
         assert (ball.c, ball.clip_radius) == (0.1, clip_radius)
 
 

@@ -12,7 +12,7 @@ from helpers import assert_as_written
 
 from bgl._usage import RUN_OPTIONS
 from bgl.models import BLOCKS
-from bgl.pipeline import CONFIGS, options
+from bgl.pipeline import CONFIGS, api, options
 from bgl.pipeline.recipes import TABLES, recipes
 from bgl.training import TrainConfig
 
@@ -163,6 +163,20 @@ def test_a_tour_is_short_whatever_the_recipe():
     assert not options.parse([]).quick
     assert (config.epochs, config.batches_per_epoch, config.image_size) == (2, 10, 32)
     assert (config.method, config.ema) == ("none", 0.99)
+
+
+def test_a_recipe_in_python_keeps_its_method(monkeypatch):
+    seen = []
+
+    def stop(config):
+        seen.append(config)
+        raise LookupError
+
+    monkeypatch.setattr(api, "load_splits", stop)
+    for given in ({"recipe": "plain", "quick": True}, {"recipe": "plain", "method": "dybgr"}):
+        with pytest.raises(LookupError):
+            api.train("emoji", **given)
+    assert [(c.method, c.ema, c.epochs) for c in seen] == [("none", 0.99, 2), ("dybgr", 0.99, 10)]
 
 
 def test_paths_are_stored_whole(tmp_path, monkeypatch):

@@ -15,8 +15,16 @@ from explorer_runs import (
 from safetensors.torch import load_file
 
 from bgl.pipeline.arrays import read_arrays
-from bgl.pipeline.recorder import Recorder, batch_graphs, fixed_batch, map_items
-from bgl.pipeline.refined import LastTest
+from bgl.pipeline.recorder import (
+    BINS,
+    LastTest,
+    Recorder,
+    batch_graphs,
+    first_right,
+    fixed_batch,
+    map_items,
+    similarities,
+)
 from bgl.training import ProgressList, build_encoder, train
 from bgl.visualization._frames import unpack_frames
 
@@ -78,7 +86,7 @@ def test_listeners_know_the_data_of_a_run_with_a_cache(tmp_path):
     recorder, tested = Recorder(tmp_path, splits), LastTest(splits)
     config = small(cache=str(tmp_path / "cache"))
     train(config, splits, tmp_path, ProgressList(recorder, tested))
-    assert recorder.tested is not None
+    assert recorder.vectors is not None
     assert tested.vectors is not None
 
 
@@ -93,3 +101,30 @@ def test_map_items_are_whole_classes():
     items = map_items(labels)
     assert len(items) == 1200
     assert labels[items].bincount(minlength=300).unique().tolist() == [0, 10]
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own gallery", "another gallery"])
+def test_rank_of_the_first_right_answer(own):
+    """Against a sort of every query's similarities."""
+    x, y = torch.randn(40, 5), torch.arange(40) % 7
+    y[3] = 99  # no other image has this class
+    gallery, others = (None, y) if own else (torch.randn(30, 5), torch.arange(30) % 5)
+    queries = torch.tensor([0, 3, 11, 39])
+    ranks = first_right(x, y, queries, gallery, others)
+    for query, rank in zip(queries.tolist(), ranks.tolist(), strict=True):
+        score = torch.cosine_similarity(x[query][None], x if own else gallery)
+        order = [i for i in score.argsort(descending=True).tolist() if not (own and i == query)]
+        right = [place for place, i in enumerate(order, start=1) if others[i] == y[query]]
+        assert rank == (right[0] if right else 0)
+
+
+def test_similarities_are_counted_by_class():
+    x, y = torch.randn(300, 4), torch.arange(300) % 3
+    expected = torch.zeros(2, BINS, dtype=torch.long)
+    for i in range(300):
+        score = torch.cosine_similarity(x[i][None], x[i + 1 :])
+        for kind, chosen in enumerate((y[i + 1 :] == y[i], y[i + 1 :] != y[i])):
+            expected[kind] += torch.histc(score[chosen], BINS, -1, 1).long()
+    counted = similarities(x, y)
+    assert counted.sum() == 300 * 299 // 2
+    assert (counted - expected).abs().sum() <= 4  # a rounding error may move a pair to the next bin

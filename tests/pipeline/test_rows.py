@@ -9,7 +9,8 @@ import pytest
 from tiny_training import make_splits, part, tiny
 
 import bgl.pipeline.rows as rows_of_a_run
-from bgl.pipeline.refined import LastTest, refined_rows
+from bgl.pipeline.recorder import LastTest
+from bgl.pipeline.refined import refined_rows
 from bgl.pipeline.rows import baseline_rows, pixel_rows
 from bgl.training import Evaluator, Progress, train
 

@@ -275,6 +275,47 @@ def test_signal_outside_of_trainings(images, tmp_path, monkeypatch, capsys):
     assert f"--resume {tmp_path / 'run'}" in capsys.readouterr().out
 
 
+def test_a_method_that_fails_does_not_end_the_others(images, tmp_path, monkeypatch, capsys):
+    real = rows.train
+
+    def train(config: Any, *rest: Any) -> Any:
+        if config.method == "dybgr":
+            raise FloatingPointError("The loss is not finite in epoch 1")
+        return real(config, *rest)
+
+    monkeypatch.setattr(rows, "train", train)
+    folder = tmp_path / "run"
+    assert again(images, folder, "--method", "dybgr", "none") == 1
+    content = results(folder)
+    assert content["failed"] == {"dybgr-seed0": "The loss is not finite in epoch 1"}
+    assert {row["method"] for row in content["rows"]} == {"pixels", "untrained", "none"}
+    told = capsys.readouterr()
+    assert re.search(r"^ *dybgr-seed0: failed", told.out, re.MULTILINE)
+    assert "dybgr-seed0 failed: The loss is not finite in epoch 1" in told.err
+    monkeypatch.undo()
+    assert again(images, folder, "--method", "dybgr", "none") == 0
+    assert results(folder)["failed"] == {}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--backbone", "no_such_model"],
+        ["--weights", "/no/such.pth"],
+        ["--readout-dim", "97"],
+        ["--freeze", "[nothing]"],
+        ["--dybgr.k", "0"],
+        ["--loss", "triplet", "--loss-options", '{"no_such": 1}'],
+        ["--augmentation", "iaa", "--iaa.momentum", "7"],
+        ["--teacher", "wide", "--wide.heads", "0"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_nothing_is_written_before_the_arguments_are_known_to_be_good(images, tmp_path, words):
+    assert again(images, tmp_path / "run", "--method", "none", "dybgr", *words) == 2
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("form", [["--resume", "RUN"], ["--resume=RUN"]], ids=" ".join)
 def test_resume_has_the_whole_command(finished, form):
     command = options.parse([word.replace("RUN", str(finished)) for word in form])

@@ -28,7 +28,9 @@ def test_a_line_now_and_then_with_rate_and_time_left(clock: list[float]) -> None
         for _ in range(5):
             clock[0] += 8
             progress.advance(400)
-        assert out.getvalue() == "embedding 4000 images: 1,600 of 4,000, 50 images/s\n"
+        assert out.getvalue() == (
+            "embedding 4000 images: 1,600 of 4,000, 50 images/s, 0:00:48 left\n"
+        )
         out.truncate(0)
         out.seek(0)
         config = tiny(epochs=4, batch_size=16)

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from tiny_training import make_splits, tiny
 
-from bgl.training import Progress, train
+from bgl.training import Progress, TrainConfig, train
+from bgl.training.progress import TrainingRun
 
-MOMENT = 6  # in the third epoch: a step after it, and a checkpoint before
+MOMENT = 6  # in the second of three epochs
 
 
 class LostOnce(Progress):
@@ -19,6 +20,10 @@ class LostOnce(Progress):
 
     def __init__(self, note: Path) -> None:
         self.note, self.count = note, 0
+
+    def begin(self, run: TrainingRun, epochs: int) -> None:
+        if self.note.exists() and run.resumed and os.environ["RANK"] == "0":
+            self.note.write_text(f"resumed after {epochs} epochs")
 
     def advance(self, amount: int) -> None:
         self.count += bool(amount)
@@ -28,7 +33,7 @@ class LostOnce(Progress):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def config():
+def config() -> TrainConfig:
     return tiny(method="dybgr", augmentation="iaa", epochs=3)
 
 

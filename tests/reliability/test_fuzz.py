@@ -213,6 +213,13 @@ class Entry:
     long: int
 
 
+class JoinedTeacher(training.WideTeacher):
+    @functools.wraps(training.WideTeacher.__init__)
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.join(C, lambda dim: losses.create_loss("supcon", CLASSES, dim))
+
+
 def entry(call: Any, of: Any = None, short: int = 12, long: int = 2000, **own: Any) -> Entry:
     """Give every parameter that is known by its name, or must be given, a strategy.
 
@@ -327,17 +334,13 @@ ENTRIES: dict[str, Entry] = {
     ),
     "training.DiffusedTeacher": entry(
         training.DiffusedTeacher,
-        **{"make_criterion": st.none(), "lesson": st.builds(lesson), "w": real, "weight": real},
+        **{"lesson": st.builds(lesson), "w": real, "weight": real},
         **{"graph": name("adaptive", "knn", "random"), "embedding": name("head", "backbone")},
     ),
-    "training.WideTeacher": entry(
-        training.WideTeacher,
-        **{"make_criterion": st.just(lambda dim: losses.create_loss("supcon", CLASSES, dim))},
-        **{"lesson": st.builds(lesson), "weight": real, "channels": st.just(C)},
-    ),
+    "training.WideTeacher": entry(JoinedTeacher, lesson=st.builds(lesson), weight=real),
     "training.RefinedTeacher": entry(
         training.RefinedTeacher,
-        **{"make_criterion": st.none(), "lesson": st.builds(lesson), "weight": real},
+        **{"lesson": st.builds(lesson), "weight": real},
         **{"embedding": name("head", "backbone")},
     ),
     "layers.FeatureMemory": entry(layers.FeatureMemory, size=count),
@@ -347,6 +350,8 @@ ENTRIES: dict[str, Entry] = {
         **{"pos_margin": real, "neg_margin": real},
     ),
     "losses.SoftTargetLoss": entry(losses.SoftTargetLoss, targets=matrix(N, N)),
+    "losses.RelaxedContrastiveLoss": entry(losses.RelaxedContrastiveLoss, relations=matrix(N, N)),
+    "losses.RelatedNeighborsLoss": entry(losses.RelatedNeighborsLoss, relations=matrix(N, N)),
     "losses.diffuse": entry(losses.diffuse, targets=matrix(N, N), w=real),
     **{
         f"hyperbolic.{function.__name__}": entry(function, y=matrix())
@@ -616,6 +621,8 @@ RECORDS = {
     *("pipeline.main", "pipeline.markdown", "pipeline.parse", "pipeline.print_table"),
     *("pipeline.trained_rows", "pipeline.Row", "pipeline.Trained", "pipeline.read_config"),
     *("pipeline.read_results", "pipeline.train", "train"),
+    *("pipeline.Adapted", "pipeline.adapt", "adapt", "training.adapt_encoder"),
+    "training.AdaptConfig",
     *("checking.Copies", "checking.Report", "checking.check_images", "checking.write_page"),
 }
 

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from profiles import searched
+from safetensors.torch import load_file
 from tiny_training import make_splits, read_csv, tiny
 from torch import Tensor
 
@@ -256,9 +257,7 @@ def test_skipped_batches_are_counted_and_leave_no_trace(failing, tmp_path: Path,
     assert [row["skipped_steps"] for row in result.history] == [1, 1]
     assert [row["skipped_steps"] for row in read_csv(tmp_path)] == ["1", "1"]
     assert [row["loss"] for row in result.history] == pytest.approx(good)
-    assert all(
-        torch.isfinite(t).all() for t in loop.load_file(tmp_path / "model.safetensors").values()
-    )
+    assert all(torch.isfinite(t).all() for t in load_file(tmp_path / "model.safetensors").values())
 
 
 def test_without_a_good_batch_there_is_nothing_to_go_on_with(failing, tmp_path: Path):

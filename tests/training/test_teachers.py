@@ -32,10 +32,6 @@ def splits() -> Splits:
     return make_splits()
 
 
-def no_loss(dim: int) -> nn.Module:
-    raise AssertionError("not used")
-
-
 def lesson(progress: float = 0.25, older: bool = True) -> Lesson:
     def output() -> BatchGraphOutput:
         embeddings = torch.randn(N, D, dtype=torch.float64)
@@ -77,7 +73,7 @@ def nearest(x: Tensor) -> Tensor:
 )
 def test_diffused_teacher_is_its_formula(graph, expected, embedding):
     w, weight, tau = 0.6, 20.0, 0.5
-    teacher = DiffusedTeacher(C, no_loss, graph, K, w, embedding, weight, tau)
+    teacher = DiffusedTeacher(graph, K, w, embedding, weight, tau)
     batch = lesson()
     teaching = batch.older.embeddings if embedding == "head" else batch.older.features
     p_t = SoftTargetLoss(tau).targets(teaching)
@@ -89,7 +85,7 @@ def test_diffused_teacher_is_its_formula(graph, expected, embedding):
 
 
 def test_random_graph_draws_anew_and_is_a_distribution():
-    teacher = DiffusedTeacher(C, no_loss, "random", K)
+    teacher = DiffusedTeacher("random", K)
     x = torch.randn(N, C)
     (first, weight), (second, _) = teacher.learn(x), teacher.learn(x)
     assert not torch.equal(first, second)
@@ -100,7 +96,7 @@ def test_random_graph_draws_anew_and_is_a_distribution():
 
 def test_diffused_teacher_teaches_the_embeddings_alone():
     batch = lesson()
-    teacher = DiffusedTeacher(C, no_loss, k=K)
+    teacher = DiffusedTeacher(k=K)
     older, labels, student = batch.older, batch.labels, batch.output.embeddings
     older.embeddings.requires_grad_()
 
@@ -116,7 +112,7 @@ def test_diffused_teacher_teaches_the_embeddings_alone():
 def test_without_an_older_model_nothing_is_taught():
     batch = lesson(progress=0.0, older=False)
     for kind in (DiffusedTeacher, RefinedTeacher):
-        value = kind(C, no_loss)(batch)
+        value = kind()(batch)
         assert value.dtype == torch.float64
         assert float(value) == 0
 
@@ -125,9 +121,8 @@ def test_without_an_older_model_nothing_is_taught():
 def test_wide_teacher_is_its_formula(features):
     torch.set_default_dtype(torch.float64)
     try:
-        teacher = WideTeacher(
-            C, lambda d: create_loss("proxy-anchor", 4, d), 2, 6, features, weight=5.0
-        )
+        teacher = WideTeacher(2, 6, features, weight=5.0)
+        teacher.join(C, lambda d: create_loss("proxy-anchor", 4, d))
     finally:
         torch.set_default_dtype(torch.float32)
     batch = lesson()
@@ -159,12 +154,12 @@ def test_refined_teacher_is_its_formula():
     batch.indices = torch.randperm(40)[:N].tolist()
     soft = SoftTargetLoss(0.5)
     for embedding, x in vectors.items():
-        teacher = RefinedTeacher(C, no_loss, 4, 0.3, 0.2, embedding, 10.0, 0.5)
+        teacher = RefinedTeacher(4, 0.3, 0.2, embedding, 10.0, 0.5)
         teacher.begin_epoch(lambda: vectors)
         refined = refine(x, k=4, epsilon=0.3, shrinkage=0.2)[batch.indices]
         value = 0.25 * 10.0 * soft(batch.output.embeddings, soft.targets(refined))
         assert torch.equal(teacher(batch), value)
-        other = RefinedTeacher(C, no_loss, 4, 0.3, 0.2, embedding, 10.0, 0.5)
+        other = RefinedTeacher(4, 0.3, 0.2, embedding, 10.0, 0.5)
         other.load_state_dict(teacher.state_dict())
         assert torch.equal(other(batch), value)
 
@@ -315,11 +310,13 @@ def test_the_average_is_what_is_measured_and_stored(splits, tmp_path, monkeypatc
 class Still(Teacher):
     """Sees the whole batch, and adds nothing."""
 
-    def __init__(self, channels: int, make_criterion: Any, weight: float = 0.0) -> None:
+    def __init__(self, weight: float = 0.0) -> None:
         super().__init__()
-        assert channels == WIDTH
         self.seen: list[tuple[Lesson, int]] = []
         self.epochs: list[int] = []
+
+    def join(self, channels: int, make_criterion: Any) -> None:
+        assert channels == WIDTH
 
     def begin_epoch(self, embed: Any) -> None:
         found = embed()
@@ -334,8 +331,8 @@ class Still(Teacher):
 def test_a_teacher_of_ones_own_is_given_the_batch(splits, tmp_path, monkeypatch):
     made: list[Still] = []
 
-    def still(channels: int, make_criterion: Any, weight: float = 0.0) -> Still:
-        made.append(Still(channels, make_criterion, weight))
+    def still(weight: float = 0.0) -> Still:
+        made.append(Still(weight))
         return made[-1]
 
     monkeypatch.setitem(TEACHERS._members, "still", still)

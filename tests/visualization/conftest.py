@@ -36,7 +36,15 @@ class Page:
     def __init__(self, driver: Any) -> None:
         self.driver = driver
 
-    def open(self, path: Path, width: int = 1280, height: int = 900, dark: bool = False) -> Page:
+    def open(
+        self,
+        path: Path,
+        width: int = 1280,
+        height: int = 900,
+        dark: bool = False,
+        view: str | None = None,
+        address: str = "",
+    ) -> Page:
         self.driver.get("about:blank")
         self.driver.get_log("browser")
         self.driver.get_log("performance")
@@ -46,17 +54,24 @@ class Page:
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
-        self.driver.get(path.resolve().as_uri())
+        self.driver.get(path.resolve().as_uri() + address)
         self.until("return document.documentElement.dataset.ready === 'yes'")
+        if view is not None:
+            self.view(view)
         return self
 
-    def until(self, script: str, seconds: float = PATIENCE) -> Any:
+    def until(self, script: str, *arguments: Any, seconds: float = PATIENCE) -> Any:
         from selenium.webdriver.support.ui import WebDriverWait
 
-        return WebDriverWait(self.driver, seconds, 0.05).until(lambda d: d.execute_script(script))
+        wait = WebDriverWait(self.driver, seconds, 0.05)
+        return wait.until(lambda driver: driver.execute_script(script, *arguments))
 
     def js(self, script: str, *arguments: Any) -> Any:
         return self.driver.execute_script(script, *arguments)
+
+    def view(self, name: str) -> None:
+        """Open one of the page's views."""
+        self.js("document.querySelector(`#nav a[data-view=${arguments[0]}]`).click()", name)
 
     def one(self, selector: str) -> Any:
         return self.driver.find_element("css selector", selector)
@@ -118,7 +133,7 @@ class Page:
             self.mouse("mousePressed", x, y)
             self.mouse("mouseReleased", x, y)
             try:
-                self.until(done, 5)
+                self.until(done, seconds=5)
                 return
             except TimeoutException:
                 if time.monotonic() > end:
@@ -138,6 +153,11 @@ class Page:
                 urls.append(message["params"]["request"]["url"])
         own = ("file:", "data:", "blob:", "about:", "chrome:")  # the last: the browser's first tab
         return [url for url in urls if not url.startswith(own)]
+
+    def address(self) -> str:
+        """What the address holds of the page's state, when it is written."""
+        time.sleep(0.5)  # the page waits a moment for more changes
+        return str(self.js("return location.hash"))
 
     def overflow(self) -> int:
         """By how many pixels the page is wider than the window."""

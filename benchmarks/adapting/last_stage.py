@@ -1,0 +1,153 @@
+"""The last stage alone adapts, to stored crops: minutes on a CPU, for EfficientNet-Lite0.
+
+``python -m benchmarks.adapting.last_stage DATA``: halves, arms and table are those of
+``python -m benchmarks.adapting``; the stages before the last one keep their ImageNet weights, and
+see each image once whole and in a few random crops. Nothing is stopped early.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.adapting.run import ARMS, Row, halves_of, measure_features, table
+from bgl._io import write_text
+from bgl.datasets import ImageDataset
+from bgl.images import train_transform
+from bgl.losses import RelatedNeighborsLoss, RelaxedContrastiveLoss
+from bgl.models import Encoder
+from bgl.samplers import ClassBalancedSampler
+from bgl.training import TrainConfig, build_encoder
+from bgl.training.adapting import AdaptConfig, Relations
+from bgl.training.build import make_schedule
+from bgl.training.loading import SeededCrops
+
+CROPS = 5  # stored of each image
+FROZEN = 6  # blocks
+LOSSES = {"STML-like": RelaxedContrastiveLoss}  # others: RelatedNeighborsLoss
+
+
+@torch.no_grad()
+def maps(encoder: Encoder, images: list[Tensor]) -> Tensor:
+    """What the stages before the last one make of uint8 images."""
+    backbone, found = encoder.model.backbone, []
+    for start in range(0, len(images), 64):
+        x = encoder.transform.normalize(torch.stack(images[start : start + 64]))
+        x = backbone.bn1(backbone.conv_stem(x))  # type: ignore[operator]
+        for block in backbone.blocks[:FROZEN]:  # type: ignore[index]
+            x = block(x)
+        found.append(x.half())
+    return torch.cat(found)
+
+
+def whole(encoder: Encoder, data: ImageDataset) -> Tensor:
+    """Maps of the images as they are measured."""
+    crop = encoder.transform.crop
+    return maps(encoder, [crop(data.read(i, crop.min_side)) for i in range(len(data))])
+
+
+def crops(encoder: Encoder, data: ImageDataset, scale: float) -> Tensor:
+    """Maps of random crops [CROPS, N, ...]."""
+    size, mean, std = encoder.config.image_size, encoder.config.mean, encoder.config.std
+    drawn = SeededCrops(data, train_transform(size, mean, std, (scale, 1.0)).crop)
+    n = len(data)
+    return torch.stack(
+        [maps(encoder, [drawn[i, v * n + i] for i in range(n)]) for v in range(CROPS)]
+    )
+
+
+class LastStage(nn.Module):
+    """Maps [N, ...] to features [N, C]."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        parts = (*backbone.blocks[FROZEN:], backbone.conv_head, backbone.bn2, backbone.global_pool)  # type: ignore[index]
+        self.parts = copy.deepcopy(nn.Sequential(*parts)).eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        features: Tensor = self.parts(x.float())
+        return features
+
+    @torch.no_grad()
+    def embed(self, x: Tensor) -> Tensor:
+        """Features of many."""
+        return torch.cat([self(part) for part in x.split(256)])
+
+
+def adapt(
+    stage: LastStage,
+    clean: Tensor,
+    cropped: Tensor,
+    relations: Relations,
+    loss: nn.Module,
+    config: AdaptConfig,
+) -> None:
+    """Train the last stage on the relations of the images."""
+    n, views = len(clean), relations.views
+    sampler = ClassBalancedSampler(
+        torch.arange(n), config.batch_size, views, config.seed, neighbors=config.group - 1
+    )
+    optimizer = torch.optim.AdamW(stage.parameters(), config.lr, weight_decay=config.weight_decay)
+    schedule = make_schedule(config.as_training(), optimizer, config.epochs * len(sampler))
+    generator = torch.Generator().manual_seed(config.seed)
+    for epoch in range(config.epochs):
+        relations.learn(stage.embed(clean))
+        if views == 1:
+            sampler.set_positions(relations.refined)
+        sampler.set_epoch(epoch)
+        for numbers in sampler:
+            batch = torch.tensor(numbers)
+            view = torch.randint(CROPS, (len(batch),), generator=generator)
+            if views == 2:  # next to each other: another crop of the same image
+                view[1::2] = (view[::2] + 1 + view[1::2] % (CROPS - 1)) % CROPS
+            optimizer.zero_grad()
+            loss(stage(cropped[view, batch]), relations(batch)).backward()
+            nn.utils.clip_grad_norm_(stage.parameters(), 3.0)
+            optimizer.step()
+            schedule.step()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", help="'emoji', or a folder of classes.")
+    parser.add_argument("--part", default="val", choices=("val", "test"))
+    parser.add_argument("--classes", type=int, help="Only so many classes of it.")
+    parser.add_argument("--image-size", type=int, default=64)
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--lr", type=float, default=2e-4)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--results", type=Path, help="JSON file to write.")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")  # an image is drawn twice for two views of it
+    halves, size = halves_of(options.data, options.part, options.classes), options.image_size
+    config = AdaptConfig(epochs=options.epochs, lr=options.lr, batch_size=options.batch_size)
+    encoder, info = build_encoder(TrainConfig(image_size=size, resize=size, method="none"))
+    clean = [whole(encoder, half) for half in halves]
+    cropped = crops(encoder, halves[0], config.crop_scale)
+    rows: list[Row] = []
+    for seed, arm in [(None, "pretrained"), *((s, a) for s in options.seeds for a in options.arms)]:
+        stage = LastStage(encoder.model.backbone)
+        if seed is not None:
+            config = AdaptConfig(**{**config.to_dict(), "seed": seed})
+            torch.manual_seed(seed)
+            relations = ARMS[arm](len(clean[0]), info.num_features, config.k, config.shrinkage)
+            loss = LOSSES.get(arm, RelatedNeighborsLoss)()
+            adapt(stage, clean[0], cropped, relations, loss, config)
+        features = [stage.embed(part) for part in clean]
+        rows += measure_features(features, halves, {"arm": arm, "seed": seed}, config)
+        print(table(rows[-6:]), flush=True)
+        if options.results:
+            write_text(options.results, json.dumps(rows, indent=1))
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

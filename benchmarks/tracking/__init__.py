@@ -1,0 +1,1 @@
+"""Speed over time: what asv measures of each commit (``asv.conf.json``)."""
