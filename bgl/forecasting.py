@@ -13,6 +13,8 @@ from torch import Tensor
 from bgl._neighbors import exact_search, without_self
 from bgl.refinement import RefinedGallery, directions
 
+__all__ = ["Estimate", "Forecast", "Setting", "forecast", "signals"]
+
 AXES = 128  # principal axes that are looked at; those behind hold little but noise
 VANISHING = 1e-5  # of a unit vector: below it lies the rounding of float32
 CLOSEST = 3  # neighbours of which reciprocity is asked

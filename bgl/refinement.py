@@ -17,6 +17,8 @@ from bgl.layers.adaptive_graph import AdaptiveGraph
 from bgl.layers.pairs import Neighbors
 from bgl.readout import LinearReadout
 
+__all__ = ["RefinedGallery", "gallery_readout", "refine"]
+
 
 @overload
 def refine(
