@@ -40,7 +40,9 @@ DATA = {
     "butterflies-test.lda": "butterflies, trained readout",
 }
 VALIDATION = "emoji-val.lite0"
-WALKS = [{"k": k, "alpha": alpha} for k in (5, 10, 20) for alpha in (0.8, 0.95)]
+WALKS: list[dict[str, Any]] = [
+    {"k": k, "alpha": alpha} for k in (5, 10, 20) for alpha in (0.8, 0.95)
+]
 
 
 def as_forecast(x: Tensor) -> Ranking:
