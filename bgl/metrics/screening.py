@@ -88,10 +88,11 @@ class Screen:
         """Find the ``kept`` nearest other items of every item; compute each pair once."""
         n, device = len(self.right), self.gallery.device
         found = (
-            torch.full((n, kept), torch.inf, device=device),
+            torch.full((n, kept), torch.inf, dtype=torch.float32, device=device),
             torch.zeros(n, kept, dtype=torch.long, device=device),
         )
-        block = torch.empty(min(chunk_size, n), n, device=device)  # once: fresh memory is slow
+        # once: fresh memory is slow
+        block = torch.empty(min(chunk_size, n), n, dtype=torch.float32, device=device)
         for first in range(0, n, chunk_size):
             rows = slice(first, min(first + chunk_size, n))
             scores = block[: rows.stop - first, : n - first]

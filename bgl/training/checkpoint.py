@@ -173,7 +173,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
     numpy_state: Any = np.random.get_state()  # noqa: NPY002 - losses may draw from it
     return {
         "python": random.getstate(),
-        "numpy": (torch.from_numpy(numpy_state[1].copy()), *numpy_state[2:]),
+        "numpy": (torch.from_numpy(numpy_state[1].astype(np.int64)), *numpy_state[2:]),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
     }
@@ -183,7 +183,7 @@ def restore_random_state(state: dict[str, Any], device: torch.device) -> None:
     """Set all global generators to what :func:`random_state` found, that of ``device`` too."""
     random.setstate(state["python"])
     words, *rest = state["numpy"]
-    np.random.set_state(("MT19937", words.numpy(), *rest))  # noqa: NPY002
+    np.random.set_state(("MT19937", words.numpy().astype(np.uint32), *rest))  # noqa: NPY002
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"], device)
