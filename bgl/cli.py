@@ -42,6 +42,7 @@ bgl trains image encoders through a graph of each batch. To begin:
   bgl train --dataset folder --data-root photos    train on them, and measure
   bgl adapt MODEL images --output-dir adapted      adapt a model to images without labels
   bgl embed MODEL images --out embeddings          embed very many images
+  bgl refine MODEL images --check                  would the graph of all of them help?
   bgl --help                                       the other commands
 """
 

@@ -17,6 +17,8 @@ from bgl.layers.adaptive_graph import AdaptiveGraph
 from bgl.layers.pairs import Neighbors
 from bgl.readout import LinearReadout
 
+__all__ = ["RefinedGallery", "gallery_readout", "refine"]
+
 
 @overload
 def refine(
@@ -192,8 +194,8 @@ class RefinedGallery:
         if index is not None:
             check_index(index, self._x)
 
-        found = self._search(self._x, min(self.candidates, n - 1) + 1)
-        self._near = without_self(found)  # [N, M] candidates of each item
+        # [N, M] candidates of each item
+        self._near = without_self(self._search(self._x, min(self.candidates, n - 1) + 1))
         self.metric = None
         if shrinkage is not None:
             self.metric = _learn_metric(self._x, self._near, self.learner, shrinkage)

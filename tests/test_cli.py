@@ -151,7 +151,7 @@ def test_errors_are_one_line(argv: list[str], message: str, capsys) -> None:
 def test_the_first_steps_are_commands_that_there_are(capsys) -> None:
     assert main([]) == 0
     steps = re.findall(r"^  bgl (\S+)", capsys.readouterr().out, re.MULTILINE)
-    assert {"train", "check", "adapt", "embed"} <= set(steps) <= {*COMMANDS, "--help"}
+    assert {"train", "check", "adapt", "embed", "refine"} <= set(steps) <= {*COMMANDS, "--help"}
 
 
 @pytest.mark.parametrize(

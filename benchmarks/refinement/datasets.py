@@ -115,6 +115,7 @@ def main() -> None:
     parser.add_argument("--page", type=Path, nargs="+", default=[], help="whose table to replace")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    options.output_dir.mkdir(parents=True, exist_ok=True)
     if options.features is None:
         found = json.loads((options.output_dir / "datasets.json").read_text())
     else:

@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=96)
     parser.add_argument("--per-class", type=int, default=30)
     options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
     for data in options.data:
         name, _, root = data.partition("=")
         if name == "digits":

@@ -3,8 +3,9 @@
 FEATURES holds ``DATA-PART.ENCODER.safetensors`` with ``x`` and ``y``, as ``features.py`` writes
 them. A case is a subset of one file's classes, refined in one setting: the estimate's signals are
 computed without labels, the change of each metric with them. :data:`FIT` fits the rule by weighted
-ridge regression; its error is that of a fit without the case's file. :data:`TEST` has other data
-sets, other classes and other encoders. The rule is printed as it stands in ``bgl/forecasting.py``.
+ridge regression; its error is that of a fit without the case's data set. :data:`TEST` has other
+classes and encoders, and a data set of its own. The rule is printed as it stands in
+``bgl/forecasting.py``.
 
 Embeddings are reduced to 128 directions first, so that a case takes under a second; cases land in
 ``forecast.json`` of the output folder, and what is there is not computed again.
@@ -42,9 +43,9 @@ Case = dict[str, Any]
 KINDS = [("all", "raw"), ("mixed", "raw"), ("few", "raw"), ("all", "white"), ("single", "white")]
 FIT = ["emoji-val.pixels", "emoji-val.lite0", "emoji-val.tuned", "emoji-val.random"]
 FIT += ["birds-train.pixels", "birds-train.lite0", "birds-train.lite0-72", "birds-train.random"]
-TEST = ["digits.pixels", "butterflies-test.mobilenet", "emoji-test.dybgr", "birds-test.mobilenet"]
-TEST += ["emoji-test.pixels", "emoji-test.mobilenet", "birds-test.lda", "butterflies-test.lda"]
-TEST += ["butterflies-test.pixels", "birds-test.pixels"]
+FIT += [f"butterflies-test.{name}" for name in ("mobilenet", "pixels", "lda")]
+TEST = ["digits.pixels", "emoji-test.dybgr", "birds-test.mobilenet", "emoji-test.pixels"]
+TEST += ["emoji-test.mobilenet", "birds-test.lda", "birds-test.pixels"]
 # What refine's default is compared with in a forecast, and three ways to do harm.
 TRIED = (*SETTINGS, Setting(7, 0.5, None), Setting(20, 0.9), Setting(30, 1.0, None))
 DIRECTIONS = 128
@@ -144,7 +145,7 @@ def solve(cases: list[Case], metric: str) -> NDArray[np.float64]:
 
 def fit(cases: list[Case]) -> dict[str, dict[str, Any]]:
     """Fit each metric's rule, its error, and where the warning begins."""
-    files = sorted({case["features"] for case in cases})
+    data = [case["features"].split("-")[0] for case in cases]
     result: dict[str, dict[str, Any]] = {"RULE": {}, "ERROR": {}, "WARN_BELOW": {}}
     weight = np.array([case["n"] for case in cases])
     for metric in NAMES:
@@ -153,9 +154,9 @@ def fit(cases: list[Case]) -> dict[str, dict[str, Any]]:
         result["RULE"][metric] = {n: round(float(c), 4) for n, c in zip(names, found, strict=True)}
         true = np.array([case["change"][metric] for case in cases])
         guess = np.zeros(len(cases))
-        for file in files:
-            out = np.array([case["features"] == file for case in cases])
-            rest = [case for case in cases if case["features"] != file]
+        for left_out in sorted(set(data)):
+            out = np.array([name == left_out for name in data])
+            rest = [case for case, gone in zip(cases, out, strict=True) if not gone]
             guess[out] = columns(cases, metric)[out] @ solve(rest, metric)
         error = np.sqrt((weight * (guess - true) ** 2).sum() / weight.sum())
         result["ERROR"][metric] = round(float(error), 4)
@@ -207,10 +208,15 @@ def chosen(cases: list[Case]) -> str:
     for case in cases:
         key = (case["features"], case["classes"], case["how"])
         groups.setdefault(key, {})[Setting(*case["setting"])] = case
-    found: dict[str, list[dict[str, float]]] = {"default": [], "recommended": []}
+    found: dict[str, list[dict[str, float]]] = {
+        "default": [],
+        "metric alone": [],
+        "recommended": [],
+    }
     nothing = dict.fromkeys(NAMES, 0.0)
     for group in groups.values():
         found["default"].append(group[Setting()]["change"])
+        found["metric alone"].append(group[Setting(epsilon=0.0)]["change"])
         tried = [
             Forecast(s, estimate(group[s]["signals"]), None, group[s]["signals"]) for s in SETTINGS
         ]
@@ -236,6 +242,7 @@ def main() -> None:
     parser.add_argument("--page", type=Path, nargs="+", default=[], help="whose table to replace")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    options.output_dir.mkdir(parents=True, exist_ok=True)
     if options.features is not None:
         measure(options.features, [*FIT, *TEST], options.output_dir)
     cases = json.loads((options.output_dir / "forecast.json").read_text())["cases"]

@@ -148,12 +148,10 @@ class AdaptiveGraph(nn.Module):
         candidates: Tensor | None = None,
     ) -> Graph:
         """Learn the graph of ``x`` for one set of contextual features."""
-        # nothing holds the problem, so that its pairs are freed before the edges are listed
-        return (
-            self.prepare(x, y=y, batch=batch, candidates=candidates)
-            .solve(x if context is None else context)
-            .edges()
-        )
+        problem = self.prepare(x, y=y, batch=batch, candidates=candidates)
+        neighbors = problem.solve(x if context is None else context)
+        del problem  # its pairs are freed before the edges are listed
+        return neighbors.edges()
 
     def prepare(
         self,

@@ -38,7 +38,10 @@ class Neighbors(NamedTuple):
         target = torch.arange(len(self.source), device=self.source.device)[:, None]
         edge_index = torch.stack([self.source.long(), target.expand_as(self.source)]).flatten(1)
         edge_weight = self.weight.flatten()
-        if self.mask is None or padded or (readable(self.mask) and bool(self.mask.all())):
+        if self.mask is None or padded:
+            return edge_index, edge_weight
+        eager = readable(self.mask) and not torch.compiler.is_compiling()
+        if eager and bool(self.mask.all()):  # nothing is copied
             return edge_index, edge_weight
         keep = self.mask.flatten().nonzero()[:, 0]
         return edge_index[:, keep], edge_weight[keep]

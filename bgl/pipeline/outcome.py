@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
 from bgl.training.distributed import num_processes
 
 #: What can go wrong with a run, and not with the code.
-FAILURES = (ValueError, OSError, FloatingPointError, MemoryError)
+FAILURES = (ValueError, OSError, FloatingPointError, MemoryError, torch.cuda.OutOfMemoryError)
 
 
 class Outcome:

@@ -91,11 +91,12 @@ class MilvusStore:
         try:
             if _put(client, name, rows) == 0:
                 raise ValueError("Expected an index of at least one image, but got none")
+            client.flush(name)  # what was written is searched slowly until then
             if old is None:
                 client.create_alias(name, ALIAS)
             else:
                 client.alter_alias(name, ALIAS)
-        except BaseException:
+        except BaseException:  # an interruption too leaves nothing behind
             client.drop_collection(name)
             raise
         if old is not None:

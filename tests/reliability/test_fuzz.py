@@ -614,6 +614,7 @@ RECORDS = {
     *("training.ProgressList", "training.TrainResult", "training.TrainingRun"),
     *("training.TEACHERS", "training.Lesson", "training.Teacher"),
     *("search.Hit", "embedding.Block", "embedding.Manifest"),
+    *("forecasting.Estimate", "forecasting.Forecast", "forecasting.Setting"),
     # command lines and what they are made of
     *("cli.main", "pipeline.CONFIGS", "pipeline.TerminalProgress", "pipeline.as_csv"),
     *("pipeline.baseline_rows", "pipeline.check_folder", "pipeline.load_splits"),
@@ -643,7 +644,7 @@ def public_names() -> dict[str, Any]:
     # what bgl itself gives is public under that name alone
     again = {
         f"{module}.{name}"
-        for module in ("embedding", "graph", "refinement")
+        for module in ("embedding", "forecasting", "graph", "refinement")
         for name in bgl.__all__
     }
     return {name: value for name, value in found.items() if name not in again}

@@ -40,8 +40,9 @@ def about(curvature: float | None = None) -> About:
 
 def some_rows(n: int = 600, first: int = 0) -> Rows:
     """Tight clusters, with rows that are equal."""
-    generator = torch.Generator().manual_seed(first)
-    centre = torch.randn(60, COLUMNS, generator=generator)[torch.arange(n) % 60]
+    generator = torch.Generator().manual_seed(first + 1)
+    centres = torch.randn(60, COLUMNS, generator=torch.Generator().manual_seed(0))
+    centre = centres[torch.arange(n) % 60]
     x = centre + 0.02 * torch.randn(n, COLUMNS, generator=generator)
     x[n // 2] = x[0]
     keys = [f"/photos/é 'x\"/{i}.jpg" for i in range(first, first + n)]
