@@ -322,6 +322,7 @@ class RefinedGallery:
             # an item without any neighbour stays as it is
             share = self.epsilon * graph.weight.sum(1, keepdim=True)
             refined = graph.sums(h).mul_(self.epsilon).addcmul_(1 - share, own)
+        del problem  # the result takes the memory of its pairs
         return F.normalize(refined)
 
     def __repr__(self) -> str:
