@@ -87,15 +87,16 @@ def fits(device: torch.device, numbers: int) -> bool:
 def _free_bytes(device: torch.device) -> int:
     """Memory that nobody uses, or that PyTorch keeps for itself."""
     if device.type != "cuda":
-        return min(_number_in("/proc/meminfo", "MemAvailable:", 2**10), _number_in(_CGROUP))
+        found = _number_in("/proc/meminfo", "MemAvailable:", 2**10), _number_in(_CGROUP)
+        return min((number for number in found if number is not None), default=_CPU_BYTES)
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(torch.cuda.mem_get_info(device)[0]) + cached
 
 
-def _number_in(path: str, name: str = "", unit: int = 1) -> int:
-    """The number behind a name in a file of the system, or the usual one."""
+def _number_in(path: str, name: str = "", unit: int = 1) -> int | None:
+    """The number behind a name in a file of the system; None if there is none."""
     try:
         words = Path(path).read_text().split()
         return int(words[words.index(name) + 1 if name else 0]) * unit
     except (OSError, ValueError, IndexError):
-        return _CPU_BYTES
+        return None

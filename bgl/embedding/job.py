@@ -119,7 +119,7 @@ def embed(
         source = str(run) if str(run).startswith(HUB) else str(Path(run).absolute())
         about = Manifest(source, model, output, curvature, width(encoder, output), dtype)
 
-        def finish() -> None:
+        def finish(_: Claim) -> None:
             remove_leftovers(out)
             write_manifest(out, about, len(todo.sizes))
 
@@ -162,9 +162,12 @@ def _begin(out: Path, wanted: _Job, containers: Sequence[Container]) -> _Job:
     """Read the job of a folder, or write it: counting the images of tars takes a while."""
     path = out / JOB_FILE
 
-    def write() -> None:
-        counts = tuple(len(container) for container in containers)
-        job = dataclasses.replace(wanted, counts=counts)
+    def write(claim: Claim) -> None:
+        counts = []
+        for container in containers:
+            counts.append(len(container))
+            claim.beat()
+        job = dataclasses.replace(wanted, counts=tuple(counts))
         write_text(path, json.dumps(dataclasses.asdict(job)) + "\n")
 
     _once(out, JOB_FILE, write)
@@ -191,14 +194,14 @@ def _begin(out: Path, wanted: _Job, containers: Sequence[Container]) -> _Job:
     return job
 
 
-def _once(out: Path, name: str, write: Callable[[], None]) -> None:
+def _once(out: Path, name: str, write: Callable[[Claim], None]) -> None:
     """Let one of the processes write a file that is not there yet; the others wait for it."""
     while not (out / name).is_file():
         with claimed(out / CLAIMS / name) as claim:
             if claim is None:
                 time.sleep(WAIT)
             elif not (out / name).is_file():  # it may be there since a moment ago
-                write()
+                write(claim)
 
 
 class _Todo:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,6 +158,7 @@ class ShardFolder:
                 array[first : first + len(block.vectors)] = block.vectors
                 first += len(block.vectors)
             array.flush()
+            del array  # Windows renames no file that is mapped
         return np.lib.format.open_memmap(path, "c")  # writable, for torch, but not the file
 
     def skipped(self) -> Iterator[Skipped]:
@@ -216,8 +218,8 @@ def write_shard(
     flat = pa.array(np.ascontiguousarray(vectors).reshape(-1))
     table = pa.table(
         {
-            "key": pa.array(rows.keys, pa.string()),
-            "label": pa.array(rows.labels, pa.string()),
+            "key": pa.array(map(_text, rows.keys), pa.string()),
+            "label": pa.array(map(_text, rows.labels), pa.string()),
             "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
         }
     ).replace_schema_metadata({SKIPPED: json.dumps(list(skipped))})
@@ -270,6 +272,11 @@ def write_manifest(folder: str | Path, about: Manifest, parts: int) -> ShardFold
     text = json.dumps({"format": FORMAT, **dataclasses.asdict(whole)}, indent=1) + "\n"
     write_text(folder / MANIFEST_FILE, text)
     return ShardFolder(folder)
+
+
+def _text(text: str | None) -> str | None:
+    """Write out the bytes of a name that are no UTF-8, which Arrow refuses."""
+    return None if text is None else os.fsencode(text).decode(errors="backslashreplace")
 
 
 def _read_manifest(path: Path) -> Manifest:

@@ -226,7 +226,9 @@ class Arrow:
     def _label(self, label: Any) -> str | None:
         if label is None:
             return None
-        return self.names[label] if self.names and isinstance(label, int) else str(label)
+        if self.names and isinstance(label, int):  # -1: not known
+            return self.names[label] if 0 <= label < len(self.names) else None
+        return str(label)
 
     def _batches(self, start: int) -> Iterator[Any]:
         """Yield the rows from ``start`` on, in batches; of the others nothing is decoded."""
@@ -327,7 +329,9 @@ def _range(first: str, last: str) -> list[str]:
 def _folder_labels(place: Path, files: Sequence[str]) -> Iterator[str | None]:
     """Yield the class folder of each file, which ``--dataset folder`` would find, or None."""
     root = os.path.join(str(place.absolute()), "")
-    split = place.is_dir() and any((place / name).is_dir() for name in PARTS["train"])
+    split = place.is_dir() and any(
+        entry.name.lower() in PARTS["train"] and entry.is_dir() for entry in os.scandir(place)
+    )
     parts = {name for names in PARTS.values() for name in names}
     for file in files:
         folders = file.removeprefix(root).split(os.sep)[:-1] if place.is_dir() else []
@@ -343,7 +347,8 @@ def _saved_files(folder: Path) -> list[str]:
         return [file for split in splits for file in _saved_files(folder / split)]
     if not (folder / "state.json").is_file():
         return []
-    files = read_json(folder / "state.json")["_data_files"]
+    state = read_json(folder / "state.json")
+    files = state.get("_data_files", []) if isinstance(state, dict) else []  # may be anybody's
     return [os.path.abspath(folder / file["filename"]) for file in files]
 
 

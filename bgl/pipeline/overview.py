@@ -137,7 +137,7 @@ def _baseline(groups: dict[str, list[Row]], row: Row) -> list[Row]:
 def _remarks(groups: dict[str, list[Row]]) -> list[str]:
     """Say which differences mean something."""
     remarks = []
-    alone = False
+    chance = None
     for name, group in groups.items():
         if group[0].get("epoch") is None or group[0].get("transductive"):
             continue
@@ -149,15 +149,15 @@ def _remarks(groups: dict[str, list[Row]]) -> list[str]:
             )
         elif baseline[0] is not group[0]:
             said = [_verdict(group, baseline, metric) for metric in COMPARED]
-            alone = alone or None in said
+            if None in said and chance is None:
+                chance = _chance(baseline)
             remarks += [f"{name}: {text}." for text in [", ".join(filter(None, said))] if text]
-            if alone and (points := _chance(baseline)):
-                remarks.append(
-                    f"One seed: differences of R@1 below {points:.1f} points say nothing. Two "
-                    "equally good encoders differ by as much through the choice of the queries "
-                    "alone, and the spread between seeds comes on top (--seed 0 1 2 trains more)."
-                )
-                break
+    if chance:
+        remarks.append(
+            f"One seed: differences of R@1 below {chance:.1f} points say nothing. Two "
+            "equally good encoders differ by as much through the choice of the queries "
+            "alone, and the spread between seeds comes on top (--seed 0 1 2 trains more)."
+        )
     return remarks
 
 

@@ -41,7 +41,7 @@ def factory(count: int, dim: int) -> str:
 
     Example:
         >>> factory(100_000, 128), factory(1_000_000, 128), factory(100_000_000, 128)
-        ('', 'IVF4096,SQ8', 'OPQ32,IVF32768_HNSW32,PQ32')
+        ('', 'IVF4096,SQ8', 'OPQ32_128,IVF32768_HNSW32,PQ32')
     """
     if count * dim <= EXACT_NUMBERS:
         return ""
@@ -49,7 +49,7 @@ def factory(count: int, dim: int) -> str:
     if count <= BYTE_VECTORS:
         return f"IVF{lists},SQ8"
     codes = max(1, dim // 4)
-    return f"OPQ{codes},IVF{lists}_HNSW32,PQ{codes}"
+    return f"OPQ{codes}_{4 * codes},IVF{lists}_HNSW32,PQ{codes}"
 
 
 def build(faiss: ModuleType, kind: str, factors: Converted) -> Any:

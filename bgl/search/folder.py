@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import chain
@@ -114,8 +115,10 @@ class FolderStore:
             index = None if self._faiss is None else self._index
             if self._faiss is not None and index is not None and not kept.all():
                 approximate.remove(self._faiss, index, kept)
-            _write(path, self.about, chain(self._parts(kept), added), self._kind, index)
-        self._read(path)
+            try:
+                _write(path, self.about, chain(self._parts(kept), added), self._kind, index)
+            finally:  # also after an error: rows were taken out of the faiss index in memory
+                self._read(path)
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -140,10 +143,16 @@ class FolderStore:
             with safe_open(path, "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 said = json.loads(file.metadata()["index"])
+            digest, kind, recall = (said.pop(name) for name in ("digest", "kind", "recall"))
+            about = About(**said)
+            opened = getattr(self, "about", about)
+            if (about.model, about.output) != (opened.model, opened.output):
+                raise ValueError("it was built anew with another model since it was opened")
+            self.about, self._kind, self._recall = about, kind, recall
             self._keys, self._labels = (_texts(tensors[name]) for name in ("keys", "labels"))
             self._vectors = tensors["embeddings"]
-            digest, self._kind, self._recall = (said.pop(n) for n in ("digest", "kind", "recall"))
-            self.about = About(**said)
+            if os.name == "nt":  # which replaces no file that is mapped
+                self._vectors = self._vectors.clone()
             if not self._keys:
                 raise ValueError("there are no images")
             shape = (len(self._keys), self.about.dim)
@@ -156,7 +165,10 @@ class FolderStore:
             self._faiss = approximate.faiss_or_none() if self._kind else None
             if self._faiss is not None:
                 self._index = self._faiss.deserialize_index(tensors["faiss"].numpy())
-        except (SafetensorError, ValueError, TypeError, KeyError, RecursionError) as error:
+                if self._index.ntotal != len(self._keys):
+                    raise ValueError(f"faiss has {self._index.ntotal} of {len(self._keys)} images")
+        # faiss raises RuntimeError
+        except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
             raise ValueError(
                 f"Expected {path} to be a whole index of this version, but got "
                 f"{type(error).__name__}: {error}: build the index again"
@@ -194,6 +206,7 @@ def _write(
         parts = [_text_bytes(keys), _text_bytes(labels), content]
         said = {"digest": digest.hexdigest(), "kind": kind, "recall": recall, **asdict(about)}
         header = _header(said, shape, parts)
+        del vectors  # Windows renames no file that is mapped
         for part_bytes in parts:
             file.write(part_bytes)
         file.seek(0)

@@ -110,14 +110,20 @@ class MilvusStore:
 
     def search(self, x: Tensor, count: int, label: str | None) -> list[Rows]:
         """Find candidates (see :class:`bgl.search.store.Store`)."""
-        found = self._client.search(
-            ALIAS,
-            data=list(x.float().numpy()),
-            limit=min(count, _MOST_FOUND),
-            filter="" if label is None else f"label == {json.dumps(label, ensure_ascii=False)}",
-            output_fields=_FIELDS,
-        )
-        return [self._rows([hit["entity"] for hit in hits]) for hits in found]
+        limit = min(count, _MOST_FOUND)
+        # at most as much is answered at once as is asked
+        step = max(1, _REQUEST_BYTES // (4 * self.about.dim * limit))
+        rows: list[Rows] = []
+        for part in x.float().split(step):
+            found = self._client.search(
+                ALIAS,
+                data=list(part.numpy()),
+                limit=limit,
+                filter="" if label is None else f"label == {json.dumps(label, ensure_ascii=False)}",
+                output_fields=_FIELDS,
+            )
+            rows += [self._rows([hit["entity"] for hit in hits]) for hits in found]
+        return rows
 
     def find(self, keys: Sequence[str]) -> Rows:
         """Look up images; those that are not there are left out."""
@@ -130,6 +136,12 @@ class MilvusStore:
 
     def change(self, rows: Iterable[Rows] = (), removed: Sequence[str] = ()) -> None:
         """Remove images, and put others in the place of those with the same keys."""
+        said = json.loads(self._client.describe_collection(ALIAS)["properties"][_ABOUT])
+        if (said["model"], said["output"]) != (self.about.model, self.about.output):
+            raise ValueError(
+                "Expected the index to be the one that was opened, but it was built anew with "
+                "another model since: open it again"
+            )
         if removed:
             if len(self.find(removed).keys) >= len(self):
                 raise ValueError("Expected an index of at least one image, but none would be left")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -136,6 +137,24 @@ def test_writers_do_not_undo_each_other(address: str) -> None:
     assert len(other) == len(open_store(address)) == 640
 
 
+def test_an_index_of_another_model_is_not_changed(address: str) -> None:
+    opened = create_store(address, about(), [some_rows()])
+    create_store(address, dataclasses.replace(about(), model="another"), [some_rows(20)])
+    with pytest.raises(ValueError, match="another model"):
+        opened.change([some_rows(20, first=1000)])
+    assert open_store(address).about.model == "another"
+    assert len(open_store(address)) == 20
+
+
+def test_a_change_that_fails_changes_nothing(address: str) -> None:
+    rows = some_rows()
+    store = create_store(address, about(), [rows])
+    broken = Rows(["x"], [""], torch.full((1, COLUMNS), torch.nan))
+    with pytest.raises(ValueError, match="finite"):
+        store.change([broken], removed=[] if "milvus" in address else rows.keys[:100])
+    check_against_brute_force(store, as_dict(rows))
+
+
 def test_there_is_no_index(address: str) -> None:
     with pytest.raises(FileNotFoundError, match=r"`store`.*build it"):
         open_store(address)
@@ -205,7 +224,7 @@ def test_nearest_as_in_float64(
         (100_000, 128, ""),
         (1_000_000, 128, "IVF4096,SQ8"),
         (1_000_000, 1536, "IVF4096,SQ8"),
-        (100_000_000, 128, "OPQ32,IVF32768_HNSW32,PQ32"),
+        (100_000_000, 128, "OPQ32_128,IVF32768_HNSW32,PQ32"),
     ],
 )
 def test_the_index_follows_from_count_and_dimension(count: int, dim: int, kind: str) -> None:

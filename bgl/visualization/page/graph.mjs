@@ -251,6 +251,7 @@ function openGraph(graph) {
   fill($("node"), names, [...names.keys()]);
   step();
   $("iteration").selectedIndex = view.frames.length - 1;
+  refresh("graph");
 }
 
 function step() {
