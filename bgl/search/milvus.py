@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -164,6 +165,13 @@ class MilvusStore:
 
 
 def _connect(address: str) -> MilvusClient:
+    index = getattr(sys.modules.get("faiss"), "IndexHNSW", None)
+    if "://" not in address and hasattr(index, "search_numpy"):
+        raise ValueError(
+            "Expected a process without pytorch_metric_learning.utils.inference for the `store` "
+            f"{address}, but it has replaced the search of faiss, which Milvus Lite needs: use a "
+            "folder or a server, or search in a process of its own"
+        )
     try:
         return MilvusClient(address.removeprefix(MILVUS))
     except MilvusException as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +31,11 @@ def address(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch) -> Iter
     if request.param == "milvus":
         pytest.importorskip("pymilvus", reason="pymilvus is not installed")
         pytest.importorskip("milvus_lite", reason="milvus-lite is not installed")
+        faiss = pytest.importorskip("faiss", reason="faiss is not installed")
+        for index in [*vars(faiss).values()]:  # other tests may have imported what replaces it
+            if isinstance(index, type) and "search_numpy" in vars(index):
+                monkeypatch.setattr(index, "search", index.search_numpy)
+                monkeypatch.delattr(index, "search_numpy")
         yield f"milvus:{tmp_path / 'index.db'}"
     else:
         yield str(tmp_path / "index")
@@ -174,6 +180,14 @@ def test_hyperbolic_embeddings_need_a_folder(tmp_path: Path) -> None:
     pytest.importorskip("pymilvus", reason="pymilvus is not installed")
     with pytest.raises(ValueError, match="`store` to be a folder for hyperbolic"):
         create_store(f"milvus:{tmp_path / 'x.db'}", about(0.1), [some_rows()])
+
+
+def test_faiss_that_was_replaced_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("pymilvus", reason="pymilvus is not installed")
+    pytest.importorskip("faiss", reason="faiss is not installed")
+    importlib.import_module("pytorch_metric_learning.utils.inference")
+    with pytest.raises(ValueError, match=r"utils\.inference.*use a folder or a server"):
+        create_store(f"milvus:{tmp_path / 'x.db'}", about(), [some_rows()])
 
 
 def test_milvus_that_does_not_answer_is_named() -> None:

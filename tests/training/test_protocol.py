@@ -56,7 +56,7 @@ def test_paper_protocol_looks_at_the_test_classes(splits, tmp_path, monkeypatch,
     datasets: list[ImageDataset] = []
     states: list[torch.Tensor] = []
 
-    def measure(self: loop.Evaluator, queries: ImageDataset, gallery: Any = None) -> dict[str, Any]:
+    def measure(self: loop.Evaluator, queries: ImageDataset, *_: Any, **__: Any) -> dict[str, Any]:
         datasets.append(queries)
         states.append(next(iter(self.encoder.model.parameters())).detach().clone())
         recall = next(recalls, 0.0)
@@ -77,7 +77,7 @@ def test_honest_protocol_may_look_at_every_epoch_and_chooses_by_validation_alone
 ):
     scores = {"val": iter([0.2, 0.9, 0.4]), "test": iter([0.5, 0.1, 0.8, 0.1])}
 
-    def measure(self: loop.Evaluator, queries: ImageDataset, gallery: Any = None) -> dict[str, Any]:
+    def measure(self: loop.Evaluator, queries: ImageDataset, *_: Any, **__: Any) -> dict[str, Any]:
         score = next(scores["test" if queries is splits.test else "val"])
         return {e: {"recall@1": score, "map@r": score} for e in ("backbone", "head")}
 

@@ -152,7 +152,7 @@ def test_test_images_meet_the_weights_of_the_best_epoch(splits, tmp_path, monkey
     measured: list[dict[str, Tensor]] = []
     datasets: list[ImageDataset] = []
 
-    def measure(self: loop.Evaluator, queries: ImageDataset, gallery: Any = None) -> dict[str, Any]:
+    def measure(self: loop.Evaluator, queries: ImageDataset, *_: Any, **__: Any) -> dict[str, Any]:
         measured.append({name: t.clone() for name, t in self.encoder.model.state_dict().items()})
         datasets.append(queries)
         i = len(measured) - 1
@@ -355,7 +355,6 @@ def test_progress_is_told_every_stage(splits, tmp_path):
         "epoch 2/2",
         "embedding 16 images",
         "embedding 32 images",
-        "embedding 16 images",  # validation, for the readout
         "embedding 16 images",
     ]
 
