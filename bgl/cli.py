@@ -194,7 +194,7 @@ def adapt(argv: Sequence[str]) -> int:
     )
     parser.add_argument("images", nargs="+", help="Image files, and folders to search for them.")
     parser.add_argument("--output-dir", required=True, help="Folder for the adapted model.")
-    parser.add_argument("--measure", help="Labelled images to measure: folder or dataset name.")
+    parser.add_argument("--measure", help="Labelled images to measure: a folder, or emoji.")
     parser.add_argument("--image-size", type=int, help="For a pretrained backbone (224).")
     numbers = {"epochs": 10, "patience": 2, "k": 7, "batch_size": 128, "group": 4, "seed": 0}
     for name, default in numbers.items():

@@ -112,8 +112,11 @@ def test_train(folder: Path, tmp_path: Path) -> None:
 
 def test_search(run: Path, folder: Path, tmp_path: Path, capsys) -> None:
     index = str(tmp_path / "index")
-    assert main(["search", "build", str(run), str(folder / "test"), "--index", index]) == 0
-    assert main(["search", "query", index, str(folder / "test/test0/0.png"), "-k", "2"]) == 0
+    assert main(["search", "build", str(run), str(folder / "test"), "--store", index]) == 0
+    assert (
+        main(["search", "query", str(folder / "test/test0/0.png"), "--store", index, "-k", "2"])
+        == 0
+    )
     assert "9 images" in capsys.readouterr().out
 
 
@@ -137,10 +140,16 @@ def test_datasets(folder: Path, capsys) -> None:
         (["train", "--mehtod", "none"], r"no option --mehtod: did you mean --method\?"),
         (["train", "--dybgr.num-iteration", "1"], r"did you mean --dybgr.num_iterations\?"),
         (["eval", "x", "--data-rot", "y"], r"no option --data-rot: did you mean --data-root\?"),
-        (["search", "query", "x", "y", "--pge", "z"], r"no option --pge: did you mean --page\?"),
+        (
+            ["search", "query", "y", "--store", "x", "--pge", "z"],
+            r"no option --pge: did you mean --page\?",
+        ),
         (["train", "--epochs", "ten"], "Expected --epochs to be an integer, but got ten"),
         (["eval"], "required: run"),
-        (["search", "query", "index", "nothere.jpg"], "nothere.jpg"),
+        (
+            ["search", "query", "nothere.jpg", "--store", "index"],
+            "`store` .*found none: index: build it",
+        ),
     ],
 )
 def test_errors_are_one_line(argv: list[str], message: str, capsys) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import json
 import os
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from bgl import models
 from bgl._io import read_json, write_text
-from bgl.datasets import ImageDataset, dataset_names, load_dataset
+from bgl.datasets import ImageDataset, load_dataset
 from bgl.datasets.decoding import broken_images
 from bgl.datasets.folder import read_folder
 from bgl.metrics import retrieval_metrics
@@ -37,6 +38,7 @@ from bgl.training.adapting import AdaptConfig, adapt_encoder
 from bgl.training.distributed import on_first_process
 
 RECORD_FILE = "adapt.json"
+PACKAGED = "emoji"  # the dataset that needs no folder
 HEAD_DIM = 128  # of the head that a model has besides; nothing here trains it
 
 Metrics = dict[str, float]
@@ -96,7 +98,8 @@ def adapt(
             dataset, whose labels are not used. Files that cannot be read are left out.
         output_dir: Folder for the adapted model.
         measure: Labelled images to measure the model on before and after: a folder with
-            ``CLASS/*`` or ``test/CLASS/*``, the name of a dataset (its test classes), or a dataset.
+            ``CLASS/*``, or with ``train`` and ``test`` (which is taken); "emoji", the packaged
+            test classes; or a dataset.
         image_size: Side of the images for a pretrained backbone; default: 224. A model that was
             trained keeps its own.
         quiet: Print nothing.
@@ -223,13 +226,20 @@ def _labelled(measure: str | Path | ImageDataset) -> ImageDataset:
     """The images to measure."""
     if isinstance(measure, ImageDataset):
         return measure
-    if str(measure) in dataset_names():
-        return load_dataset(str(measure)).test
+    if str(measure) == PACKAGED and not Path(measure).is_dir():
+        return load_dataset(PACKAGED).test
     parts = read_folder(measure).parts
     classes = parts.get("test") or parts["train"]
-    files = [file for found in classes.values() for file in found]
-    labels = [number for number, found in enumerate(classes.values()) for _ in found]
-    return ImageDataset(files, torch.tensor(labels), list(classes))
+    pairs = [(file, number) for number, found in enumerate(classes.values()) for file in found]
+    broken = on_first_process(lambda: broken_images([file for file, _ in pairs]))
+    if broken:
+        warnings.warn(
+            f"{len(broken)} images to measure cannot be read; the first: {next(iter(broken))}",
+            stacklevel=3,
+        )
+    pairs = [pair for pair in pairs if pair[0] not in broken]
+    labels = torch.tensor([number for _, number in pairs])
+    return ImageDataset([file for file, _ in pairs], labels, list(classes))
 
 
 def _measure(
@@ -240,7 +250,7 @@ def _measure(
         warnings.warn(
             "Images that were adapted to are measured: the figures are transductive", stacklevel=3
         )
-    before = Encoder(before.model, before.config, after.device)
+    before = Encoder(copy.deepcopy(before.model), before.config, after.device)
     features = before.embed(data, output="backbone", on_device=True)
     readout = gallery_readout(features, k=config.k, shrinkage=config.shrinkage)
     arms = {

@@ -47,11 +47,10 @@ def fit_batches(command: Command, splits: Splits) -> Command:
     Warns:
         UserWarning: If it differs from the default.
     """
-    if not command.free:
-        return command
+    may_follow = command.free or [frozenset[str]()] * len(command.configs)
     configs = [
         fit_batch(config, free, splits.train)
-        for config, free in zip(command.configs, command.free, strict=True)
+        for config, free in zip(command.configs, may_follow, strict=True)
     ]
     changed = [new for new, old in zip(configs, command.configs, strict=True) if new != old]
     for size, each in dict.fromkeys((config.batch_size, config.per_class) for config in changed):
@@ -61,7 +60,16 @@ def fit_batches(command: Command, splits: Splits) -> Command:
             UserWarning,
             stacklevel=2,
         )
+    if command.quick:
+        configs = [_cover_classes(config, splits.train) for config in configs]
     return dataclasses.replace(command, configs=configs, free=())
+
+
+def _cover_classes(config: TrainConfig, data: ImageDataset) -> TrainConfig:
+    """Let few batches be as many as have every class in one."""
+    needed = -(-data.num_classes // max(1, config.batch_size // config.per_class))
+    batches = max(config.batches_per_epoch or 1, needed)
+    return dataclasses.replace(config, batches_per_epoch=batches)
 
 
 def fit_batch(config: TrainConfig, free: Collection[str], data: ImageDataset) -> TrainConfig:

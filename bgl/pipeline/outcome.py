@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -39,3 +40,7 @@ class Outcome:
             if num_processes() > 1:
                 raise
             self.failed[name] = error
+            cause: BaseException | None = error
+            while cause is not None:  # their frames hold the model, on a GPU its memory
+                traceback.clear_frames(cause.__traceback__)
+                cause = cause.__cause__ or cause.__context__

@@ -8,12 +8,12 @@ import hashlib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import set_seed
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -27,7 +27,6 @@ from bgl.images import train_transform
 from bgl.images.loading import ImageLoader, num_workers
 from bgl.losses import RelatedNeighborsLoss, RelaxedContrastiveLoss
 from bgl.models import BatchGraphOutput, Encoder
-from bgl.models.files import WEIGHTS_FILE
 from bgl.readout import LinearReadout
 from bgl.refinement import RefinedGallery, gallery_readout
 from bgl.samplers import ClassBalancedSampler
@@ -39,6 +38,7 @@ from bgl.training.distributed import (
     broadcast_module,
     gather_rows,
     num_processes,
+    on_first_process,
     process_index,
     shares,
 )
@@ -47,7 +47,7 @@ from bgl.training.history import write_history
 from bgl.training.interruption import Interrupted, Interruption
 from bgl.training.ledger import Done, Ledger
 from bgl.training.loading import SeededCrops, seeded_batches, training_images
-from bgl.training.loop import freeze_batch_norm
+from bgl.training.loop import check_processes, freeze_batch_norm
 from bgl.training.progress import Progress, TrainingRun
 from bgl.training.step import Step
 
@@ -275,6 +275,7 @@ def _adapt(
 ) -> tuple[Encoder, list[dict[str, Any]]]:
     training = config.as_training()
     accelerator = make_accelerator(config.device)
+    check_processes(training, num_processes())
     device, digest = accelerator.device, _digest(encoder, data)
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
@@ -378,12 +379,14 @@ def _adapt(
         keys = keys[part.start : part.stop]
         batches = [keys[i : i + len(mine)] for i in range(0, len(keys), len(mine))]
         progress.start("comparing neighbours of two views", len(keys))
-        found = []
+        together = min(map(len, parts)) // max(map(len, own))  # batches that every process has
+        found: list[Tensor] = []
         with torch.no_grad():
             for batch, images in zip(batches, training_images(loader, batches, older), strict=True):
                 found.append(older.model.encode(images))
                 progress.advance(len(batch))
-                interruption.check()
+                if len(found) <= together:
+                    interruption.check()
         return gather_rows(torch.cat(found), [len(part) for part in parts])
 
     progress.begin(TrainingRun(training, older, resumed is not None), max(0, len(history) - 1))
@@ -399,7 +402,8 @@ def _adapt(
                 check_different(features, config.k)
             relations.learn(features)
             one, other = (relations.metric(view(number)) for number in VIEWS)
-            row = position.row | {"agreement": agreement(one, other, config.k)}
+            found = on_first_process(partial(agreement, one, other, config.k))  # all stop together
+            row = position.row | {"agreement": found}
             row["seconds"] = checkpoint.seconds
             history.append(row)
             position = Position(history)
@@ -421,8 +425,7 @@ def _adapt(
         loader.close()
 
     if accelerator.is_main_process:
-        stored = load_file(folder / WEIGHTS_FILE)  # with a readout, if this was reached before
-        older.model.load_state_dict({n: t for n, t in stored.items() if "readout" not in n})
+        older.model.load_state_dict(checkpoint.weights)
     broadcast_module(older.model)
     features = evaluator.embed(data)["backbone"].to(device)
     readout = gallery_readout(features, k=config.k, shrinkage=config.shrinkage)
@@ -463,6 +466,8 @@ def check_different(features: Tensor, k: int) -> None:
 def _digest(encoder: Encoder, data: ImageDataset) -> str:
     """Stand for the images by their names, and for the model by its weights."""
     digest = hashlib.sha256("\n".join(data.paths).encode(errors="surrogatepass"))
+    if isinstance(data.images, Tensor):  # whose names are only numbers
+        digest.update(data.images.cpu().contiguous().numpy().tobytes())
     for name, tensor in sorted(encoder.model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
