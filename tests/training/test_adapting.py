@@ -125,6 +125,15 @@ def test_a_run_that_was_interrupted_resumes_bit_for_bit(
     assert [{**row, "seconds": 0} for row in whole] == [{**row, "seconds": 0} for row in resumed]
     models = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts")]
     assert all(torch.equal(tensor, models[1][name]) for name, tensor in models[0].items())
+    (tmp_path / "parts/model.safetensors").unlink()  # killed between checkpoint and model
+    adapt_encoder(encoder(), data, tmp_path / "parts", config)
+    again = load_file(tmp_path / "parts/model.safetensors")
+    assert all(torch.equal(tensor, models[0][name]) for name, tensor in again.items())
+    other = bgl.datasets.ImageDataset(
+        data.images ^ 1, data.labels, data.class_names, paths=data.paths
+    )
+    with pytest.raises(ValueError, match=r"checkpoint\.pt"):
+        adapt_encoder(encoder(), other, tmp_path / "parts", config)
 
 
 def test_it_ends_without_progress_and_keeps_the_best_epoch(
@@ -211,7 +220,7 @@ def _adapt_share(rank: int, root: str) -> None:
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": (Path(root) / "port").read_text()}
     os.environ |= {name: str(value) for name, value in environment.items()}
     torch.manual_seed(0)
-    data = part("a", 8, 5, 60)
+    data = part("a", 3, 11, 60)  # of 33 images one process views more
     adapt_encoder(encoder(), data, Path(root) / "two", AdaptConfig(**{**TINY, "epochs": 1}))
 
 
@@ -221,7 +230,7 @@ def test_two_processes_adapt_as_one(tmp_path: Path) -> None:
         (tmp_path / "port").write_text(str(free.getsockname()[1]))
     mp.spawn(_adapt_share, (str(tmp_path),), nprocs=2)
     torch.manual_seed(0)
-    data = part("a", 8, 5, 60)
+    data = part("a", 3, 11, 60)  # of 33 images one process views more
     adapt_encoder(encoder(), data, tmp_path / "one", AdaptConfig(**{**TINY, "epochs": 1}))
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     for name, tensor in one.items():
