@@ -194,8 +194,8 @@ class RefinedGallery:
         if index is not None:
             check_index(index, self._x)
 
-        # [N, M] candidates of each item
-        self._near = without_self(self._search(self._x, min(self.candidates, n - 1) + 1))
+        # [N, M] candidates of each item, as 32-bit numbers: half the memory
+        self._near = without_self(self._search(self._x, min(self.candidates, n - 1) + 1)).int()
         self.metric = None
         if shrinkage is not None:
             self.metric = _learn_metric(self._x, self._near, self.learner, shrinkage)
@@ -248,7 +248,7 @@ class RefinedGallery:
         self._x = torch.cat([self._x, items])
         self._h = torch.cat([self._h, self._map(items)]) if self.metric is not None else self._x
         own = without_self(exact_search(items, self._x, near.size(1) + 1), n)
-        self._near = torch.cat([near, own])
+        self._near = torch.cat([near, own.int()])
         rows = torch.cat([changed, new])
         # a copy, so that references to the old embeddings stay valid
         self.embeddings = torch.cat([self.embeddings, self._h[n:]])
@@ -277,7 +277,7 @@ class RefinedGallery:
         result, changed = near.clone(), []
 
         def similarity(rows: Tensor, nodes: Tensor) -> Tensor:
-            dots = torch.einsum("rc,rpc->rp", x[rows], x[nodes.clamp(min=0)])
+            dots = torch.einsum("rc,rpc->rp", x[rows], x[nodes.clamp(min=0).long()])
             return dots.masked_fill(nodes < 0, -torch.inf)
 
         step = max(1, fitting_scores(x.device) // max(items.shape))
@@ -288,7 +288,7 @@ class RefinedGallery:
             for part in rows.split(max(1, step // near.size(1))):
                 score = torch.cat([similarity(part, near[part]), x[part] @ items.t()], dim=1)
                 nodes = torch.cat([near[part], new.expand(len(part), -1)], dim=1)
-                result[part] = nodes.gather(1, score.topk(near.size(1), dim=1).indices)
+                result[part] = nodes.gather(1, score.topk(near.size(1), dim=1).indices).int()
         return result, torch.cat(changed)
 
     def _map(self, x: Tensor) -> Tensor:
@@ -306,7 +306,7 @@ class RefinedGallery:
         if queries is None and len(rows) == len(self._h):  # all, in their order
             h, local, others = self._h, self._near, rows[:0]
         else:
-            near = self._near[rows] if near is None else near
+            near = self._near[rows].long() if near is None else near
             nodes, local = _neighborhood(rows, near, len(self._h))
             others = nodes[len(rows) :]
             h = torch.cat([self._h[rows] if queries is None else queries, self._h[others]])
