@@ -285,9 +285,7 @@ def test_errors_on_the_command_line(run: Path, pictures: Path, tmp_path: Path, c
 @pytest.fixture(params=["folder", "milvus"])
 def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "milvus":
-        pytest.importorskip("pymilvus", reason="pymilvus is not installed")
-        pytest.importorskip("milvus_lite", reason="milvus-lite is not installed")
-        return f"milvus:{tmp_path / 'index.db'}"
+        return str(request.getfixturevalue("milvus_file"))
     return str(tmp_path / "index")
 
 

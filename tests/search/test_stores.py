@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,23 +21,15 @@ ODD_LABEL = "a \"b\" 'c' \\d é {x}"
 
 
 @pytest.fixture(params=STORES)
-def address(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch) -> Iterator[str]:
+def address(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch) -> str:
     """An address of each engine; the approximate one is made to serve small sets."""
     if request.param == "approximate":
         pytest.importorskip("faiss", reason="faiss is not installed")
         monkeypatch.setattr(approximate, "EXACT_NUMBERS", 0)
         monkeypatch.setattr(approximate, "RECALL", 2.0)  # all lists are looked at
     if request.param == "milvus":
-        pytest.importorskip("pymilvus", reason="pymilvus is not installed")
-        pytest.importorskip("milvus_lite", reason="milvus-lite is not installed")
-        faiss = pytest.importorskip("faiss", reason="faiss is not installed")
-        for index in [*vars(faiss).values()]:  # other tests may have imported what replaces it
-            if isinstance(index, type) and "search_numpy" in vars(index):
-                monkeypatch.setattr(index, "search", index.search_numpy)
-                monkeypatch.delattr(index, "search_numpy")
-        yield f"milvus:{tmp_path / 'index.db'}"
-    else:
-        yield str(tmp_path / "index")
+        return str(request.getfixturevalue("milvus_file"))
+    return str(tmp_path / "index")
 
 
 def about(curvature: float | None = None) -> About:
