@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from bgl._checks import check_choice, check_int, check_matrix
+from bgl.embedding.embedder import width
 from bgl.hyperbolic import HyperbolicDistance, paired_distance
 from bgl.images import BrokenImageError
 from bgl.images.finding import find_images
@@ -124,7 +125,7 @@ class SearchIndex:
                 encoder, find_images(images), output, batch_size, workers, progress
             )
             rows = [new]
-        about = About(run, model, output, _width(encoder, output), curvature)
+        about = About(run, model, output, width(encoder, output), curvature)
         return cls(encoder, create_store(store, about, rows, encoder.device), str(store), broken)
 
     @classmethod
@@ -153,11 +154,11 @@ class SearchIndex:
                 "with another one: build it again, or name the model it was built with"
             )
         encoder = load(run, device)
-        width = _width(encoder, about.output)
-        if about.dim != width:
+        columns = width(encoder, about.output)
+        if about.dim != columns:
             raise ValueError(
-                f"Expected {store} to hold embeddings with the {width} columns of the model {run}, "
-                f"but got {about.dim}: build the index again"
+                f"Expected {store} to hold embeddings with the {columns} columns of the model "
+                f"{run}, but got {about.dim}: build the index again"
             )
         return cls(encoder, opened, str(store))
 
@@ -366,10 +367,3 @@ def _embedded_rows(folder: str | Path, model: str, output: str) -> Iterator[Rows
     for block in shards.blocks():
         labels = [label or "" for label in block.labels]
         yield Rows(block.keys, labels, torch.from_numpy(block.vectors).float())
-
-
-def _width(encoder: Encoder, output: str) -> int:
-    """The dimension of an output."""
-    side = encoder.config.image_size
-    sample = torch.zeros(1, 3, side, side, dtype=torch.uint8)
-    return encoder.embed(sample, output=output).size(1)
