@@ -7,16 +7,14 @@ see each image once whole and in a few random crops. Nothing is stopped early.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import warnings
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.adapting.run import ARMS, Row, halves_of, measure_features, table
+from benchmarks.adapting.run import ARMS, Row, halves_of, make_parser, measure_features, table
 from bgl._io import write_text
 from bgl.datasets import ImageDataset
 from bgl.images import train_transform
@@ -114,18 +112,7 @@ def adapt(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("data", help="'emoji', or a folder of classes.")
-    parser.add_argument("--part", default="val", choices=("val", "test"))
-    parser.add_argument("--classes", type=int, help="Only so many classes of it.")
-    parser.add_argument("--image-size", type=int, default=64)
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--lr", type=float, default=2e-4)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--results", type=Path, help="JSON file to write.")
-    options = parser.parse_args()
+    options = make_parser(__doc__, epochs=8, lr=2e-4, batch_size=64).parse_args()
     warnings.simplefilter("ignore")  # an image is drawn twice for two views of it
     halves, size = halves_of(options.data, options.part, options.classes), options.image_size
     config = AdaptConfig(epochs=options.epochs, lr=options.lr, batch_size=options.batch_size)

@@ -89,18 +89,26 @@ def table(rows: list[Row]) -> str:
     return markdown_table(header, lines, left=(0, 1, 2))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def make_parser(
+    description: str | None, epochs: int, lr: float, batch_size: int
+) -> argparse.ArgumentParser:
+    """Make the parser of a comparison of arms."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("data", help="'emoji', or a folder of classes.")
     parser.add_argument("--part", default="val", choices=("val", "test"))
     parser.add_argument("--classes", type=int, help="Only so many classes of it.")
     parser.add_argument("--image-size", type=int, default=64)
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--epochs", type=int, default=AdaptConfig.epochs)
-    parser.add_argument("--lr", type=float, default=AdaptConfig.lr)
-    parser.add_argument("--batch-size", type=int, default=AdaptConfig.batch_size)
+    parser.add_argument("--epochs", type=int, default=epochs)
+    parser.add_argument("--lr", type=float, default=lr)
+    parser.add_argument("--batch-size", type=int, default=batch_size)
     parser.add_argument("--results", type=Path, help="JSON file to write.")
+    return parser
+
+
+def main() -> None:
+    parser = make_parser(__doc__, AdaptConfig.epochs, AdaptConfig.lr, AdaptConfig.batch_size)
     options = parser.parse_args()
     warnings.simplefilter("ignore")  # an image is drawn twice for two views of it
     halves = halves_of(options.data, options.part, options.classes)
