@@ -122,6 +122,7 @@ class Recorder(LastTest):
         labels = self.splits.test.labels
         others = labels if self.splits.gallery is None else self.splits.gallery.labels
         items = map_items(labels)
+        shown = x[items].cpu()
         queries = torch.arange(n)
         if n > MOST_QUERIES:
             queries = torch.cat([torch.linspace(0, n - 1, FEW_QUERIES).long(), items]).unique()
@@ -130,10 +131,10 @@ class Recorder(LastTest):
             "queries": queries.numpy(),
             "nearest": nearest(x, queries, k, gallery).cpu().numpy().astype(np.int32),
             "ranks": first_right(x, labels, queries, gallery, others).numpy().astype(np.int32),
-            "similarities": similarities(x[items].cpu(), labels[items]).numpy(),
+            "similarities": similarities(shown, labels[items]).numpy(),
             "own_gallery": np.array(gallery is None),
             "map_items": items.numpy(),
-            "map_features": pca(x[items].cpu(), MAP_DIM).astype(np.float16),
+            "map_features": pca(shown, MAP_DIM).astype(np.float16),
         }
         self._write()
 
