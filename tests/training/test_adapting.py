@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from forks import connected
 from helpers import write_noisy_classes
 from safetensors.torch import load_file
 from tiny_training import SIDE, part, tiny
@@ -214,24 +212,18 @@ def test_copies_are_told_of(tmp_path: Path) -> None:
         bgl.adapt(encoder(), images, output_dir=tmp_path / "m", quiet=True, **{**TINY, "epochs": 1})
 
 
-def _adapt_share(rank: int, root: str) -> None:
-    torch.set_num_threads(1)
-    environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
-    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": (Path(root) / "port").read_text()}
-    os.environ |= {name: str(value) for name, value in environment.items()}
-    torch.manual_seed(0)
-    data = part("a", 3, 11, 60)  # of 33 images one process views more
-    adapt_encoder(encoder(), data, Path(root) / "two", AdaptConfig(**{**TINY, "epochs": 1}))
-
-
 def test_two_processes_adapt_as_one(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        (tmp_path / "port").write_text(str(free.getsockname()[1]))
-    mp.spawn(_adapt_share, (str(tmp_path),), nprocs=2)
+    config = AdaptConfig(**{**TINY, "epochs": 1})
+
+    def adapt_share(rank: int) -> None:
+        torch.manual_seed(0)
+        data = part("a", 3, 11, 60)  # of 33 images one process views more
+        adapt_encoder(encoder(), data, tmp_path / "two", config)
+
+    assert connected(adapt_share, tmp_path) == [0, 0]
     torch.manual_seed(0)
     data = part("a", 3, 11, 60)  # of 33 images one process views more
-    adapt_encoder(encoder(), data, tmp_path / "one", AdaptConfig(**{**TINY, "epochs": 1}))
+    adapt_encoder(encoder(), data, tmp_path / "one", config)
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4)
