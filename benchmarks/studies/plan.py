@@ -138,7 +138,7 @@ class Study:
         Raises:
             ValueError: If a field is unknown or missing, or names no arm or option.
         """
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise ValueError(f"Expected {path} to hold the fields of a study, got {values!r}")
         try:
@@ -221,7 +221,7 @@ class Store:
         self.untrained: list[dict[str, Any]] = []
         self.done: dict[str, Entry] = {}
         if path.exists():
-            content = json.loads(path.read_text())
+            content = json.loads(path.read_text(encoding="utf-8"))
             self.untrained = content["untrained"]
             self.done = {config_key(entry["config"]): entry for entry in content["trainings"]}
 
