@@ -88,10 +88,13 @@ def key_of(*words: str) -> str:
 def config_key(values: dict[str, Any]) -> str:
     """Write all of a configuration that can change a result as text.
 
-    Options that ``values`` lack are newer than them, and had their defaults then.
+    Options that ``values`` lack are newer than them, and had their defaults then. Data are known by
+    the name of their folder or table, so that results of another machine are found.
     """
     config = TrainConfig.from_dict(values).to_dict()
-    unused = {*CIRCUMSTANCES} - {"data_root", "table"}  # which say what the data are
+    data = {name: Path(config[name]).name for name in ("data_root", "table") if config[name]}
+    config |= data
+    unused = {*CIRCUMSTANCES} - data.keys()
     if config["method"] == "none":
         unused.add("alpha")
     return json.dumps({name: value for name, value in config.items() if name not in unused})

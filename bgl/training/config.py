@@ -116,8 +116,8 @@ class TrainConfig:
         lr_decay_epochs: Epochs after which the learning rate falls, with schedule "step".
         lr_decay: What it is multiplied by each time.
         warmup: Share of the steps during which the learning rate rises.
-        ema: Decay of a moving average of the weights, for instance 0.99; that model is then
-            measured and stored, and is the older model of teachers. 0: none.
+        ema: Decay of a moving average of the weights: that model is then measured and stored, and
+            is the older model of teachers. 0: none.
         grad_clip: Largest norm of the gradient.
         train_batch_norm: Let the encoder's batch-norm statistics follow the training data.
         checkpoint_activations: Encode so many images at a time, and again in the backward pass:
@@ -164,7 +164,7 @@ class TrainConfig:
     protocol: str = "honest"
     eval_every: int = 1
     test_every_epoch: bool = False
-    method: str = "dybgr"
+    method: str = "none"
     backbone: str = "tf_efficientnet_lite0"
     weights: str = "auto"
     freeze: list[str] = field(default_factory=list)
@@ -202,7 +202,7 @@ class TrainConfig:
     lr_decay_epochs: list[int] = field(default_factory=list)
     lr_decay: float = 0.1
     warmup: float = 0.05
-    ema: float = 0.0
+    ema: float = 0.99
     grad_clip: float = 3.0
     train_batch_norm: bool = False
     checkpoint_activations: int = 0

@@ -109,7 +109,10 @@ def test_key_ignores_what_cannot_change_the_result():
     same = Training("other", {"method": "none", "dybgr.k": 3, "alpha": 0.9, **other}, 0)
     assert one.key == same.key
     assert one.key != Training("none", {"method": "none"}, 1).key
-    assert one.key != Training("none", {"method": "none", "data_root": "other"}, 0).key
+    other_data = Training("none", {"method": "none", "data_root": "other"}, 0)
+    assert one.key != other_data.key
+    there = {**other_data.config.to_dict(), "data_root": "/another/machine/other"}
+    assert plan.config_key(there) == other_data.key
     graph = Training("g", {"method": "dybgr"}, 0)
     assert graph.key != Training("g", {"method": "dybgr", "dybgr.k": 3}, 0).key
 
