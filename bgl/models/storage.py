@@ -50,7 +50,7 @@ def save(
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> Encoder:
-    """Load a saved model, ready to embed images: ``load("runs/x/dybgr-seed0").embed(paths)``.
+    """Load a saved model, ready to embed images: ``load("runs/x/none-seed0").embed(paths)``.
 
     A folder needs no network: pretrained weights are not looked for. The model itself, with its
     blocks, is the result's ``model``.
