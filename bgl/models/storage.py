@@ -80,7 +80,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Encoder:
 
 def empty_model(config: ModelConfig) -> BatchGraphModel:
     """Build the model that ``config`` describes, without the weights that it had."""
-    backbone, info = create_backbone(config.backbone, "none", config.image_size)
+    backbone, info = create_backbone(config.backbone, "none", config.image_size, config.pool)
     return assemble_model(backbone, info.num_features, config)
 
 

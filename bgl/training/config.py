@@ -13,6 +13,7 @@ from bgl._registry import Registry, reserve
 from bgl.augment import AUGMENTATIONS
 from bgl.losses import LOSSES, MINERS
 from bgl.models import BLOCKS
+from bgl.models.config import POOLS
 from bgl.readout import COVARIANCES
 from bgl.samplers import SAMPLERS
 from bgl.training.teachers import TEACHERS
@@ -37,6 +38,7 @@ CHOICES = {
     "optimizer": ("adamw", "adam"),
     "schedule": ("linear", "constant", "step"),
     "distance": ("cosine", "hyperbolic"),
+    "pool": POOLS,
     "select_embedding": ("backbone", "head"),
     "readout": ("none", *COVARIANCES),
     "on_nonfinite": ("stop", "skip"),
@@ -76,6 +78,8 @@ class TrainConfig:
         backbone: Encoder, a model name of timm or "torchvision:googlenet".
         weights: A file with weights, "auto" (packaged, else the hub of timm or torchvision) or
             "none" (random).
+        pool: How the encoder pools its last feature map: "avg", "max", "avgmax" (the mean of
+            both) or "default", as it was trained.
         freeze: Parts of the encoder that are not trained, by name (for instance "patch_embed").
         image_size: Side of the input images in pixels.
         resize: Shorter side of test images before the centre crop; by default 8/7 of image_size.
@@ -167,6 +171,7 @@ class TrainConfig:
     method: str = "none"
     backbone: str = "tf_efficientnet_lite0"
     weights: str = "auto"
+    pool: str = "default"
     freeze: list[str] = field(default_factory=list)
     image_size: int = 224
     resize: int | None = None
