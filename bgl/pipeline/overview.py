@@ -18,7 +18,6 @@ from bgl.pipeline.comparison import (
 )
 from bgl.pipeline.results import Results, Row, compared
 
-
 TOUR = "A tour, not a measurement: without --quick, the same command trains for real."
 
 
