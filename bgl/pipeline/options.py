@@ -124,6 +124,7 @@ class StoredCommand(TypedDict):
     log: list[str]
     refine: bool
     pixels: bool | None
+    quick: bool
 
 
 def parse(argv: Sequence[str], description: str | None = None) -> Command:
@@ -297,6 +298,7 @@ def write_command(command: Command, folder: Path) -> None:
         "log": command.trackers,
         "refine": command.refine,
         "pixels": command.pixels,
+        "quick": command.quick,
     }
     write_text(folder / COMMAND_FILE, yaml.safe_dump(content, sort_keys=False))
 
@@ -316,7 +318,8 @@ def read_command(folder: Path) -> Command:
             f"Expected argument `--resume` to name a run folder, but {path} does not say what was "
             f"run ({' '.join(str(error).split())})"
         ) from error
-    return Command(configs, folder, content["log"], content["refine"], content["pixels"])
+    options = (content[name] for name in ("log", "refine", "pixels", "quick"))
+    return Command(configs, folder, *options)
 
 
 def option_words(name: str, value: Any) -> list[str]:

@@ -64,6 +64,8 @@ class TrainConfig:
         allow_partial: Train on an incomplete dataset, with a warning that says what is missing.
         resplit: Pool the images of all parts of a folder or table of your own, and split them
             anew by class.
+        max_images: Images of each part to take at most, to look around in large data; by default
+            all.
         protocol: "honest": the epoch is chosen on validation classes and the test classes are
             measured once. "paper": as most papers do it, all train classes are trained on
             (val_fraction does not count) and the epoch with the best Recall@1 on the test
@@ -165,6 +167,7 @@ class TrainConfig:
     skip_broken: bool = False
     allow_partial: bool = False
     resplit: bool = False
+    max_images: int | None = None
     protocol: str = "honest"
     eval_every: int = 1
     test_every_epoch: bool = False
@@ -243,7 +246,8 @@ class TrainConfig:
         check_int(self.seed, "seed", 0)
         check_int(self.workers, "workers", -1)
         check_int(self.checkpoint_activations, "checkpoint_activations", 0)
-        minima = {"resize": self.image_size, "batches_per_epoch": 1, "readout_dim": 1}
+        minima = dict.fromkeys(("batches_per_epoch", "readout_dim", "max_images"), 1)
+        minima["resize"] = self.image_size
         for name, minimum in minima.items():
             if getattr(self, name) is not None:
                 check_int(getattr(self, name), name, minimum)
