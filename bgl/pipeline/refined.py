@@ -25,7 +25,7 @@ from bgl.models import Encoder, ModelConfig
 from bgl.models.storage import empty_model
 from bgl.pipeline.arrays import RECORD_FILE, REFINED_FILE, read_or_note, write_arrays
 from bgl.pipeline.comparison import OTHER_EPOCHS
-from bgl.pipeline.recorder import Vectors, kept
+from bgl.pipeline.recorder import Tested, kept
 from bgl.pipeline.results import Row, compared, read_record
 from bgl.refinement import refine
 from bgl.training import Evaluator, Progress, TrainConfig, make_accelerator
@@ -42,7 +42,7 @@ def refined_rows(
     folder: Path,
     splits: Splits,
     progress: Progress | None = None,
-    vectors: Vectors | None = None,
+    vectors: Tested | None = None,
 ) -> list[Row]:
     """Measure the model of a run once more, with its embeddings refined without labels: those of
     its readout or, where it has none, the backbone's.
@@ -158,7 +158,7 @@ def check_refinement(
     return forecast(x, **{**setting, "k": min(setting.get("k", K), max(1, len(x) - 1))})
 
 
-def embed_to_refine(evaluator: Evaluator, splits: Splits) -> Vectors:
+def embed_to_refine(evaluator: Evaluator, splits: Splits) -> Tested:
     """Embed the test classes and their gallery: the embedding of the model that is refined."""
     gallery = splits.gallery
     return (
@@ -176,7 +176,7 @@ def refine_as_used(
     return refine(gallery, queries, k=min(k, len(gallery) - 1), **options)
 
 
-def _measure(vectors: Vectors, splits: Splits) -> Metrics:
+def _measure(vectors: Tested, splits: Splits) -> Metrics:
     labels = None if splits.gallery is None else splits.gallery.labels
     cutoffs = recall_at(splits.name)
     return retrieval_metrics(vectors[0], splits.test.labels, vectors[1], labels, k=cutoffs)
@@ -184,7 +184,7 @@ def _measure(vectors: Vectors, splits: Splits) -> Metrics:
 
 def _embed(
     config: TrainConfig, folder: Path, splits: Splits, device: torch.device, progress: Progress
-) -> Vectors:
+) -> Tested:
     """Embed the test classes with the model that a run has stored; each process a share."""
     loaded: list[Encoder] = []  # in the first process
 

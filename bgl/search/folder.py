@@ -20,9 +20,10 @@ from torch import Tensor
 from bgl._checks import check_device, check_finite, describe
 from bgl._io import atomic_path
 from bgl._neighbors import Converted, exact_search, to_numpy
+from bgl.embedding.about import About
 from bgl.search import approximate
 from bgl.search.factors import entry_factors, query_factors
-from bgl.search.store import About, Rows
+from bgl.search.store import Rows
 
 INDEX_FILE = "index.safetensors"
 _LOCK_FILE = ".index.lock"  # whoever changes the index holds it

@@ -44,7 +44,7 @@ from bgl.training.distributed import (
 from bgl.training.evaluation import Evaluator, Metrics
 from bgl.training.history import chosen_epoch
 from bgl.training.interruption import Interruption
-from bgl.training.progress import Progress
+from bgl.training.progress import Progress, Vectors
 from bgl.training.readout import Readout, add_readout
 from bgl.training.step import Step
 from bgl.training.trainer import Trainer
@@ -178,7 +178,7 @@ def _train(
     )
     broadcast_module(criterion)
     broadcast_module(teachers)
-    validation: dict[str, Tensor] | None = None  # embeddings of its images by the chosen epoch
+    validation: Vectors | None = None  # embeddings of its images by the chosen epoch
     k = recall_at(config.dataset)
     evaluator = Evaluator(
         measured, k, config.workers, progress=progress, interruption=interruption, cache=image_cache
@@ -234,7 +234,7 @@ def finish(
     evaluator: Evaluator,
     splits: Splits,
     folder: Path,
-    validation: dict[str, Tensor] | None = None,
+    validation: Vectors | None = None,
 ) -> tuple[dict[str, Metrics], Readout | None, dict[str, int]]:
     """Fit the readout of the chosen epoch's model, store it, and measure the test classes.
 
@@ -282,7 +282,7 @@ def compute_losses(
 
 def evaluate_epoch(
     evaluator: Evaluator, config: TrainConfig, splits: Splits, epoch: int
-) -> tuple[dict[str, float], dict[str, Tensor] | None]:
+) -> tuple[dict[str, float], Vectors | None]:
     """Measure what is due after an epoch.
 
     Returns:
