@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from bgl import models
 from bgl._io import write_text
@@ -71,16 +70,16 @@ def refined_rows(
     if earlier is not None:
         return earlier
     accelerator = make_accelerator(config.device, config.deterministic)
+    device = accelerator.device
     if vectors is None:
-        vectors = _embed(config, folder, splits, accelerator.device, progress or Progress())
+        vectors = _embed(config, folder, splits, device, progress or Progress())
     if not accelerator.is_main_process:
         return []
     embedding = compared([row["embedding"] for row in rows])
-    queries = vectors[0].to(accelerator.device)
-    others = None if vectors[1] is None else vectors[1].to(accelerator.device)
-    found, queries = refine_as_used(queries, others)
-    metrics = _measure((queries, found), splits)
-    _write_answers(folder, queries.cpu(), None if found is None else found.cpu())
+    queries, gallery = vectors
+    refined = refine_as_used((queries.to(device), None if gallery is None else gallery.to(device)))
+    metrics = _measure(refined, splits)
+    _write_answers(folder, refined)
     result: list[Row] = [
         {**chosen_epoch_only(row), "metrics": metrics, "transductive": True}
         for row in rows
@@ -110,12 +109,9 @@ def measure_refined(
         Retrieval metrics of "plain" and "refined"; the latter are transductive.
     """
     evaluator = Evaluator(encoder, workers=workers, batch_size=batch_size)
-    queries, gallery = embed_to_refine(evaluator, splits)
-    found, refined = refine_as_used(queries, gallery, **options)
-    return {
-        "plain": _measure((queries, gallery), splits),
-        "refined": _measure((refined, found), splits),
-    }
+    plain = embed_to_refine(evaluator, splits)
+    refined = refine_as_used(plain, **options)
+    return {"plain": _measure(plain, splits), "refined": _measure(refined, splits)}
 
 
 def check_refinement(
@@ -167,13 +163,13 @@ def embed_to_refine(evaluator: Evaluator, splits: Splits) -> Tested:
     )
 
 
-def refine_as_used(
-    queries: Tensor, gallery: Tensor | None, k: int = K, **options: Any
-) -> tuple[Tensor | None, Tensor]:
+def refine_as_used(tested: Tested, k: int = K, **options: Any) -> Tested:
     """Refine the gallery and the queries against it; without a gallery the queries are one."""
+    queries, gallery = tested
     if gallery is None:
-        return None, refine(queries, k=min(k, len(queries) - 1), **options)
-    return refine(gallery, queries, k=min(k, len(gallery) - 1), **options)
+        return refine(queries, k=min(k, len(queries) - 1), **options), None
+    gallery, queries = refine(gallery, queries, k=min(k, len(gallery) - 1), **options)
+    return queries, gallery
 
 
 def _measure(vectors: Tested, splits: Splits) -> Metrics:
@@ -206,11 +202,12 @@ def chosen_epoch_only(row: Row) -> Row:
     return kept
 
 
-def _write_answers(folder: Path, queries: Tensor, gallery: Tensor | None) -> None:
+def _write_answers(folder: Path, refined: Tested) -> None:
     """Write the nearest images of the queries whose plain answers the page shows."""
     recorded = read_or_note(folder / RECORD_FILE, [])
     if "nearest" not in recorded:
         return
     rows, k = recorded["queries"], recorded["nearest"].shape[1]
-    answers = nearest(queries, torch.from_numpy(rows), k, gallery).numpy().astype(np.int32)
+    queries, gallery = refined
+    answers = nearest(queries, torch.from_numpy(rows), k, gallery).cpu().numpy().astype(np.int32)
     write_arrays(folder / REFINED_FILE, {"queries": rows, "nearest": answers})
