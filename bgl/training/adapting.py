@@ -30,7 +30,7 @@ from bgl.samplers import ClassBalancedSampler
 from bgl.training.average import WeightAverage
 from bgl.training.build import make_accelerator, make_optimizer, make_schedule
 from bgl.training.checkpoint import Checkpoint
-from bgl.training.config import TrainConfig
+from bgl.training.config import TrainConfig, check_unchanged
 from bgl.training.distributed import (
     broadcast_module,
     gather_rows,
@@ -121,14 +121,7 @@ class AdaptConfig:
         Raises:
             ValueError: If one that defines the result differs; the message names it.
         """
-        now = self.to_dict()
-        circumstances = {"device", "workers", "checkpoint_minutes"}
-        changed = sorted(n for n in now.keys() - circumstances if stored.get(n) != now[n])
-        if changed:
-            raise ValueError(
-                f"Expected {place} to belong to these options, but {', '.join(changed)} differ; "
-                "use another --output-dir"
-            )
+        check_unchanged(self.to_dict(), stored, place)
 
 
 class Relations(nn.Module):
@@ -310,8 +303,8 @@ def _adapt(
         sampler,
         step,
         schedule,
-        Checkpoint(folder, config, digest, parts, describe, device),
-        choose=_best,
+        Checkpoint(folder, config, digest, parts, older),
+        choose=best_epoch,
         goes_on=partial(_goes_on, config=config),
         progress=progress,
         interruption=interruption,
@@ -367,14 +360,14 @@ def _adapt(
     return adapted, trainer.history
 
 
-def _best(history: list[dict[str, Any]]) -> int:
+def best_epoch(history: list[dict[str, Any]]) -> int:
     """The epoch with the best agreement, the first of equals."""
     return int(max(history, key=lambda row: row["agreement"])["epoch"])
 
 
 def _goes_on(history: list[dict[str, Any]], config: AdaptConfig) -> bool:
     done = len(history) - 1  # epochs
-    return done < config.epochs and (done < 0 or done - _best(history) < config.patience)
+    return done < config.epochs and (done < 0 or done - best_epoch(history) < config.patience)
 
 
 def check_different(features: Tensor, k: int) -> None:

@@ -169,7 +169,7 @@ def _train(
         sampler,
         step,
         schedule,
-        Checkpoint(folder, config, splits.digest, parts, encoder.config, device),
+        Checkpoint(folder, config, splits.digest, parts, measured),
         choose=lambda history: chosen_epoch(trainer.history, config),
         goes_on=lambda history: len(history) < config.epochs,
         progress=progress,

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from accelerate import PartialState
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from bgl._io import remove_leftovers
+from bgl._precision import at_least_float32
 from bgl.augment import ClassStatistics
 from bgl.datasets import ImageDataset
 from bgl.images import train_transform
@@ -22,10 +26,19 @@ from bgl.training.config import TrainConfig
 from bgl.training.distributed import broadcast_module, num_processes, process_index, shares
 from bgl.training.history import graph_statistics, write_history
 from bgl.training.interruption import Interrupted, Interruption
-from bgl.training.ledger import Done, Ledger
-from bgl.training.loading import SeededCrops, seeded_batches, training_images
+from bgl.training.loading import SeededCrops, seeded_batches
 from bgl.training.progress import Progress, TrainingRun
-from bgl.training.step import Step, Throughput
+from bgl.training.step import Reading, Step, Throughput
+
+
+class Begun(NamedTuple):
+    """A step that is at work, with what is needed once its values are read."""
+
+    reading: Reading
+    features: Tensor
+    labels: Tensor
+    batch: Sequence[int]
+    where: str
 
 
 @dataclass
@@ -81,7 +94,7 @@ class Trainer:
             self.checkpoint.folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.checkpoint.folder)
         self.throughput = Throughput()
-        self.ledger = Ledger(self.config, self.data.paths, self.classes)
+        self.begun: Begun | None = None  # the last step, until its values are read
         resumed = self.checkpoint.load()
         self.resumed = resumed is not None
         self.position = resumed or Position()
@@ -107,7 +120,7 @@ class Trainer:
         try:
             yield
         except (Interrupted, ChildProcessError) as error:  # the latter between two steps as well
-            self.ledger.settle(self.position)
+            self.settle()
             self.checkpoint.save(self.position)
             if isinstance(error, Interrupted):
                 PartialState().wait_for_everyone()
@@ -118,8 +131,16 @@ class Trainer:
             self.loader.close()
 
     def images(self, batches: Sequence[Sequence[Key]]) -> Iterator[Tensor]:
-        """Load batches of this process, augmented, onto the device."""
-        return training_images(self.loader, batches, self.encoder)
+        """Load augmented images [n, 3, H, W] of this process onto the device, normalised.
+
+        Raises:
+            BrokenImageError: If an image cannot be read.
+            ChildProcessError: If a loading process was lost.
+        """
+        for images, broken in self.loader.load(batches):
+            if broken:
+                raise broken[min(broken)]
+            yield self.encoder.to_device(images)
 
     def begin_epoch(self) -> None:
         """Begin the row of the epoch after the last one."""
@@ -156,26 +177,51 @@ class Trainer:
                 progress=(epoch - 1) / config.epochs,
                 return_graph=last and bool(config.block_names),
             )
-            self.ledger.settle(position)  # the step before: this one is at work meanwhile
-            self.ledger.running = Done(
-                reading=reading,
-                features=output.features.detach(),
-                labels=labels[position.step],
-                batch=batch,
-                where=f"epoch {epoch}, step {position.step + 1}",
-            )
+            self.settle()  # the step before: this one is at work meanwhile
+            where = f"epoch {epoch}, step {position.step + 1}"
+            features = output.features.detach()
+            self.begun = Begun(reading, features, labels[position.step], batch, where)
             self.schedule.step()
             row |= graph_statistics(output.graphs)
             position.step += 1
             self.progress.advance(1)
             self.interruption.check()
-        self.ledger.settle(position)
+        self.settle()
         if self.step.average is not None:
             self.step.average.after_epoch(self.step.model)
         good = len(batches) - row.get("skipped_steps", 0)
         if good == 0:
             raise FloatingPointError(f"No loss of epoch {epoch} was finite")
         row |= {name: value / good for name, value in position.sums.items()}
+
+    def settle(self) -> None:
+        """Read the values of the last step, and do what depends on them.
+
+        Raises:
+            FloatingPointError: If they are not finite and such batches are not skipped.
+        """
+        begun, self.begun = self.begun, None
+        if begun is None:
+            return
+        values, position = begun.reading.values(), self.position
+        if values.finite:
+            if self.classes is not None:  # every process has the whole batch
+                unit = normalize(at_least_float32(begun.features), dim=1)
+                self.classes.update(unit, begun.labels, shared=False)
+            for name, value in values.losses.items():
+                position.sums[name] = position.sums.get(name, 0.0) + value
+            return
+        norms = begun.features.float().norm(dim=1)
+        description = (
+            f"The loss or its gradient is not finite in {begun.where}: {values.losses}; gradient "
+            f"norm {values.norm:.3g}; feature norms from {float(norms.min()):.3g} to "
+            f"{float(norms.max()):.3g}; samples {list(begun.batch)}; images "
+            f"{[self.data.paths[i] for i in begun.batch]}"
+        )
+        if self.config.on_nonfinite != "skip":
+            raise FloatingPointError(description)
+        warnings.warn(f"Skipped a batch. {description}", stacklevel=4)
+        position.row["skipped_steps"] += 1
 
     def end_epoch(self, found: Row) -> bool:
         """Keep what was found of an epoch, and its model if it is the best so far.
