@@ -100,6 +100,7 @@ def test_no_module_hides_a_public_name() -> None:
 
 # from the bottom up: a part may use those in the lines above its own, and no others
 ORDER = [
+    ["_lazy"],
     ["_checks", "_extras", "_io", "_memory", "_plugins", "_precision", "_registry", "_sizes"],
     ["_neighbors", "_usage"],
     ["layers", "metrics", "samplers", "images", "hyperbolic", "visualization"],
