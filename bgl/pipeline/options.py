@@ -237,10 +237,11 @@ def layers(
     for path in files:
         content = read_file(path)
         try:
-            values = parser.parse_object(content, values, defaults=False)
+            values.update(parser.parse_object(content, defaults=False))
         except ArgumentError as error:
             raise ValueError(f"{path}: {error}") from error
-    return parser.parse_args(words, namespace=values, defaults=False)
+    values.update(parser.parse_args(words, defaults=False))
+    return values
 
 
 def read_file(path: Path) -> dict[str, Any]:
