@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,8 @@ def create_backbone(
             f"From torchvision there is {', '.join(TORCHVISION)}"
         )
     options = _size_options(name, image_size)
-    planned = _plan(name, image_size, options)
+    maker = TORCHVISION.get(name) or timm.model_entrypoint(name)
+    planned = _plan(maker, name, image_size, **options)
     if weights == "none":
         model, source = _create(name, **options), "random"
     elif weights != "auto":
@@ -117,8 +119,12 @@ def _size_options(name: str, image_size: int | None) -> dict[str, int]:
     return {"img_size": image_size} if usual.fixed_input_size else {}  # timm: then it takes it
 
 
-def _plan(name: str, image_size: int | None, options: dict[str, int]) -> dict[str, Tensor]:
+@lru_cache(maxsize=16)  # a process often makes the same model again
+def _plan(maker: Any, name: str, image_size: int | None, **options: int) -> dict[str, Tensor]:
     """Build the model on the meta device and pass one image through it, which costs no memory.
+
+    Args:
+        maker: What stands behind ``name``, which may change.
 
     Returns:
         The model's state, without values.
@@ -232,6 +238,8 @@ def _load(
             model = _create(name)
             model.load_state_dict(state)
             return model
+        if not state:  # timm would take that for no file, and ask its hub
+            raise ValueError("it holds no tensors")
         # With the same number of classes in the file and in the model, timm loads strictly.
         overlay = {"state_dict": state, "num_classes": 0, "classifier": None}
         return _create(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)

@@ -397,6 +397,7 @@ def test_what_two_processes_cannot_train(tmp_path, options, named):
     assert connected(work, tmp_path) == [0, 0], (tmp_path / "0.log").read_text()
 
 
+@pytest.mark.slow
 def test_torchrun_stops_when_a_process_is_killed_and_resumes(tmp_path):
     """The whole command: kill one process, see all end, go on with --resume."""
     folder = tmp_path / "run"
