@@ -175,10 +175,12 @@ def test_what_no_paper_has_trained_stands_alone():
 
 # --- dry runs -------------------------------------------------------------------------------------
 
-ONE_PER_SYSTEM = ["cub/dybgr", "cars/bgformer-384", "inshop/hyp-vit", "sop/iaa-ms-googlenet"]
+OTHER_SYSTEMS = ["cars/bgformer-384", "inshop/hyp-vit", "sop/iaa-ms-googlenet"]
 
 
-@pytest.mark.parametrize("name", ONE_PER_SYSTEM)
+@pytest.mark.parametrize(
+    "name", ["cub/dybgr", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHER_SYSTEMS)]
+)
 def test_dry_run_of_one_recipe_per_system(name):
     (recipe,) = [recipe for recipe in ALL if recipe.name == name]
     said = dry_run(recipe)
@@ -186,6 +188,7 @@ def test_dry_run_of_one_recipe_per_system(name):
     assert ("test_vit" in said) == ("googlenet" not in name)
 
 
+@pytest.mark.slow
 def test_dry_run_of_the_papers_protocol():
     (recipe,) = [recipe for recipe in ALL if recipe.name == "vehicleid-medium/ms-googlenet"]
     dry_run(recipe, "paper")

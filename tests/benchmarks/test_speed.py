@@ -22,6 +22,7 @@ pytest.importorskip("faiss")
 SMALL = Scale(small=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_all_sides_of_a_case_agree(case: Case) -> None:
     with warnings.catch_warnings():
