@@ -44,6 +44,7 @@ for name in [name for name in sys.modules if name.partition(".")[0] in {{"bgl", 
 """
 
 
+@pytest.mark.slow
 def test_the_base_installation_is_enough_for_graph_losses_and_augmentation() -> None:
     """And the layers import nothing on top of PyG: time depends on the machine, this does not."""
     layers = """

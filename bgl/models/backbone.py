@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,8 @@ def create_backbone(
             f"{', '.join(close) or 'none'}; timm.list_models() lists all {len(known)}. "
             f"From torchvision there is {', '.join(TORCHVISION)}"
         )
-    build = _Builder(name, image_size, pool)
+    maker = TORCHVISION.get(name) or timm.model_entrypoint(name)
+    build = _builder(maker, name, image_size, pool)
     if weights == "none":
         model, source = build.create(), "random"
     elif weights != "auto":
@@ -105,6 +107,12 @@ def create_backbone(
     config = timm.data.resolve_model_data_config(model)
     width = int(getattr(model, "head_hidden_size", model.num_features))  # after the pooling
     return model, BackboneInfo(name, source, width, config["mean"], config["std"])
+
+
+@lru_cache(maxsize=16)  # a process often makes the same model again
+def _builder(maker: Any, name: str, image_size: int | None, pool: str) -> _Builder:
+    """Plan a model; ``maker`` is what stands behind ``name``, which may change."""
+    return _Builder(name, image_size, pool)
 
 
 class _Builder:
@@ -182,6 +190,8 @@ class _Builder:
                 model = self.create()
                 model.load_state_dict(state)
                 return model
+            if not state:  # timm would take that for no file, and ask its hub
+                raise ValueError("it holds no tensors")
             # With the same number of classes in the file and in the model, timm loads strictly.
             overlay = {"state_dict": state, "num_classes": 0, "classifier": None}
             return self.create(pretrained=True, pretrained_cfg_overlay=overlay)

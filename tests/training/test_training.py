@@ -10,7 +10,16 @@ import pytest
 import torch
 from pytorch_metric_learning.distances import CosineSimilarity
 from safetensors.torch import load_file
-from tiny_training import DIM, WIDTH, assert_same_files, make_splits, part, read_csv, tiny
+from tiny_training import (
+    DIM,
+    WIDTH,
+    StopAfter,
+    assert_same_files,
+    make_splits,
+    part,
+    read_csv,
+    tiny,
+)
 from torch import Tensor
 from torch.nn.functional import normalize
 from torch_geometric.data import Data
@@ -47,17 +56,6 @@ from bgl.training.trainer import Trainer
 @pytest.fixture(scope="session")
 def splits() -> Splits:
     return make_splits()
-
-
-class Interrupt(Progress):
-    """Ctrl-C as soon as an epoch has ended."""
-
-    def __init__(self, after: int) -> None:
-        self.after = after
-
-    def epoch(self, row: dict[str, Any]) -> None:
-        if row["epoch"] == self.after:
-            raise KeyboardInterrupt
 
 
 class Record(Progress):
@@ -276,7 +274,7 @@ def test_interrupted_run_goes_on_bit_for_bit(splits, tmp_path, method, augmentat
     config = tiny(method=method, augmentation=augmentation, loss=loss, epochs=3)
     whole = train(config, splits, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        train(config, splits, tmp_path / "parts", Interrupt(after))
+        train(config, splits, tmp_path / "parts", StopAfter(after))
     assert len(read_csv(tmp_path / "parts")) == after  # a readable state is left
     torch.manual_seed(99)  # another process has other random numbers
     record = Record()
