@@ -82,7 +82,7 @@ def embed(
             images, or the model gives values that are not finite.
 
     Example:
-        >>> embed("runs/x/dybgr-seed0", ["photos"], "embeddings")  # doctest: +SKIP
+        >>> embed("runs/x/none-seed0", ["photos"], "embeddings")  # doctest: +SKIP
         ShardFolder(120053 x 128, float32, embeddings)
     """
     check_choice(dtype, "dtype", DTYPES)

@@ -50,7 +50,7 @@ def save(
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> Encoder:
-    """Load a saved model, ready to embed images: ``load("runs/x/dybgr-seed0").embed(paths)``.
+    """Load a saved model, ready to embed images: ``load("runs/x/none-seed0").embed(paths)``.
 
     A folder needs no network: pretrained weights are not looked for. The model itself, with its
     blocks, is the result's ``model``.
@@ -81,7 +81,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Encoder:
 
 def empty_model(config: ModelConfig) -> BatchGraphModel:
     """Build the model that ``config`` describes, without the weights that it had."""
-    backbone, info = create_backbone(config.backbone, "none", config.image_size)
+    backbone, info = create_backbone(config.backbone, "none", config.image_size, config.pool)
     return assemble_model(backbone, info.num_features, config)
 
 

@@ -29,12 +29,13 @@ CONFIG = ModelConfig(
     (BlockConfig("dybgr", {"k": 3}),),
     curvature=0.1,
     head_norm=True,
+    pool="avgmax",
 )
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    backbone, info = create_backbone(CONFIG.backbone, "none")
+    backbone, info = create_backbone(CONFIG.backbone, "none", pool=CONFIG.pool)
     save(assemble_model(backbone, info.num_features, CONFIG), tmp_path / "run", CONFIG)
     return tmp_path / "run"
 
@@ -45,6 +46,7 @@ def outputs(encoder: Encoder, images: Tensor) -> tuple[Tensor, Tensor]:
     return output.embeddings, output.features
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 5])
 def test_onnx_gives_the_same(run: Path, n: int) -> None:
     for package in ("onnx", "onnxscript"):
@@ -61,6 +63,7 @@ def test_onnx_gives_the_same(run: Path, n: int) -> None:
     assert about == (run / "model.json").read_text()
 
 
+@pytest.mark.slow
 def test_torch_export_gives_the_same(run: Path) -> None:
     about = {"model.json": ""}
     path = export(run, run / "deep" / "encoder.pt2", "torch")
