@@ -155,6 +155,8 @@ def test_the_table_of_layers_is_true(name: str) -> None:
         found = "no"
     else:
         found = "yes"
+    if found == "no" and torch.torch_version.TorchVersion(torch.__version__) < (2, 11):
+        pytest.skip("the table is of PyTorch 2.11 and newer")
     assert row["compile"] == found
 
 
