@@ -22,7 +22,7 @@ RUN_OPTIONS = {
     "bgformer-128, bgformer-384, hyp-vit, hyp-dino, contrastive-googlenet, ms-googlenet, "
     "triplet-googlenet, iaa-contrastive-googlenet, iaa-ms-googlenet, iaa-ms-resnet50 or "
     "iaa-triplet-googlenet. Other options change it.",
-    "quick": "A tour, not a measurement: two short epochs on images of 48 px, table and page.",
+    "quick": "A tour, not a measurement: two short epochs on some images of 48 px, table and page.",
     "method": 'Methods to train, one after the other: "none", or blocks joined by "+" '
     "(default: none; on the emoji none and dybgr).",
     "seed": "Seeds, one run each.",

@@ -57,7 +57,8 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Encoder:
 
     Args:
         folder: Where :func:`save` or a run wrote ``model.json`` and ``model.safetensors``;
-            or ``"hf-hub:USER/NAME"``, with or without ``@REVISION``, for a model that
+            ``"emoji"``, for the small encoder that comes with this package; or
+            ``"hf-hub:USER/NAME"``, with or without ``@REVISION``, for a model that
             :func:`push_to_hub` put on the Hugging Face hub.
         device: Where to compute; "auto": on a GPU if there is one.
 

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from inspect import signature
 from pathlib import Path
 from typing import Any, TypedDict, get_type_hints
@@ -124,6 +125,7 @@ class StoredCommand(TypedDict):
     log: list[str]
     refine: bool
     pixels: bool | None
+    quick: bool
 
 
 def parse(argv: Sequence[str], description: str | None = None) -> Command:
@@ -239,14 +241,20 @@ def layers(
     parser: ArgumentParser, files: list[Path], words: list[str], start: Namespace | None = None
 ) -> Namespace:
     """Parse options on top of files, in their order, on top of the defaults (or ``start``)."""
-    values = parser.get_defaults() if start is None else start
+    values = _defaults(parser).clone() if start is None else start
     for path in files:
         content = read_file(path)
         try:
-            values = parser.parse_object(content, values, defaults=False)
+            values.update(parser.parse_object(content, defaults=False))
         except ArgumentError as error:
             raise ValueError(f"{path}: {error}") from error
-    return parser.parse_args(words, namespace=values, defaults=False)
+    values.update(parser.parse_args(words, defaults=False))
+    return values
+
+
+@lru_cache(maxsize=1)  # the parser of the command at hand
+def _defaults(parser: ArgumentParser) -> Namespace:
+    return parser.get_defaults()
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -297,6 +305,7 @@ def write_command(command: Command, folder: Path) -> None:
         "log": command.trackers,
         "refine": command.refine,
         "pixels": command.pixels,
+        "quick": command.quick,
     }
     write_text(folder / COMMAND_FILE, yaml.safe_dump(content, sort_keys=False))
 
@@ -316,7 +325,8 @@ def read_command(folder: Path) -> Command:
             f"Expected argument `--resume` to name a run folder, but {path} does not say what was "
             f"run ({' '.join(str(error).split())})"
         ) from error
-    return Command(configs, folder, content["log"], content["refine"], content["pixels"])
+    options = (content[name] for name in ("log", "refine", "pixels", "quick"))
+    return Command(configs, folder, *options)
 
 
 def option_words(name: str, value: Any) -> list[str]:

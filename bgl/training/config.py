@@ -64,6 +64,8 @@ class TrainConfig:
         allow_partial: Train on an incomplete dataset, with a warning that says what is missing.
         resplit: Pool the images of all parts of a folder or table of your own, and split them
             anew by class.
+        max_images: Images of each part to take at most, to look around in large data; by default
+            all.
         protocol: "honest": the epoch is chosen on validation classes and the test classes are
             measured once. "paper": as most papers do it, all train classes are trained on
             (val_fraction does not count) and the epoch with the best Recall@1 on the test
@@ -165,6 +167,7 @@ class TrainConfig:
     skip_broken: bool = False
     allow_partial: bool = False
     resplit: bool = False
+    max_images: int | None = None
     protocol: str = "honest"
     eval_every: int = 1
     test_every_epoch: bool = False
@@ -243,7 +246,8 @@ class TrainConfig:
         check_int(self.seed, "seed", 0)
         check_int(self.workers, "workers", -1)
         check_int(self.checkpoint_activations, "checkpoint_activations", 0)
-        minima = {"resize": self.image_size, "batches_per_epoch": 1, "readout_dim": 1}
+        minima = dict.fromkeys(("batches_per_epoch", "readout_dim", "max_images"), 1)
+        minima["resize"] = self.image_size
         for name, minimum in minima.items():
             if getattr(self, name) is not None:
                 check_int(getattr(self, name), name, minimum)
@@ -340,12 +344,7 @@ class TrainConfig:
         now, then = self.to_dict(), TrainConfig.from_dict(stored).to_dict()
         for values in (now, then):
             values["cached"] = values["cache"] is not None
-        defining = (now.keys() | then.keys()) - set(CIRCUMSTANCES)
-        if changed := sorted(name for name in defining if then.get(name) != now.get(name)):
-            raise ValueError(
-                f"Expected {place} to belong to this configuration, but {', '.join(changed)} "
-                "differ; use another --output-dir"
-            )
+        check_unchanged(now, then, place)
 
     @property
     def block_names(self) -> list[str]:
@@ -361,6 +360,16 @@ class TrainConfig:
     def head_curvature(self) -> float | None:
         """Return the curvature of the ball that the head maps into; None for a cosine head."""
         return self.curvature if self.distance == "hyperbolic" else None
+
+
+def check_unchanged(now: Mapping[str, Any], then: Mapping[str, Any], place: Path) -> None:
+    """Refuse what was stored at ``place`` with other options, but for :data:`CIRCUMSTANCES`."""
+    defining = (now.keys() | then.keys()) - set(CIRCUMSTANCES)
+    if changed := sorted(name for name in defining if then.get(name) != now.get(name)):
+        raise ValueError(
+            f"Expected {place} to belong to this configuration, but {', '.join(changed)} "
+            "differ; use another --output-dir"
+        )
 
 
 reserve(["none", *(each.name for each in dataclasses.fields(TrainConfig))], "an option of a run")
