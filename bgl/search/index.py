@@ -16,7 +16,7 @@ from bgl.hyperbolic import HyperbolicDistance, paired_distance
 from bgl.images import BrokenImageError
 from bgl.images.finding import find_images
 from bgl.models import Encoder, load, model_digest
-from bgl.models.files import HUB
+from bgl.models.files import address
 from bgl.search.approximate import candidates
 from bgl.search.images import embed_files
 from bgl.search.store import About, Rows, Store, create_store, open_store
@@ -115,7 +115,6 @@ class SearchIndex:
         check_choice(output, "output", config.embeddings)
         distance = config.distance_of(output)
         curvature = distance.c if isinstance(distance, HyperbolicDistance) else None
-        run = str(run) if str(run).startswith(HUB) else str(Path(run).absolute())
         rows: Iterable[Rows]
         broken: list[BrokenImageError] = []
         if _is_embedded(images):
@@ -125,7 +124,7 @@ class SearchIndex:
                 encoder, find_images(images), output, batch_size, workers, progress
             )
             rows = [new]
-        about = About(run, model, output, width(encoder, output), curvature)
+        about = About(address(run), model, output, width(encoder, output), curvature)
         return cls(encoder, create_store(store, about, rows, encoder.device), str(store), broken)
 
     @classmethod

@@ -13,6 +13,7 @@ from bgl._registry import Registry, reserve
 from bgl.augment import AUGMENTATIONS
 from bgl.losses import LOSSES, MINERS
 from bgl.models import BLOCKS
+from bgl.models.config import POOLS
 from bgl.readout import COVARIANCES
 from bgl.samplers import SAMPLERS
 from bgl.training.teachers import TEACHERS
@@ -37,6 +38,7 @@ CHOICES = {
     "optimizer": ("adamw", "adam"),
     "schedule": ("linear", "constant", "step"),
     "distance": ("cosine", "hyperbolic"),
+    "pool": POOLS,
     "select_embedding": ("backbone", "head"),
     "readout": ("none", *COVARIANCES),
     "on_nonfinite": ("stop", "skip"),
@@ -78,6 +80,8 @@ class TrainConfig:
         backbone: Encoder, a model name of timm or "torchvision:googlenet".
         weights: A file with weights, "auto" (packaged, else the hub of timm or torchvision) or
             "none" (random).
+        pool: How the encoder pools its last feature map: "avg", "max", "avgmax" (the mean of
+            both) or "default", as it was trained.
         freeze: Parts of the encoder that are not trained, by name (for instance "patch_embed").
         image_size: Side of the input images in pixels.
         resize: Shorter side of test images before the centre crop; by default 8/7 of image_size.
@@ -118,8 +122,8 @@ class TrainConfig:
         lr_decay_epochs: Epochs after which the learning rate falls, with schedule "step".
         lr_decay: What it is multiplied by each time.
         warmup: Share of the steps during which the learning rate rises.
-        ema: Decay of a moving average of the weights, for instance 0.99; that model is then
-            measured and stored, and is the older model of teachers. 0: none.
+        ema: Decay of a moving average of the weights: that model is then measured and stored, and
+            is the older model of teachers. 0: none.
         grad_clip: Largest norm of the gradient.
         train_batch_norm: Let the encoder's batch-norm statistics follow the training data.
         checkpoint_activations: Encode so many images at a time, and again in the backward pass:
@@ -167,9 +171,10 @@ class TrainConfig:
     protocol: str = "honest"
     eval_every: int = 1
     test_every_epoch: bool = False
-    method: str = "dybgr"
+    method: str = "none"
     backbone: str = "tf_efficientnet_lite0"
     weights: str = "auto"
+    pool: str = "default"
     freeze: list[str] = field(default_factory=list)
     image_size: int = 224
     resize: int | None = None
@@ -205,7 +210,7 @@ class TrainConfig:
     lr_decay_epochs: list[int] = field(default_factory=list)
     lr_decay: float = 0.1
     warmup: float = 0.05
-    ema: float = 0.0
+    ema: float = 0.99
     grad_clip: float = 3.0
     train_batch_norm: bool = False
     checkpoint_activations: int = 0
