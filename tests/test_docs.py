@@ -166,11 +166,11 @@ def test_the_onnx_column_is_true(name: str) -> None:
     options, arguments = CALLS[name]
     layer = getattr(layers, name)(**options).eval()
     try:
-        program = torch.onnx.export(layer, arguments, dynamo=True, verbose=False)
+        torch.onnx.export(layer, arguments, dynamo=True, verbose=False)
     except torch.onnx.errors.OnnxExporterError:
         found = "no"
     else:
-        found = "yes" if program.model.graph.outputs else "no"
+        found = "yes"
     assert section("Layers")[name]["ONNX"] == found
 
 
