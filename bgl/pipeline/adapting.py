@@ -34,7 +34,7 @@ from bgl.pipeline.terminal import TerminalProgress
 from bgl.refinement import gallery_readout
 from bgl.search import find_images
 from bgl.training import make_accelerator
-from bgl.training.adapting import AdaptConfig, adapt_encoder
+from bgl.training.adapting import AdaptConfig, adapt_encoder, best_epoch
 from bgl.training.distributed import on_first_process
 
 RECORD_FILE = "adapt.json"
@@ -65,7 +65,7 @@ class Adapted:
     @property
     def epoch(self) -> int:
         """The epoch that was taken; 0: the model as it came."""
-        return int(max(self.history, key=lambda row: row["agreement"])["epoch"])
+        return best_epoch(self.history)
 
     def __str__(self) -> str:
         titles = {name: title for name, title in METRICS.items() if name != "r_precision"}

@@ -344,12 +344,7 @@ class TrainConfig:
         now, then = self.to_dict(), TrainConfig.from_dict(stored).to_dict()
         for values in (now, then):
             values["cached"] = values["cache"] is not None
-        defining = (now.keys() | then.keys()) - set(CIRCUMSTANCES)
-        if changed := sorted(name for name in defining if then.get(name) != now.get(name)):
-            raise ValueError(
-                f"Expected {place} to belong to this configuration, but {', '.join(changed)} "
-                "differ; use another --output-dir"
-            )
+        check_unchanged(now, then, place)
 
     @property
     def block_names(self) -> list[str]:
@@ -365,6 +360,16 @@ class TrainConfig:
     def head_curvature(self) -> float | None:
         """Return the curvature of the ball that the head maps into; None for a cosine head."""
         return self.curvature if self.distance == "hyperbolic" else None
+
+
+def check_unchanged(now: Mapping[str, Any], then: Mapping[str, Any], place: Path) -> None:
+    """Refuse what was stored at ``place`` with other options, but for :data:`CIRCUMSTANCES`."""
+    defining = (now.keys() | then.keys()) - set(CIRCUMSTANCES)
+    if changed := sorted(name for name in defining if then.get(name) != now.get(name)):
+        raise ValueError(
+            f"Expected {place} to belong to this configuration, but {', '.join(changed)} "
+            "differ; use another --output-dir"
+        )
 
 
 reserve(["none", *(each.name for each in dataclasses.fields(TrainConfig))], "an option of a run")
