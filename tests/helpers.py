@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bgl.augment import AUGMENTATIONS
-from bgl.models import BLOCKS
+from bgl.models import BLOCKS, ModelConfig, assemble_model, create_backbone, save
 from bgl.pipeline.comparison import METRICS
 from bgl.training import TrainConfig
 
@@ -38,6 +38,22 @@ def write_noisy_classes(
                 noise = torch.randint(-40, 41, (40, 36, 3), generator=generator)
                 Image.fromarray((colour + noise).to(torch.uint8).numpy()).save(folder / f"{i}.png")
     return root
+
+
+def clusters(classes: int = 12, size: int = 6, channels: int = 16, noise: float = 1.0) -> Tensor:
+    """Noisy members of ``classes`` classes, one class after the other."""
+    generator = torch.Generator().manual_seed(0)
+    centers = torch.randn(classes, channels, generator=generator)
+    spread = torch.randn(classes * size, channels, generator=generator)
+    return (centers.repeat_interleave(size, 0) + noise * spread).double()
+
+
+def make_run(folder: Path, curvature: float | None = None) -> Path:
+    """A model as a run leaves it, with random weights."""
+    backbone, info = create_backbone("test_resnet", "none")
+    config = ModelConfig("test_resnet", 16, (0.5,) * 3, (0.5,) * 3, 6, curvature=curvature)
+    save(assemble_model(backbone, info.num_features, config), folder, config)
+    return folder
 
 
 def result_row(method: str, seed: int | None, value: float, **more: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from bgl.datasets import ImageDataset, Splits
-from bgl.training import TrainConfig
+from bgl.training import Progress, TrainConfig
 
 SIDE, WIDTH, DIM = 32, 96, 8  # image side, features of test_resnet, embedding
 
@@ -57,6 +57,17 @@ def tiny(**options: Any) -> TrainConfig:
         **options.pop("options", {}),
     }
     return TrainConfig(**{**defaults, **options}, options=parts)
+
+
+class Interrupt(Progress):
+    """Ctrl-C as soon as an epoch has ended."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        if row["epoch"] == self.after:
+            raise KeyboardInterrupt
 
 
 def read_csv(folder: Path) -> list[dict[str, str]]:
