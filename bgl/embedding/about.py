@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from bgl._checks import check_choice, check_int
 from bgl.hyperbolic import HyperbolicDistance
 from bgl.models.config import EMBEDDINGS
-from bgl.models.files import HUB
 
 
 @dataclass(frozen=True)
@@ -44,8 +42,3 @@ class About:
     def distance(self) -> Any:
         """How to compare the vectors, as :func:`bgl.metrics.retrieval_metrics` takes it."""
         return "cosine" if self.curvature is None else HyperbolicDistance(self.curvature)
-
-
-def address(run: str | Path) -> str:
-    """Return where a model is, for a reader in another folder."""
-    return str(run) if str(run).startswith(HUB) else str(Path(run).absolute())

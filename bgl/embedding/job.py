@@ -17,7 +17,6 @@ import torch
 from bgl._checks import check_choice, check_finite, check_int
 from bgl._io import remove_leftovers, write_text
 from bgl._records import read_record
-from bgl.embedding.about import address
 from bgl.embedding.claims import Claim, claimed, remove_abandoned
 from bgl.embedding.embedder import embed_readable, width
 from bgl.embedding.shards import (
@@ -32,7 +31,7 @@ from bgl.embedding.shards import (
 )
 from bgl.embedding.sources import Container, listing_digest, open_containers
 from bgl.models import load, model_digest
-from bgl.models.files import locate
+from bgl.models.files import address, locate
 from bgl.models.storage import read_config
 
 JOB_FILE = "job.json"
@@ -84,7 +83,7 @@ def embed(
             images, or the model gives values that are not finite.
 
     Example:
-        >>> embed("runs/x/dybgr-seed0", ["photos"], "embeddings")  # doctest: +SKIP
+        >>> embed("runs/x/none-seed0", ["photos"], "embeddings")  # doctest: +SKIP
         ShardFolder(120053 x 128, float32, embeddings)
     """
     check_choice(dtype, "dtype", DTYPES)

@@ -11,10 +11,11 @@ from typing import Any
 import timm
 import torch
 import torchvision
+from timm.layers import SelectAdaptivePool2d
 from torch import Tensor, nn
 
-from bgl._checks import check_int
-from bgl.models.config import check_at_most
+from bgl._checks import check_choice, check_int
+from bgl.models.config import POOLS, check_at_most
 from bgl.models.files import HUB_TIMEOUT
 from bgl.models.weights import read_state_dict, unwrap_state_dict
 
@@ -45,7 +46,10 @@ class BackboneInfo:
 
 
 def create_backbone(
-    name: str, weights: str = "auto", image_size: int | None = None
+    name: str,
+    weights: str = "auto",
+    image_size: int | None = None,
+    pool: str = "default",
 ) -> tuple[nn.Module, BackboneInfo]:
     """Create an image encoder [N, 3, H, W] -> [N, C] with pooled features and no classifier.
 
@@ -60,10 +64,12 @@ def create_backbone(
             random.
         image_size: Side of the input images in pixels. Models that are built for one size, such
             as ViTs, are built for this one. None: the size of the weights.
+        pool: What the last feature map is pooled by: ``"avg"``, ``"max"``, ``"avgmax"`` (the mean
+            of both) or ``"default"`` (as the model was trained).
 
     Raises:
-        ValueError: If ``name`` is not known, a file does not fit the model, or the model does
-            not take images of that size.
+        ValueError: If ``name`` is not known, a file does not fit the model, the model does not
+            take images of that size, or it has no such pooling.
         FileNotFoundError: If ``weights`` names a file that does not exist, or no weights can be
             found; the message says what to install or pass.
 
@@ -83,7 +89,7 @@ def create_backbone(
             f"{', '.join(close) or 'none'}; timm.list_models() lists all {len(known)}. "
             f"From torchvision there is {', '.join(TORCHVISION)}"
         )
-    options = _size_options(name, image_size)
+    options = {**_size_options(name, image_size), **_pool_options(name, pool)}
     planned = _plan(name, image_size, options)
     if weights == "none":
         model, source = _create(name, **options), "random"
@@ -117,7 +123,25 @@ def _size_options(name: str, image_size: int | None) -> dict[str, int]:
     return {"img_size": image_size} if usual.fixed_input_size else {}  # timm: then it takes it
 
 
-def _plan(name: str, image_size: int | None, options: dict[str, int]) -> dict[str, Tensor]:
+def _pool_options(name: str, pool: str) -> dict[str, str]:
+    """Tell timm how to pool; refuse it for a model that does not pool a feature map so."""
+    if check_choice(pool, "pool", POOLS) == "default":
+        return {}
+    options = {"global_pool": pool}
+    try:
+        with torch.device("meta"):
+            parts = list(_create(name, **options).modules())
+    except (TypeError, ValueError, AssertionError):  # of families that take other poolings
+        parts = []
+    if not any(isinstance(p, SelectAdaptivePool2d) and p.pool_type == pool for p in parts):
+        raise ValueError(
+            f"Expected argument `pool` to be one that backbone {name!r} has, but it does not pool "
+            f"a feature map by {pool!r}: leave it at 'default'"
+        )
+    return options
+
+
+def _plan(name: str, image_size: int | None, options: dict[str, Any]) -> dict[str, Tensor]:
     """Build the model on the meta device and pass one image through it, which costs no memory.
 
     Returns:
@@ -163,7 +187,7 @@ def _packaged_file(name: str) -> Path | None:
 
 
 def _from_hub(
-    name: str, planned: dict[str, Tensor], options: dict[str, int]
+    name: str, planned: dict[str, Tensor], options: dict[str, Any]
 ) -> tuple[nn.Module, str]:
     hub = "torchvision" if name in TORCHVISION else "timm"
     model: Any = None
@@ -216,7 +240,7 @@ def _load(
     state: dict[str, Tensor],
     source: str,
     planned: dict[str, Tensor],
-    options: dict[str, int],
+    options: dict[str, Any],
 ) -> Any:
     """Create a model with the tensors of a file; every tensor of the model must be among them."""
     wanted, given = _without_counters(planned), _without_counters(state)

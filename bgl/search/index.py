@@ -11,12 +11,13 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from bgl._checks import check_choice, check_finite, check_int, check_matrix
-from bgl.embedding.about import About, address
+from bgl.embedding.about import About
 from bgl.embedding.embedder import width
 from bgl.hyperbolic import paired_distance
 from bgl.images import BrokenImageError
 from bgl.images.finding import find_images
 from bgl.models import Encoder, load, model_digest
+from bgl.models.files import address
 from bgl.search.approximate import candidates
 from bgl.search.store import Rows, Store, create_store, open_store
 

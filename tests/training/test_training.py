@@ -627,6 +627,7 @@ def test_graph_statistics_of_a_hand_example():
         ("lr_decay", math.nan),
         ("resize", 31),
         ("batches_per_epoch", 0),
+        ("max_images", 0),
         ("lr_decay_epochs", [3]),  # without the schedule "step"
         ("lr_decay_epochs", [0]),
     ],
