@@ -44,6 +44,7 @@ for name in [name for name in sys.modules if name.partition(".")[0] in {{"bgl", 
 """
 
 
+@pytest.mark.slow
 def test_the_base_installation_is_enough_for_graph_losses_and_augmentation() -> None:
     """And the layers import nothing on top of PyG: time depends on the machine, this does not."""
     layers = """
@@ -104,8 +105,8 @@ ORDER = [
     ["_checks", "_extras", "_io", "_memory", "_plugins", "_precision", "_registry", "_sizes"],
     ["_neighbors", "_records", "_usage"],
     ["layers", "metrics", "samplers", "images", "hyperbolic", "visualization"],
-    ["augment", "losses", "graph", "readout", "datasets", "_gallery"],
-    ["models", "refinement"],
+    ["losses", "graph", "readout", "datasets", "_gallery"],
+    ["augment", "models", "refinement"],
     ["embedding", "forecasting"],
     ["transforms", "training", "search", "checking"],
     ["pipeline"],

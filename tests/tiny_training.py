@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +61,23 @@ def tiny(**options: Any) -> TrainConfig:
     return TrainConfig(**{**defaults, **options}, options=parts)
 
 
-class Interrupt(Progress):
-    """Ctrl-C as soon as an epoch has ended."""
+class At(Progress):
+    """Does something when the n-th batch is done, of steps and of embeddings."""
 
-    def __init__(self, after: int) -> None:
-        self.after = after
+    def __init__(self, at: int, act: Callable[[], object]) -> None:
+        self.at, self.act, self.count = at, act, 0
+
+    def advance(self, amount: int) -> None:
+        self.count += bool(amount)
+        if amount and self.count == self.at:
+            self.act()
+
+
+class StopAfter(Progress):
+    """Ends the process' training after an epoch, with nothing saved: as a kill does."""
+
+    def __init__(self, epoch: int) -> None:
+        self.after = epoch
 
     def epoch(self, row: dict[str, Any]) -> None:
         if row["epoch"] == self.after:

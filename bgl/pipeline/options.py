@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from inspect import signature
 from pathlib import Path
 from typing import Any, TypedDict, get_type_hints
@@ -241,14 +242,20 @@ def layers(
     parser: ArgumentParser, files: list[Path], words: list[str], start: Namespace | None = None
 ) -> Namespace:
     """Parse options on top of files, in their order, on top of the defaults (or ``start``)."""
-    values = parser.get_defaults() if start is None else start
+    values = _defaults(parser).clone() if start is None else start
     for path in files:
         content = read_file(path)
         try:
-            values = parser.parse_object(content, values, defaults=False)
+            values.update(parser.parse_object(content, defaults=False))
         except ArgumentError as error:
             raise ValueError(f"{path}: {error}") from error
-    return parser.parse_args(words, namespace=values, defaults=False)
+    values.update(parser.parse_args(words, defaults=False))
+    return values
+
+
+@lru_cache(maxsize=1)  # the parser of the command at hand
+def _defaults(parser: ArgumentParser) -> Namespace:
+    return parser.get_defaults()
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -319,8 +326,8 @@ def read_command(folder: Path) -> Command:
             f"Expected argument `--resume` to name a run folder, but {path} does not say what was "
             f"run ({' '.join(str(error).split())})"
         ) from error
-    options = (content[name] for name in ("log", "refine", "pixels", "quick"))
-    return Command(configs, folder, *options)
+    log, refine, pixels = content["log"], content["refine"], content["pixels"]
+    return Command(configs, folder, log, refine, pixels, content["quick"])
 
 
 def option_words(name: str, value: Any) -> list[str]:

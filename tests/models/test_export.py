@@ -46,6 +46,7 @@ def outputs(encoder: Encoder, images: Tensor) -> tuple[Tensor, Tensor]:
     return output.embeddings, output.features
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 5])
 def test_onnx_gives_the_same(run: Path, n: int) -> None:
     for package in ("onnx", "onnxscript"):
@@ -62,6 +63,7 @@ def test_onnx_gives_the_same(run: Path, n: int) -> None:
     assert about == (run / "model.json").read_text()
 
 
+@pytest.mark.slow
 def test_torch_export_gives_the_same(run: Path) -> None:
     about = {"model.json": ""}
     path = export(run, run / "deep" / "encoder.pt2", "torch")

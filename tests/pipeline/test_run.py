@@ -193,8 +193,7 @@ def test_ctrl_c_leaves_a_readable_state_to_go_on_from(images, interrupted, capsy
     assert not (folder / "checkpoint.pt").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
-def test_signal_in_the_middle_of_an_epoch_and_resume(images, tmp_path, monkeypatch, capsys, number):
+def test_signal_in_the_middle_of_an_epoch_and_resume(images, tmp_path, monkeypatch, capsys):
     """The end is that of a run that nobody interrupted; --resume needs nothing but the folder."""
     words = ["--method", "none", "dybgr", "--epochs", "2"]
     assert again(images, tmp_path / "whole", *words) == 0
@@ -204,17 +203,17 @@ def test_signal_in_the_middle_of_an_epoch_and_resume(images, tmp_path, monkeypat
         advance(self, amount)
         steps[0] += amount == 1
         if steps[0] == 5:  # the second step of the second epoch
-            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), signal.SIGTERM)
 
     folder = tmp_path / "parts"
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
         patch.setattr(run.TerminalProgress, "advance", stop)
-        assert again(images, folder, *words) == 128 + number
+        assert again(images, folder, *words) == 128 + signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is before
     out = capsys.readouterr().out
     assert f"--resume {folder}" in out
-    assert f"interrupted by {number.name}" in out
+    assert "interrupted by SIGTERM" in out
     assert (folder / "none-seed0" / "checkpoint.pt").exists()
 
     assert run.main(["--resume", str(folder)]) == 0

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tiny_training import (
     DIM,
     WIDTH,
-    Interrupt,
+    StopAfter,
     assert_same_files,
     make_splits,
     part,
@@ -274,7 +274,7 @@ def test_interrupted_run_goes_on_bit_for_bit(splits, tmp_path, method, augmentat
     config = tiny(method=method, augmentation=augmentation, loss=loss, epochs=3)
     whole = train(config, splits, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        train(config, splits, tmp_path / "parts", Interrupt(after))
+        train(config, splits, tmp_path / "parts", StopAfter(after))
     assert len(read_csv(tmp_path / "parts")) == after  # a readable state is left
     torch.manual_seed(99)  # another process has other random numbers
     record = Record()
