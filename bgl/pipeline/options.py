@@ -326,8 +326,8 @@ def read_command(folder: Path) -> Command:
             f"Expected argument `--resume` to name a run folder, but {path} does not say what was "
             f"run ({' '.join(str(error).split())})"
         ) from error
-    log, refine, pixels = content["log"], content["refine"], content["pixels"]
-    return Command(configs, folder, log, refine, pixels, content["quick"])
+    rest = (content["log"], content["refine"], content["pixels"], content["quick"])
+    return Command(configs, folder, *rest)
 
 
 def option_words(name: str, value: Any) -> list[str]:
