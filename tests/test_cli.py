@@ -163,36 +163,25 @@ def test_the_first_steps_are_commands_that_there_are(capsys) -> None:
     assert {"train", "check", "adapt", "embed", "refine"} <= set(steps) <= {*COMMANDS, "--help"}
 
 
-@pytest.mark.parametrize(
-    ("words", "status"),
-    [
-        ([], 0),
-        (["--help"], 0),
-        (["train", "--help"], 0),
-        (["search", "query", "--help"], 0),
-        (["check", "--help"], 0),
-        (["trian"], 2),
-        (["train", "--mehtod", "none"], 2),
-        (["eval"], 2),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_help_and_mistakes_import_nothing_slow(words: list[str], status: int) -> None:
-    code = f"""
+def test_help_and_mistakes_import_nothing_slow() -> None:
+    code = """
 import sys
 from bgl.cli import main
-try:
-    status = main({words!r})
-except SystemExit as ended:
-    status = ended.code
-assert status == {status}, status
-assert not {{"torch", "numpy", "PIL"}} & set(sys.modules)
+for line in ("", "--help", "train --help", "search query --help", "check --help",
+             "trian", "train --mehtod none", "eval"):
+    try:
+        status = main(line.split())
+    except SystemExit as ended:
+        status = ended.code
+    assert status == (0 if not line or "--help" in line else 2), line
+    assert not {"torch", "numpy", "PIL"} & set(sys.modules), line
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout or status
+    assert done.stdout.count("usage: bgl") == 3
 
 
+@pytest.mark.slow
 def test_as_a_program_it_says_nothing_foreign() -> None:
     command = [sys.executable, "-m", "bgl.cli"]
     done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)

@@ -44,6 +44,7 @@ for name in [name for name in sys.modules if name.partition(".")[0] in {{"bgl", 
 """
 
 
+@pytest.mark.slow
 def test_the_base_installation_is_enough_for_graph_losses_and_augmentation() -> None:
     """And the layers import nothing on top of PyG: time depends on the machine, this does not."""
     layers = """
@@ -100,6 +101,7 @@ def test_no_module_hides_a_public_name() -> None:
 
 # from the bottom up: a part may use those in the lines above its own, and no others
 ORDER = [
+    ["_lazy"],
     ["_checks", "_extras", "_io", "_memory", "_plugins", "_precision", "_registry", "_sizes"],
     ["_neighbors", "_usage"],
     ["layers", "metrics", "samplers", "images", "hyperbolic", "visualization"],

@@ -124,6 +124,7 @@ def test_the_new_switches_for_a_gpu_are_seen(switch: Any) -> None:
     assert _precision._may_reduce_float32("cuda")
 
 
+@pytest.mark.slow
 def test_the_environment_of_nvidia_containers_is_seen() -> None:
     """PyTorch reads it once, at the start."""
     code = "from bgl._precision import _may_reduce_float32 as may; print(may('cuda'))"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from bgl.datasets import ImageDataset, Splits
-from bgl.training import TrainConfig
+from bgl.training import Progress, TrainConfig
 
 SIDE, WIDTH, DIM = 32, 96, 8  # image side, features of test_resnet, embedding
 
@@ -45,6 +46,7 @@ def tiny(**options: Any) -> TrainConfig:
         "batch_size": 16,
         "per_class": 4,
         "lr": 1e-3,
+        "ema": 0.0,
         "device": "cpu",
         "workers": 0,
         "checkpoint_minutes": 0.0,
@@ -57,6 +59,29 @@ def tiny(**options: Any) -> TrainConfig:
         **options.pop("options", {}),
     }
     return TrainConfig(**{**defaults, **options}, options=parts)
+
+
+class At(Progress):
+    """Does something when the n-th batch is done, of steps and of embeddings."""
+
+    def __init__(self, at: int, act: Callable[[], object]) -> None:
+        self.at, self.act, self.count = at, act, 0
+
+    def advance(self, amount: int) -> None:
+        self.count += bool(amount)
+        if amount and self.count == self.at:
+            self.act()
+
+
+class StopAfter(Progress):
+    """Ends the process' training after an epoch, with nothing saved: as a kill does."""
+
+    def __init__(self, epoch: int) -> None:
+        self.after = epoch
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        if row["epoch"] == self.after:
+            raise KeyboardInterrupt
 
 
 def read_csv(folder: Path) -> list[dict[str, str]]:

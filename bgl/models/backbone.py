@@ -5,16 +5,18 @@ from __future__ import annotations
 import difflib
 import importlib
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 import torchvision
+from timm.layers import SelectAdaptivePool2d
 from torch import Tensor, nn
 
-from bgl._checks import check_int
-from bgl.models.config import check_at_most
+from bgl._checks import check_choice, check_int
+from bgl.models.config import POOLS, check_at_most
 from bgl.models.files import HUB_TIMEOUT
 from bgl.models.weights import read_state_dict, unwrap_state_dict
 
@@ -45,7 +47,10 @@ class BackboneInfo:
 
 
 def create_backbone(
-    name: str, weights: str = "auto", image_size: int | None = None
+    name: str,
+    weights: str = "auto",
+    image_size: int | None = None,
+    pool: str = "default",
 ) -> tuple[nn.Module, BackboneInfo]:
     """Create an image encoder [N, 3, H, W] -> [N, C] with pooled features and no classifier.
 
@@ -60,10 +65,12 @@ def create_backbone(
             random.
         image_size: Side of the input images in pixels. Models that are built for one size, such
             as ViTs, are built for this one. None: the size of the weights.
+        pool: What the last feature map is pooled by: ``"avg"``, ``"max"``, ``"avgmax"`` (the mean
+            of both) or ``"default"`` (as the model was trained).
 
     Raises:
-        ValueError: If ``name`` is not known, a file does not fit the model, or the model does
-            not take images of that size.
+        ValueError: If ``name`` is not known, a file does not fit the model, the model does not
+            take images of that size, or it has no such pooling.
         FileNotFoundError: If ``weights`` names a file that does not exist, or no weights can be
             found; the message says what to install or pass.
 
@@ -83,7 +90,8 @@ def create_backbone(
             f"{', '.join(close) or 'none'}; timm.list_models() lists all {len(known)}. "
             f"From torchvision there is {', '.join(TORCHVISION)}"
         )
-    build = _Builder(name, image_size)
+    maker = TORCHVISION.get(name) or timm.model_entrypoint(name)
+    build = _builder(maker, name, image_size, pool)
     if weights == "none":
         model, source = build.create(), "random"
     elif weights != "auto":
@@ -101,15 +109,22 @@ def create_backbone(
     return model, BackboneInfo(name, source, width, config["mean"], config["std"])
 
 
+@lru_cache(maxsize=16)  # a process often makes the same model again
+def _builder(maker: Any, name: str, image_size: int | None, pool: str) -> _Builder:
+    """Plan a model; ``maker`` is what stands behind ``name``, which may change."""
+    return _Builder(name, image_size, pool)
+
+
 class _Builder:
     """A known model at one image size; built once on the meta device, which costs no memory.
 
     Args:
         name: Name of the model.
         image_size: Side of the images, one of which is passed through it; None: the usual one.
+        pool: As the last feature map is pooled.
     """
 
-    def __init__(self, name: str, image_size: int | None) -> None:
+    def __init__(self, name: str, image_size: int | None, pool: str) -> None:
         self.name = name
         self.usual: Any = None if name in TORCHVISION else timm.get_pretrained_cfg(name)
         self.options: dict[str, Any] = {}
@@ -118,6 +133,8 @@ class _Builder:
             usual, size = self.usual, (image_size, image_size)
             if usual is not None and usual.fixed_input_size and usual.input_size[1:] != size:
                 self.options["img_size"] = image_size  # which timm then takes
+        if check_choice(pool, "pool", POOLS) != "default":
+            self._set_pool(pool)
         with torch.device("meta"), torch.no_grad():
             try:
                 model = self.create().eval()
@@ -132,6 +149,20 @@ class _Builder:
                     "the size it was trained at, or a multiple of its patches and windows"
                 ) from error
         self.planned: dict[str, Tensor] = model.state_dict()  # without values
+
+    def _set_pool(self, pool: str) -> None:
+        """Tell timm how to pool; refuse it for a model that does not pool a feature map so."""
+        self.options["global_pool"] = pool
+        try:
+            with torch.device("meta"):
+                parts = list(self.create().modules())
+        except (TypeError, ValueError, AssertionError):  # of families that take other poolings
+            parts = []
+        if not any(isinstance(p, SelectAdaptivePool2d) and p.pool_type == pool for p in parts):
+            raise ValueError(
+                f"Expected argument `pool` to be one that backbone {self.name!r} has, but it does "
+                f"not pool a feature map by {pool!r}: leave it at 'default'"
+            )
 
     def create(self, **more: Any) -> Any:
         """Create the model with fresh weights, unless timm is told otherwise."""
@@ -159,6 +190,8 @@ class _Builder:
                 model = self.create()
                 model.load_state_dict(state)
                 return model
+            if not state:  # timm would take that for no file, and ask its hub
+                raise ValueError("it holds no tensors")
             # With the same number of classes in the file and in the model, timm loads strictly.
             overlay = {"state_dict": state, "num_classes": 0, "classifier": None}
             return self.create(pretrained=True, pretrained_cfg_overlay=overlay)

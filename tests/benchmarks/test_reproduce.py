@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +16,7 @@ from benchmarks.reproduce.dry_run import dry_run
 from benchmarks.standin import write_standin
 from bgl.pipeline import parse
 from bgl.pipeline.published import PublishedRow, published, published_rows
-from bgl.pipeline.recipes import TABLES, Recipe, matching_published, recipes
+from bgl.pipeline.recipes import TABLES, Recipe, _recipes_of, matching_published, recipes
 from bgl.training import TrainConfig
 
 ALL = [recipe for table in TABLES for recipe in recipes(table)]
@@ -27,14 +25,9 @@ DYBGR = published()["rows"][0]
 PAPERS_VIT = {"curvature": 0.1, "clip_radius": 2.3, "grad_clip": 3.0}
 
 
-@cache
-def parsed(file: Path) -> TrainConfig:
-    (config,) = parse(["--config", str(file)]).configs
-    return config
-
-
 def config_of(recipe: Recipe) -> TrainConfig:
-    return parsed(recipe.path)
+    known = _recipes_of(recipe.published.dataset)  # which are read once
+    return next(config for other, config in known if other.path == recipe.path)
 
 
 def value_of(config: TrainConfig, name: str) -> Any:
@@ -182,10 +175,12 @@ def test_what_no_paper_has_trained_stands_alone():
 
 # --- dry runs -------------------------------------------------------------------------------------
 
-ONE_PER_SYSTEM = ["cub/dybgr", "cars/bgformer-384", "inshop/hyp-vit", "sop/iaa-ms-googlenet"]
+OTHER_SYSTEMS = ["cars/bgformer-384", "inshop/hyp-vit", "sop/iaa-ms-googlenet"]
 
 
-@pytest.mark.parametrize("name", ONE_PER_SYSTEM)
+@pytest.mark.parametrize(
+    "name", ["cub/dybgr", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHER_SYSTEMS)]
+)
 def test_dry_run_of_one_recipe_per_system(name):
     (recipe,) = [recipe for recipe in ALL if recipe.name == name]
     said = dry_run(recipe)
@@ -193,6 +188,7 @@ def test_dry_run_of_one_recipe_per_system(name):
     assert ("test_vit" in said) == ("googlenet" not in name)
 
 
+@pytest.mark.slow
 def test_dry_run_of_the_papers_protocol():
     (recipe,) = [recipe for recipe in ALL if recipe.name == "vehicleid-medium/ms-googlenet"]
     dry_run(recipe, "paper")

@@ -22,6 +22,7 @@ pytest.importorskip("faiss")
 SMALL = Scale(small=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_all_sides_of_a_case_agree(case: Case) -> None:
     with warnings.catch_warnings():
@@ -32,6 +33,7 @@ def test_all_sides_of_a_case_agree(case: Case) -> None:
             assert disagreement(precise, peer) <= peer.tolerance, peer.name
 
 
+@pytest.mark.slow
 def test_one_run_fills_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = tmp_path / "performance.md"
     names = ("machine", "peers", "formulas", "step", "growth")
@@ -58,6 +60,7 @@ def test_one_run_fills_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert (tmp_path / "performance_growth.png").stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_flop_of_a_step_are_those_of_its_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """A vision transformer's operations are known: two per weight and token, and attention."""
     monkeypatch.setattr(step, "seconds_of", lambda work, span: 1.0)

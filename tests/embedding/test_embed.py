@@ -362,6 +362,7 @@ def test_claims_of_another_machine(
     assert not leftover.exists()
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_images(home: Path, tmp_path: Path) -> None:
     """400 MB in a single shard, from a Parquet file with one row group and from a tar."""
 

@@ -53,6 +53,7 @@ def test_batches_with_every_column(home: Path) -> None:
         embedder({"picture": columns["image"]})
 
 
+@pytest.mark.slow
 def test_the_example_of_the_docs(home: Path) -> None:
     ray = pytest.importorskip("ray", reason="needs the extra ray")
     pq = pytest.importorskip("pyarrow.parquet", reason="needs the extra ray")

@@ -116,12 +116,14 @@ def assert_compiles_once(function: Callable[..., Tensor], sizes: tuple[int, ...]
             torch.testing.assert_close(*results)
 
 
+@pytest.mark.slow
 @blocks
 def test_blocks_compile_once_for_all_batch_sizes(make):
     block = make().double()
     assert_compiles_once(lambda x, y: block(x, y=y), (12, 20, 36))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("formulation", ["released", "paper"])
 def test_more_samples_than_a_block_compile_once(monkeypatch, formulation):
     """Blocks of rows are for eager calls: a compiled graph is the same on both sides."""
@@ -131,6 +133,7 @@ def test_more_samples_than_a_block_compile_once(monkeypatch, formulation):
     assert_compiles_once(lambda x, y: block(x, y=y), (20, 84, 97, 201))
 
 
+@pytest.mark.slow
 def test_a_learned_graph_breaks_a_compiled_one_less_than_pyg():
     """The number of its edges depends on values, and so does that of GATv2Conv's self-loops."""
     x, batch = torch.randn(24, C), torch.arange(24) // 12
@@ -150,6 +153,7 @@ def test_pairwise_loss_compiles_once_for_all_batch_sizes():
     assert_compiles_once(PairwiseCrossEntropyLoss(), (12, 20, 36))
 
 
+@pytest.mark.slow
 def test_hyperbolic_head_and_loss_compile_once_for_all_batch_sizes():
     ball, loss = ToPoincareBall(), PairwiseCrossEntropyLoss(0.2, HyperbolicDistance(c=0.1))
     assert_compiles_once(lambda x, y: loss(ball(x), y), (12, 20, 36))

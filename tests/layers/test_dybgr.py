@@ -142,7 +142,7 @@ def test_derivatives_along_an_edge_list(heads):
     layer = BatchGraphConv()
     call = lambda x, w: layer(x, edge_index, w)  # noqa: E731
     assert torch.autograd.gradcheck(call, (x, weight))
-    assert torch.autograd.gradgradcheck(call, (x, weight))
+    assert torch.autograd.gradgradcheck(call, (x, weight), fast_mode=True)
 
 
 def test_derivatives_along_neighbours():
@@ -156,7 +156,7 @@ def test_derivatives_along_neighbours():
     assert_close(products(a, x), torch.einsum("rc,rpc->rp", a, x[source]), 1e-12)
     for function, inputs in ((sums, (x, weight)), (products, (a, x))):
         assert torch.autograd.gradcheck(function, inputs)
-        assert torch.autograd.gradgradcheck(function, inputs)
+        assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
 
 
 def test_private_kernels_have_the_signatures_that_are_called():

@@ -28,6 +28,7 @@ CONFIG = ModelConfig(
     (BlockConfig("dybgr", {"k": 3}),),
     curvature=0.1,
     head_norm=True,
+    pool="avgmax",
 )
 
 
@@ -43,6 +44,7 @@ def outputs(encoder: Encoder, images: Tensor) -> tuple[Tensor, Tensor]:
     return output.embeddings, output.features
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 5])
 def test_onnx_gives_the_same(run: Path, n: int) -> None:
     for package in ("onnx", "onnxscript"):
@@ -59,6 +61,7 @@ def test_onnx_gives_the_same(run: Path, n: int) -> None:
     assert about == (run / "model.json").read_text()
 
 
+@pytest.mark.slow
 def test_torch_export_gives_the_same(run: Path) -> None:
     about = {"model.json": ""}
     path = export(run, run / "deep" / "encoder.pt2", "torch")

@@ -109,6 +109,7 @@ def test_a_readout_that_is_missing_is_named(encoder: Encoder, tmp_path: Path) ->
         dataclasses.replace(encoder.config, embedding="readout")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output", ["default", "backbone", "head"])
 @pytest.mark.parametrize("format", ["torch", "onnx"])
 def test_an_export_gives_what_embed_gives(

@@ -29,8 +29,7 @@ from bgl.training import ProgressList, build_encoder, train
 from bgl.visualization._frames import unpack_frames
 
 
-@pytest.mark.parametrize("method", ["none", "dybgr"])
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(("method", "workers"), [("none", 0), ("dybgr", 1)])
 def test_recorder_changes_nothing(method, workers, tmp_path):
     splits = make_splits()
     config = small(method=method, workers=workers)

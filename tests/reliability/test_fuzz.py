@@ -19,7 +19,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from profiles import searched
+from profiles import profile
 from pytorch_metric_learning.distances import CosineSimilarity
 from tiny_training import make_splits, tiny
 from torch import Tensor, nn
@@ -153,11 +153,13 @@ MATRICES = ("x", "z", "gallery", "context", "embeddings", "val_x")
 LABELS = ("y", "labels", "query_labels", "val_y")
 REALS = (
     *("lam", "beta", "epsilon", "gamma", "momentum", "shrinkage", "temperature", "c", "curvature"),
-    *("clip_radius", "sigma_mean", "sigma_var", "ffn_ratio", "val_fraction", "flip"),
+    *("clip_radius", "sigma_mean", "sigma_var", "ffn_ratio", "val_fraction", "flip", "w", "eps"),
+    *("weight", "strength", "mean_similarity", "pos_margin", "neg_margin"),
 )
 COUNTS = (
     *("num_samples", "chunk_size", "num_classes", "embedding_dim", "head_dim", "dim", "batch_size"),
     *("batches_per_epoch", "image_size", "seed", "bins", "max_edges", "max_images", "classes"),
+    "size",
 )
 # What a parameter of this name is given, wherever an entry does not say otherwise. None is tried
 # as well where it is the default.
@@ -190,6 +192,11 @@ ARGUMENTS: dict[str, Any] = {
     "backbone": name("test_resnet"),
     "images": mostly(uint8, tensors()),
     "path": path("/no/such.csv"),
+    **dict.fromkeys(("relations", "targets"), matrix(N, N)),
+    "embedding": name("head", "backbone"),
+    "lesson": st.builds(lesson),
+    "config": st.just(models.ModelConfig("x", 8, (0.5,) * 3, (0.5,) * 3, 4)),
+    "dataset": st.builds(image_dataset),
     "statistics": st.builds(statistics),
     "data": st.builds(graph),
     "graph": mostly(st.builds(graph), matrix(N, N), tensors()),
@@ -281,7 +288,6 @@ def refined_gallery(queries: Any, items: Any, **options: Any) -> Tensor:
 
 # Entries of names that need more than their parameters' names tell.
 ENTRIES: dict[str, Entry] = {
-    "gallery_readout": entry(bgl.gallery_readout),
     "refine": entry(bgl.refine, queries=optional(matrix(2))),
     "RefinedGallery": entry(
         refined_gallery, of=bgl.RefinedGallery, queries=matrix(2), items=matrix(2)
@@ -316,9 +322,7 @@ ENTRIES: dict[str, Entry] = {
             losses.create_loss(loss, CLASSES, C), augment.IntraClassAugmentation(statistics())
         )(embeddings, labels, indices_tuple),
     ),
-    "augment.StrengthSchedule": entry(
-        augment.StrengthSchedule, strength=real, progress=mostly(st.floats(0, 1))
-    ),
+    "augment.StrengthSchedule": entry(augment.StrengthSchedule, progress=mostly(st.floats(0, 1))),
     "losses.create_loss": entry(losses.create_loss, name=name(*losses.LOSSES)),
     "losses.create_miner": entry(
         losses.create_miner, name=name("default", *losses.MINERS), margin=optional(real)
@@ -333,26 +337,12 @@ ENTRIES: dict[str, Entry] = {
         distance=st.sampled_from([CosineSimilarity(), hyperbolic.HyperbolicDistance()]),
     ),
     "training.DiffusedTeacher": entry(
-        training.DiffusedTeacher,
-        **{"lesson": st.builds(lesson), "w": real, "weight": real},
-        **{"graph": name("adaptive", "knn", "random"), "embedding": name("head", "backbone")},
+        training.DiffusedTeacher, graph=name("adaptive", "knn", "random")
     ),
-    "training.WideTeacher": entry(JoinedTeacher, lesson=st.builds(lesson), weight=real),
-    "training.RefinedTeacher": entry(
-        training.RefinedTeacher,
-        **{"lesson": st.builds(lesson), "weight": real},
-        **{"embedding": name("head", "backbone")},
-    ),
-    "layers.FeatureMemory": entry(layers.FeatureMemory, size=count),
+    "training.WideTeacher": entry(JoinedTeacher),
     "losses.ContextualSimilarityLoss": entry(
-        losses.ContextualSimilarityLoss,
-        **{"distance": st.just(CosineSimilarity()), "eps": real, "mean_similarity": real},
-        **{"pos_margin": real, "neg_margin": real},
+        losses.ContextualSimilarityLoss, distance=st.just(CosineSimilarity())
     ),
-    "losses.SoftTargetLoss": entry(losses.SoftTargetLoss, targets=matrix(N, N)),
-    "losses.RelaxedContrastiveLoss": entry(losses.RelaxedContrastiveLoss, relations=matrix(N, N)),
-    "losses.RelatedNeighborsLoss": entry(losses.RelatedNeighborsLoss, relations=matrix(N, N)),
-    "losses.diffuse": entry(losses.diffuse, targets=matrix(N, N), w=real),
     **{
         f"hyperbolic.{function.__name__}": entry(function, y=matrix())
         for function in (
@@ -426,7 +416,6 @@ ENTRIES: dict[str, Entry] = {
         name=name("folder", "table", "cub", "cars", "sop", "inshop", "vehicleid-small"),
         table=optional(path("/no/such.csv")),
     ),
-    "datasets.raw_pixels": entry(datasets.raw_pixels, dataset=st.builds(image_dataset)),
     "datasets.split_by_class": entry(
         datasets.split_by_class, images=st.builds(image_dataset), name=st.just("x")
     ),
@@ -457,18 +446,19 @@ ENTRIES: dict[str, Entry] = {
         mean=st.just((0.5,) * 3),
         std=st.just((0.5,) * 3),
         resize=optional(mostly(st.integers(5, 9))),
+        pool=name("default", "avgmax"),
     ),
     "models.assemble_model": entry(
         models.assemble_model,
         backbone=st.just(nn.Identity()),
         channels=count,
-        config=st.just(models.ModelConfig("x", 8, (0.5,) * 3, (0.5,) * 3, 4)),
     ),
     "models.create_backbone": entry(
         models.create_backbone,
         name=name("test_resnet"),
         weights=mostly(st.just("none"), path("/no/such.pth")),
         image_size=st.none(),
+        pool=name("default", "avgmax"),
         short=10,
         long=200,
     ),
@@ -495,11 +485,8 @@ ENTRIES: dict[str, Entry] = {
         models.save,
         model=st.builds(small_model),
         folder=st.sampled_from(["/dev/null/x", "\0"]),
-        config=st.just(models.ModelConfig("x", 8, (0.5,) * 3, (0.5,) * 3, 4)),
     ),
-    "search.SearchIndex": entry(
-        search.SearchIndex.build, run=path(), images=files, store=path(), batch_size=count
-    ),
+    "search.SearchIndex": entry(search.SearchIndex.build, images=files, store=path()),
     "search.find_images": entry(search.find_images, places=files),
     "search.write_results": entry(
         search.write_results,
@@ -507,11 +494,8 @@ ENTRIES: dict[str, Entry] = {
         path=st.just("/dev/null/x.html"),
         measure=st.just("cosine similarity"),
     ),
-    "embed": entry(bgl.embed, run=path(), images=files, out=st.just("/dev/null/x")),
-    "Embedder": entry(
-        lambda run, batch: bgl.Embedder(run)(batch), run=path(), batch=st.just({"path": []})
-    ),
-    "ShardFolder": entry(bgl.ShardFolder, folder=path()),
+    "embed": entry(bgl.embed, images=files, out=st.just("/dev/null/x")),
+    "Embedder": entry(lambda run, batch: bgl.Embedder(run)(batch), batch=st.just({"path": []})),
     "embedding.write_manifest": entry(
         embedding.write_manifest,
         folder=st.just("/dev/null/x"),
@@ -711,19 +695,10 @@ def check_outcome(call: Callable[..., Any], arguments: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", FUZZ)
 def test_fuzz(name, length):
     case = FUZZ[name]
-    slow = name.startswith("visualization.")
-    lengths = (8, 200) if slow else (case.short, case.long)
-    search = searched(*lengths)[length == "long"].values[0]
-    # arguments of the tests, not of pytest
-    drawn = given(st.fixed_dictionaries(dict(case.arguments)))
-
-    @search
-    @drawn
-    def run(arguments: dict[str, Any]) -> None:
-        check_outcome(case.call, arguments)
-
-    run()
-    print(f"{name}: {lengths[length == 'long']} cases")
+    short, long = (8, 200) if name.startswith("visualization.") else (case.short, case.long)
+    search = profile(short, True) if length == "short" else profile(long, False)
+    drawn = given(st.fixed_dictionaries(case.arguments))
+    search(drawn(lambda arguments: check_outcome(case.call, arguments)))()
 
 
 def test_misspelt_and_missing_arguments_are_found():

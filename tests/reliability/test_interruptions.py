@@ -22,7 +22,7 @@ import pytest
 import torch
 from forks import fork, forked, program
 from safetensors.torch import load_file, save_file
-from tiny_training import assert_same_files, make_splits, read_csv, tiny
+from tiny_training import At, StopAfter, assert_same_files, make_splits, read_csv, tiny
 
 import bgl._io as io
 import bgl.training.interruption as interruption
@@ -67,26 +67,14 @@ def finish(whole: tuple[Path, TrainResult], folder: Path, splits: Splits) -> Non
     assert not list(folder.glob(".*"))  # what killed processes left behind
 
 
-class SignalAt(Progress):
-    """Sends this process a signal when the n-th batch is done, of steps and of embeddings."""
-
-    def __init__(self, number: int, at: int) -> None:
-        self.number, self.at, self.count, self.what = number, at, 0, ""
-
-    def start(self, what: str, total: int) -> None:
-        self.what = what
-
-    def advance(self, amount: int) -> None:
-        if amount:
-            self.count += 1
-        if amount and self.count == self.at:
-            os.kill(os.getpid(), self.number)
+def signal_at(at: int, number: int = TERM) -> At:
+    return At(at, lambda: os.kill(os.getpid(), number))
 
 
 @pytest.mark.parametrize(("at", "number"), [(at, (INT, TERM)[at % 2]) for at in (1, 2, 3, 4, 6)])
 def test_signal_finishes_the_step_and_saves(splits, whole, tmp_path, number, at):
     """Batches: statistics, two steps, validation; two steps, ..."""
-    listener = SignalAt(number, at)
+    listener = signal_at(at, number)
     before = signal.getsignal(number)
     with pytest.raises(Interrupted, match=number.name) as caught:
         train(config(), splits, tmp_path, listener)
@@ -102,7 +90,7 @@ def test_stopped_again_and_again(splits, whole, tmp_path):
     stops = 0
     while not (tmp_path / "metrics.csv").exists() or len(read_csv(tmp_path)) < 3:
         with pytest.raises(Interrupted):
-            train(config(), splits, tmp_path, SignalAt(signal.SIGTERM, 3))
+            train(config(), splits, tmp_path, signal_at(3))
         stops += 1
         assert stops < 20
     assert stops > 3
@@ -126,19 +114,16 @@ def test_signal_to_all_processes_finishes_the_step_and_saves(
     It comes twice, once directly and once with the group, and again to each loading process.
     """
 
-    class ToAll(SignalAt):
-        def advance(self, amount: int) -> None:
-            self.count += bool(amount)
-            if amount and self.count == self.at:
-                for child in multiprocessing.active_children():
-                    os.kill(child.pid or 0, number)
-                os.killpg(0, number)
-                os.kill(os.getpid(), number)
+    def tell_all() -> None:
+        for child in multiprocessing.active_children():
+            os.kill(child.pid or 0, number)
+        os.killpg(0, number)
+        os.kill(os.getpid(), number)
 
     def work() -> int:
         os.setpgrp()
         multiprocessing.set_start_method(method, force=True)
-        listener = ToAll(number, 3)  # the second step
+        listener = At(3, tell_all)  # the second step
         try:
             train(dataclasses.replace(config(), workers=1), splits, tmp_path, listener)
         except Interrupted as interrupted:
@@ -186,14 +171,12 @@ def test_timeout_ends_the_whole_command_in_good_order(tmp_path):
 def test_second_signal_ends_at_once(splits, whole, tmp_path, monkeypatch):
     monkeypatch.setattr(interruption, "GRACE", 0.0)  # it is not the first one passed on
 
-    class Twice(SignalAt):
-        def advance(self, amount: int) -> None:
-            super().advance(amount)
-            if self.count == self.at:
-                os.kill(os.getpid(), self.number)
+    def twice() -> None:
+        for _ in range(2):
+            os.kill(os.getpid(), INT)
 
     with pytest.raises(KeyboardInterrupt) as caught:
-        train(config(), splits, tmp_path, Twice(signal.SIGINT, 6))
+        train(config(), splits, tmp_path, At(6, twice))
     assert not isinstance(caught.value, Interrupted)
     finish(whole, tmp_path, splits)
 
@@ -347,28 +330,17 @@ def test_killed_many_times_at_any_time(splits, whole, tmp_path):
     print(f"killed {kills} times in {trainings} trainings")
 
 
-class Stop(Progress):
-    """Ends the process' training after an epoch, with nothing saved: as a kill does."""
-
-    def __init__(self, after: int) -> None:
-        self.after = after
-
-    def epoch(self, row: dict[str, Any]) -> None:
-        if row["epoch"] == self.after:
-            raise KeyboardInterrupt
-
-
 def test_checkpoint_is_written_only_after_some_minutes(splits, tmp_path, monkeypatch):
     """Its model with it, though later epochs were better: they are trained again."""
     monkeypatch.setattr(loop, "chosen_epoch", lambda history, config: len(history))
     every, seldom = tiny(epochs=4), tiny(epochs=4, checkpoint_minutes=1e6)
     train(every, splits, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        train(every, splits, tmp_path / "parts", Stop(1))
+        train(every, splits, tmp_path / "parts", StopAfter(1))
     files = [tmp_path / "parts" / name for name in ("checkpoint.pt", "model.safetensors")]
     before = [file.read_bytes() for file in files]
     with pytest.raises(KeyboardInterrupt):
-        train(seldom, splits, tmp_path / "parts", Stop(3))
+        train(seldom, splits, tmp_path / "parts", StopAfter(3))
     assert [file.read_bytes() for file in files] == before
     train(seldom, splits, tmp_path / "parts")
     assert_same_files(tmp_path / "whole", tmp_path / "parts")
@@ -382,7 +354,7 @@ def test_weights_of_later_epochs_than_the_checkpoint_are_not_reported(
     monkeypatch.setattr(loop, "chosen_epoch", lambda history, config: 1)
     train(tiny(epochs=3), splits, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        train(tiny(epochs=3), splits, tmp_path / "parts", Stop(1))
+        train(tiny(epochs=3), splits, tmp_path / "parts", StopAfter(1))
     stored = tmp_path / "parts" / "model.safetensors"
     save_file({n: t + 1 for n, t in load_file(stored).items()}, stored)
     train(tiny(epochs=3), splits, tmp_path / "parts")
@@ -455,7 +427,7 @@ def test_read_only_folder(splits, whole):
     """A training that goes on finds that it may not write any more."""
     folder = Path(tempfile.mkdtemp())
     with pytest.raises(Interrupted):
-        train(config(), splits, folder, SignalAt(signal.SIGTERM, 6))
+        train(config(), splits, folder, signal_at(6))
     before = (folder / "checkpoint.pt").read_bytes()
 
     def work() -> int:

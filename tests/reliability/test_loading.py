@@ -133,6 +133,7 @@ def test_lost_loading_process_is_noticed_at_once_and_the_step_is_saved(
     assert_same_files(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.slow
 def test_little_shared_memory_is_named(tmp_path):
     """In a container /dev/shm has 64 MB; here, one."""
     code = """

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from forks import connected, free_port
 from pytorch_metric_learning.losses import ContrastiveLoss, ProxyAnchorLoss
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 from safetensors.torch import load_file
-from tiny_training import assert_same_files, make_splits, tiny
+from tiny_training import At, assert_same_files, make_splits, tiny
 from torch.nn.functional import normalize
 from two_processes import CASES, train_all
 
@@ -309,18 +308,6 @@ def test_a_node_that_is_lost_comes_back(tmp_path):
     assert_same_files(tmp_path / "whole", tmp_path / "run")
 
 
-class At(Progress):
-    """Does something when the n-th batch is done."""
-
-    def __init__(self, count: int, act: Callable[[], None]) -> None:
-        self.count, self.act = count, act
-
-    def advance(self, amount: int) -> None:
-        self.count -= bool(amount)
-        if amount and self.count == 0:
-            self.act()
-
-
 def test_processes_begin_with_equal_encoders_whatever_was_drawn_before(tmp_path):
     """Two runs of one command, and one by two processes, give the same untrained row."""
     splits, config = make_splits(), tiny(method="dybgr", seed=5)
@@ -397,6 +384,7 @@ def test_what_two_processes_cannot_train(tmp_path, options, named):
     assert connected(work, tmp_path) == [0, 0], (tmp_path / "0.log").read_text()
 
 
+@pytest.mark.slow
 def test_torchrun_stops_when_a_process_is_killed_and_resumes(tmp_path):
     """The whole command: kill one process, see all end, go on with --resume."""
     folder = tmp_path / "run"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import html
+import io
 import json
 import os
 import re
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -252,16 +252,14 @@ def test_command_line(run: Path, pictures: Path, tmp_path: Path, capsys) -> None
     assert "https://" not in page
 
 
-def test_names_that_a_terminal_cannot_show(run: Path, pictures: Path, tmp_path: Path) -> None:
+def test_names_that_a_terminal_cannot_show(
+    run: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (pictures / "00.png").rename(pictures / "ベクター.png")
-    arguments = ["build", str(run), str(pictures), "--store", str(tmp_path / "索引")]
-    done = subprocess.run(
-        [sys.executable, "-m", "bgl.search", *arguments],
-        env={**os.environ, "PYTHONIOENCODING": "cp1252"},
-        capture_output=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert rb"12 images in" in done.stdout
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="cp1252", write_through=True)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert main(["build", str(run), str(pictures), "--store", str(tmp_path / "索引")]) == 0
+    assert b"12 images in" in terminal.buffer.getvalue()
 
 
 def test_the_page_shows_what_is_gone(run: Path, pictures: Path, tmp_path: Path, capsys) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import tiny_training
 import torch
-from tiny_training import make_splits
+from tiny_training import StopAfter, make_splits
 
 import bgl.training.loop as loop
 from bgl.datasets import RECALL_AT, ImageDataset, Splits, recall_at
@@ -91,13 +91,8 @@ def test_paper_protocol_goes_on_where_it_stopped(splits, tmp_path):
     config = tiny(protocol="paper", eval_every=2, epochs=3)
     whole = train(config, splits, tmp_path / "whole")
 
-    class Stop(loop.Progress):
-        def epoch(self, row: dict[str, Any]) -> None:
-            if row["epoch"] == 2:
-                raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        train(config, splits, tmp_path / "parts", Stop())
+        train(config, splits, tmp_path / "parts", StopAfter(2))
     parts = train(config, splits, tmp_path / "parts")
     assert (parts.metrics, parts.chosen_epoch) == (whole.metrics, whole.chosen_epoch)
 

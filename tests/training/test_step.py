@@ -125,6 +125,7 @@ def test_overflow_in_fp16_is_no_fault_of_the_batch():
     assert not Values({"loss": 1.0}, math.inf, 1.0).finite
 
 
+@pytest.mark.slow
 def test_compiled_training_needs_one_graph_for_each_part_and_changes_nothing(tmp_path, monkeypatch):
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **o: real(f, backend="aot_eager", **o))

@@ -10,7 +10,16 @@ import pytest
 import torch
 from pytorch_metric_learning.distances import CosineSimilarity
 from safetensors.torch import load_file
-from tiny_training import DIM, WIDTH, assert_same_files, make_splits, part, read_csv, tiny
+from tiny_training import (
+    DIM,
+    WIDTH,
+    StopAfter,
+    assert_same_files,
+    make_splits,
+    part,
+    read_csv,
+    tiny,
+)
 from torch import Tensor
 from torch.nn.functional import normalize
 from torch_geometric.data import Data
@@ -41,22 +50,12 @@ from bgl.training.build import (
 )
 from bgl.training.evaluation import evaluate
 from bgl.training.history import chosen_epoch, graph_statistics
+from bgl.training.trainer import Trainer
 
 
 @pytest.fixture(scope="session")
 def splits() -> Splits:
     return make_splits()
-
-
-class Interrupt(Progress):
-    """Ctrl-C as soon as an epoch has ended."""
-
-    def __init__(self, after: int) -> None:
-        self.after = after
-
-    def epoch(self, row: dict[str, Any]) -> None:
-        if row["epoch"] == self.after:
-            raise KeyboardInterrupt
 
 
 class Record(Progress):
@@ -186,7 +185,7 @@ def test_an_epoch_is_begun_once(splits, tmp_path, monkeypatch):
         options={"iaa": {"start": 0.0, "update_every": 1, "num_neighbors": 3}},
     )
     whole = train(config, splits, tmp_path / "whole")
-    load_images, epochs = loop.training_images, 0
+    load_images, epochs = Trainer.images, 0
 
     def lost(*args: Any) -> Any:
         nonlocal epochs
@@ -195,7 +194,7 @@ def test_an_epoch_is_begun_once(splits, tmp_path, monkeypatch):
             raise ChildProcessError
         return load_images(*args)
 
-    monkeypatch.setattr(loop, "training_images", lost)
+    monkeypatch.setattr(Trainer, "images", lost)
     with pytest.raises(ChildProcessError):
         train(config, splits, tmp_path / "parts")
     assert train(config, splits, tmp_path / "parts").metrics == whole.metrics
@@ -275,7 +274,7 @@ def test_interrupted_run_goes_on_bit_for_bit(splits, tmp_path, method, augmentat
     config = tiny(method=method, augmentation=augmentation, loss=loss, epochs=3)
     whole = train(config, splits, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        train(config, splits, tmp_path / "parts", Interrupt(after))
+        train(config, splits, tmp_path / "parts", StopAfter(after))
     assert len(read_csv(tmp_path / "parts")) == after  # a readable state is left
     torch.manual_seed(99)  # another process has other random numbers
     record = Record()
@@ -632,6 +631,7 @@ def test_graph_statistics_of_a_hand_example():
         ("lr_decay", math.nan),
         ("resize", 31),
         ("batches_per_epoch", 0),
+        ("max_images", 0),
         ("lr_decay_epochs", [3]),  # without the schedule "step"
         ("lr_decay_epochs", [0]),
     ],
