@@ -307,7 +307,11 @@ def test_positions_of_a_file_are_interpolated(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("test_vit", 96), ("test_vit_relpos", 96), ("swin_tiny_patch4_window7_224", 96)],
+    [
+        ("test_vit", 96),
+        ("test_vit_relpos", 96),
+        pytest.param("swin_tiny_patch4_window7_224", 96, marks=pytest.mark.slow),  # 28 M weights
+    ],
 )
 def test_a_file_at_another_size_is_loaded_as_timm_does(
     tmp_path: Path, name: str, size: int
