@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import statistics
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from bgl._io import write_text
 from bgl.pipeline.comparison import percent
 
 
@@ -37,6 +39,23 @@ def fill(page: str, tables: dict[str, str], markers: str = "[a-z]+") -> str:
 
     pattern = rf"<!-- ({markers}) -->\n.*?<!-- /\1 -->"
     return re.sub(pattern, put, page, flags=re.DOTALL)
+
+
+def make_parser(description: str | None, output: str) -> argparse.ArgumentParser:
+    """Make the parser of a comparison that keeps its results, and puts a table into pages."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--output-dir", type=Path, default=Path(output))
+    parser.add_argument(
+        "--page", type=Path, nargs="+", default=[], help="Markdown files whose table to replace"
+    )
+    return parser
+
+
+def show(table: str, name: str, pages: list[Path]) -> None:
+    """Print a table and put it into the pages."""
+    print(table)
+    for page in pages:
+        write_text(page, fill(page.read_text(), {name: table}, markers=name))
 
 
 def save(figure: Figure, path: Path, dpi: int = 110) -> None:

@@ -16,8 +16,9 @@ import torch
 from torch.nn.functional import normalize
 
 from bgl._memory import peak_memory_mb
+from bgl.embedding.about import About
 from bgl.search.approximate import NEAREST, candidates
-from bgl.search.store import About, Rows, create_store
+from bgl.search.store import Rows, create_store
 
 BLOCK = 2**14
 
@@ -45,7 +46,7 @@ def main() -> None:
             yield Rows(keys, [str(i % len(centres)) for i in range(first, first + len(x))], x)
 
     start = time.perf_counter()
-    store = create_store(options.store, About("", "", "head", options.dim), rows())
+    store = create_store(options.store, About("", "", "head", None, options.dim), rows())
     built = time.perf_counter() - start
     queries = members(options.count, options.queries)
 

@@ -6,8 +6,9 @@ encoder through it.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from bgl._lazy import lazily
 
 if TYPE_CHECKING:
     from bgl.embedding import Embedder, ShardFolder, embed
@@ -30,22 +31,13 @@ __all__ = [
     "train",
 ]
 
-# Imported when they are asked for: the command line is slow to start otherwise.
-_HOMES = {
-    "Embedder": "bgl.embedding",
-    "RefinedGallery": "bgl.refinement",
-    "ShardFolder": "bgl.embedding",
-    "adapt": "bgl.pipeline",  # needs the extra "train", as "train" does
-    "embed": "bgl.embedding",
-    "forecast": "bgl.forecasting",
-    "gallery_readout": "bgl.refinement",
-    "refine": "bgl.refinement",
-    "to_batch_graph": "bgl.graph",
-    "train": "bgl.pipeline",  # the others need no extra
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazily(
+    __name__,
+    {
+        "bgl.embedding": ["Embedder", "ShardFolder", "embed"],
+        "bgl.forecasting": ["forecast"],
+        "bgl.graph": ["to_batch_graph"],
+        "bgl.pipeline": ["adapt", "train"],  # these alone need the extra "train"
+        "bgl.refinement": ["RefinedGallery", "gallery_readout", "refine"],
+    },
+)

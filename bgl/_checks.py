@@ -55,6 +55,25 @@ def check_index_vector(v: Tensor, n: int, name: str) -> None:
         )
 
 
+def check_index_vectors(n: int, **vectors: Tensor | None) -> None:
+    """Raise unless each of the vectors that are given has an integer for each of ``n`` samples."""
+    for name, vector in vectors.items():
+        if vector is not None:
+            check_index_vector(vector, n, name)
+
+
+def check_within(values: Tensor, name: str, low: int, high: int, kind: str = "integers") -> None:
+    """Raise unless integers are from ``low`` to ``high``. Waits for the device."""
+    if values.numel() == 0:
+        return
+    least, most = (int(value) for value in values.aminmax())
+    if least < low or most > high:
+        raise ValueError(
+            f"Expected argument `{name}` to hold {kind} from {low} to {high}, but got values "
+            f"from {least} to {most}"
+        )
+
+
 def check_edge_index(edge_index: Tensor, n: int) -> None:
     """Raise unless ``edge_index`` is an edge list [2, E] between ``n`` nodes.
 
@@ -71,13 +90,8 @@ def check_edge_index(edge_index: Tensor, n: int) -> None:
             "Expected argument `edge_index` to be an integer tensor of shape [2, E], "
             f"but got {describe(edge_index)}"
         )
-    if edge_index.numel() and readable(edge_index):
-        low, high = (int(v) for v in edge_index.aminmax())
-        if low < 0 or high >= n:
-            raise ValueError(
-                f"Expected argument `edge_index` to hold numbers of {n} nodes, but got values "
-                f"from {low} to {high}"
-            )
+    if readable(edge_index):
+        check_within(edge_index, "edge_index", 0, n - 1, "nodes")
 
 
 def check_int(value: int, name: str, minimum: int) -> int:
@@ -116,15 +130,6 @@ def check_choice(value: str, name: str, choices: tuple[str, ...]) -> str:
             f"Expected argument `{name}` to be one of {choices}, got {describe(value)}"
         )
     return value
-
-
-def check_batch(embeddings: Tensor, labels: Tensor, reason: str, **others: object) -> None:
-    """Raise unless a loss is given embeddings and labels alone; ``others`` are None."""
-    for name, value in others.items():
-        if value is not None:
-            raise ValueError(f"Expected argument `{name}` to be None: {reason}")
-    check_matrix(embeddings, "embeddings", "[N, D]")
-    check_index_vector(labels, embeddings.size(0), "labels")
 
 
 def check_callable(value: Any, name: str) -> None:

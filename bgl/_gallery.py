@@ -8,6 +8,7 @@ import io
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from string import Template
 
 from PIL import Image
 
@@ -16,62 +17,6 @@ from bgl.images import BrokenImageError, read_image
 from bgl.images.reading import printable
 
 SIDE = 160  # of a thumbnail, in pixels
-
-_STYLE = """
-:root { --back: #fff; --panel: #f4f6f8; --text: #1b1f24; --faint: #57606a; --line: #d8dee4;
-  --accent: #0067a3; color-scheme: light dark; }
-@media (prefers-color-scheme: dark) {
-  :root { --back: #14171c; --panel: #1e232b; --text: #e8eaed; --faint: #a3acb8; --line: #363d48;
-    --accent: #6cbcf0; }
-}
-* { box-sizing: border-box; }
-body { font: 15px/1.45 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; margin: 0;
-  background: var(--back); color: var(--text); }
-main { max-width: 1400px; margin: 0 auto; padding: 1rem 1.25rem; }
-h1 { font-size: 1.3rem; margin: 0; }
-h2 { font-size: 1.05rem; margin: 0; overflow-wrap: anywhere; }
-p { color: var(--faint); margin: .25rem 0; overflow-wrap: anywhere; }
-a { color: var(--accent); }
-section { border-top: 1px solid var(--line); margin-top: 1rem; padding-top: 1rem; }
-pre { background: var(--panel); border-radius: 8px; padding: .75rem; overflow-x: auto; }
-ol { list-style: none; margin: .75rem 0; padding: 0; display: grid; gap: .75rem;
-  grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); }
-figure { margin: 0; padding: .5rem; border-radius: 8px; background: var(--panel); height: 100%; }
-figcaption { font-size: .85rem; line-height: 1.3; margin-top: .35rem; overflow-wrap: anywhere; }
-figcaption span { color: var(--faint); }
-img, .missing { display: block; width: 100%; aspect-ratio: 1; object-fit: contain;
-  border-radius: 4px; background: #8882; }
-.missing { display: flex; align-items: center; justify-content: center; }
-a:focus-visible { outline: 3px solid var(--accent); }
-.answer { display: grid; grid-template-columns: 13rem minmax(0, 1fr); gap: 1.25rem; }
-.answer > figure { border: 2px solid var(--accent); height: auto; align-self: start; }
-.answer ol { margin: 0; }
-@media (max-width: 700px) {
-  .answer { grid-template-columns: minmax(0, 1fr); }
-  .answer > figure { max-width: 10rem; }
-  ol { grid-template-columns: repeat(3, minmax(0, 1fr)); }
-}
-"""
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<main>
-<h1>{title}</h1>
-<p>{about}</p>
-{sections}
-</main>
-</body>
-</html>
-"""
 
 
 def write_gallery(path: str | Path, title: str, about: str, sections: Sequence[str]) -> Path:
@@ -88,8 +33,9 @@ def write_gallery(path: str | Path, title: str, about: str, sections: Sequence[s
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    page = Template(Path(__file__).with_name("_gallery.html").read_text(encoding="utf-8"))
     head = {"title": html.escape(printable(title)), "about": html.escape(printable(about))}
-    write_text(path, _PAGE.format(style=_STYLE, sections="\n".join(sections), **head))
+    write_text(path, page.substitute(head, sections="\n".join(sections)))
     return path
 
 

@@ -30,9 +30,11 @@ def atomic_path(path: str | Path, sync: bool = True) -> Iterator[Path]:
         OSError: If the file cannot be written, or ``path`` is a folder.
 
     Example:
-        >>> with atomic_path("/tmp/bgl-doctest.txt") as temporary:
-        ...     _ = temporary.write_text("complete")
-        >>> Path("/tmp/bgl-doctest.txt").read_text()
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with atomic_path(Path(folder) / "x.txt") as temporary:
+        ...         _ = temporary.write_text("complete", encoding="utf-8")
+        ...     (Path(folder) / "x.txt").read_text(encoding="utf-8")
         'complete'
     """
     path = Path(path)
@@ -48,7 +50,7 @@ def atomic_path(path: str | Path, sync: bool = True) -> Iterator[Path]:
         yield temporary
         temporary.chmod(mode)  # some writers put a file of their own in its place
         if sync:
-            with temporary.open("rb") as file:
+            with temporary.open("r+b") as file:  # Windows syncs no file that is open to read alone
                 os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:

@@ -96,7 +96,7 @@ def _free_bytes(device: torch.device) -> int:
 def _number_in(path: str, name: str = "", unit: int = 1) -> int | None:
     """The number behind a name in a file of the system; None if there is none."""
     try:
-        words = Path(path).read_text().split()
+        words = Path(path).read_text(encoding="utf-8").split()
         return int(words[words.index(name) + 1 if name else 0]) * unit
     except (OSError, ValueError, IndexError):
         return None

@@ -17,12 +17,14 @@ from typing import Any, NoReturn, TextIO
 #: Options of a whole run; those of its models are the fields of TrainConfig.
 RUN_OPTIONS = {
     "config": "YAML file with any options; several: in turn.",
-    "recipe": "Settings by name: plain (no graph) or graph; or a system as published: dybgr, "
+    "recipe": "Settings by name: plain (no graph, the default) or graph (for small drawings); or "
+    "a system as published: dybgr, "
     "bgformer-128, bgformer-384, hyp-vit, hyp-dino, contrastive-googlenet, ms-googlenet, "
     "triplet-googlenet, iaa-contrastive-googlenet, iaa-ms-googlenet, iaa-ms-resnet50 or "
     "iaa-triplet-googlenet. Other options change it.",
-    "quick": "A tour, not a measurement: two short epochs on images of 48 px, table and page.",
-    "method": 'Methods to train, one after the other: "none", or blocks joined by "+".',
+    "quick": "A tour, not a measurement: two short epochs on some images of 48 px, table and page.",
+    "method": 'Methods to train, one after the other: "none", or blocks joined by "+" '
+    "(default: none; on the emoji none and dybgr).",
     "seed": "Seeds, one run each.",
     "seeds": "The same as --seed.",
     "output_dir": "Run folder; default: a new one in runs/. What is finished there is not trained "
@@ -52,10 +54,10 @@ VALUES = {
 }
 
 DESCRIPTION = """\
-Train an encoder through its batch graph and measure it on classes that it has not seen.
+Train an encoder, with or without a batch graph, and measure it on classes that it has not seen.
 
   bgl train --quick                                a tour on the packaged emoji, two minutes
-  bgl train                                        the same, to measure, a few minutes
+  bgl train                                        the same, to measure: without and with a graph
   bgl train --dataset folder --data-root photos    your images: photos/CLASS/*.jpg
 """
 

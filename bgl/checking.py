@@ -18,7 +18,7 @@ from bgl._gallery import figure, write_gallery
 from bgl.datasets.decoding import short_reason
 from bgl.datasets.folder import read_folder
 from bgl.datasets.listing import Listing, join_names
-from bgl.datasets.splits import VAL_SHARE, alike_names, draw_classes, draw_test, shared_names
+from bgl.datasets.splits import VAL_SHARE, alike_names, draw, shared_names
 from bgl.datasets.table import read_table
 from bgl.images import BrokenImageError, read_image
 from bgl.images.loading import num_workers
@@ -107,7 +107,6 @@ class Report:
             self.copies, key=lambda g: (not g.leaks, not g.contradicts, not g.exact)
         ):
             what = "the same image" if group.exact else "nearly the same image"
-            where = "once"
             if group.leaks:
                 where = "in two parts (a leak: remove it from one of them)"
             elif group.contradicts:
@@ -151,24 +150,17 @@ def check_images(data: str | Path, root: str | Path | None = None) -> Report:
         for file in files
     ]
     with ThreadPoolExecutor(num_workers(-1)) as pool:
-        looks = list(pool.map(_look, [file for _, _, file in places]))
-    broken = {
-        file: look
-        for (_, _, file), look in zip(places, looks, strict=True)
-        if isinstance(look, str)
-    }
-    good = [
-        (place, look) for place, look in zip(places, looks, strict=True) if isinstance(look, _Look)
-    ]
+        looks = dict(zip(places, pool.map(_look, listing.files), strict=True))
+    good = {place: look for place, look in looks.items() if isinstance(look, _Look)}
     return Report(
         listing.home,
         {
             part: {name: len(files) for name, files in classes.items()}
             for part, classes in listing.parts.items()
         },
-        [look.size for _, look in good],
-        broken,
-        find_copies([place for place, _ in good], [look for _, look in good]),
+        [look.size for look in good.values()],
+        {place[2]: look for place, look in looks.items() if isinstance(look, str)},
+        find_copies(list(good), list(good.values())),
         [*listing.notes, *alike_names(listing)],
         _refused(listing),
     )
@@ -207,7 +199,7 @@ def find_copies(
         groups.setdefault(first.setdefault(look.digest, i), []).append(i)
     copies = [Copies([places[i] for i in g], True) for g in groups.values() if len(g) > 1]
     if not groups:
-        return copies
+        return []
     # one of each group of equals; every pair once, by its distance as thumbnails
     distinct = list(groups)
     x = torch.from_numpy(np.stack([looks[i].thumbnail for i in distinct])).flatten(1).float()
@@ -239,10 +231,7 @@ def _refused(listing: Listing) -> list[str]:
             "images and splits them anew by class"
         )
     try:
-        if "test" not in parts:
-            draw_test(list(parts["train"]), 0, "val" not in parts)
-        elif "val" not in parts:
-            draw_classes(list(parts["train"]), VAL_SHARE, 0)
+        draw(list(parts["train"]), VAL_SHARE, 0, parts)
     except ValueError as error:
         reasons.append(str(error))
     return reasons

@@ -93,7 +93,7 @@ def evaluate(argv: Sequence[str]) -> int:
     Without --dataset: on the data that the model was trained on, as its config.yaml says.
     """
     parser = Parser(prog="bgl eval", description=evaluate.__doc__)
-    parser.add_argument("run", help="Folder with model.json, or hf-hub:USER/NAME.")
+    parser.add_argument("run", help="Folder with model.json, emoji, or hf-hub:USER/NAME.")
     _add_measured(parser)
     options = parser.parse_args(argv)
     from bgl.models import load
@@ -115,7 +115,7 @@ def refine(argv: Sequence[str]) -> int:
     setting; also for IMAGES of your own.
     """
     parser = Parser(prog="bgl refine", description=refine.__doc__)
-    parser.add_argument("run", help="Folder with model.json, or hf-hub:USER/NAME.")
+    parser.add_argument("run", help="Folder with model.json, emoji, or hf-hub:USER/NAME.")
     parser.add_argument("images", nargs="*", help="With --check: image files and folders.")
     parser.add_argument("--check", action="store_true", help="Will it help? Needs no labels.")
     parser.add_argument("-k", type=int, default=7, help="Number of neighbours (7).")
@@ -190,7 +190,7 @@ def adapt(argv: Sequence[str]) -> int:
     """
     parser = Parser(prog="bgl adapt", description=adapt.__doc__)
     parser.add_argument(
-        "model", help="Folder with model.json, hf-hub:USER/NAME, or a pretrained backbone of timm."
+        "model", help="Folder with model.json, emoji, hf-hub:USER/NAME, or a backbone of timm."
     )
     parser.add_argument("images", nargs="+", help="Image files, and folders to search for them.")
     parser.add_argument("--output-dir", required=True, help="Folder for the adapted model.")
@@ -221,7 +221,7 @@ def embed(argv: Sequence[str]) -> int:
     The same command again, here or on other machines that share --out, continues and helps.
     """
     parser = Parser(prog="bgl embed", description=embed.__doc__)
-    parser.add_argument("run", help="Folder with model.json, or hf-hub:USER/NAME.")
+    parser.add_argument("run", help="Folder with model.json, emoji, or hf-hub:USER/NAME.")
     parser.add_argument(
         "images",
         nargs="+",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -218,22 +219,25 @@ class _Views:
         near = _nearest(x, min(CLOSEST, len(x) - 1))
         mutual = (near[near] == torch.arange(len(x), device=x.device)[:, None, None]).any(2)
         self.reciprocity = float(mutual.double().mean())
+        self.plain = cache(self._plain)
+
+    def _plain(self, k: int) -> tuple[list[Tensor], float, float]:
+        """The neighbours in both views as they are, their agreement, and how uneven they are."""
+        near = [_nearest(half, k) for half in self.halves]
+        return near, _order(*near), _skewness(_nearest(self.x, k))
 
     def signals(self, setting: Setting) -> dict[str, float]:
         k, epsilon, shrinkage = setting
-        refined = [
-            RefinedGallery(half, k, epsilon, shrinkage=shrinkage).embeddings for half in self.halves
-        ]
-        before = [_nearest(half, k) for half in self.halves]
-        after = [_nearest(half, k) for half in refined]
-        order = (_precision(*after) + _precision(*reversed(after))) / 2
-        plain = (_precision(*before) + _precision(*reversed(before))) / 2
+        refined = [RefinedGallery(x, k, epsilon, shrinkage=shrinkage) for x in self.halves]
+        after = [_nearest(each.embeddings, k) for each in refined]
+        before, plain, hubs = self.plain(k)
+        order = _order(*after)
         return {
             "nearest_change": _same_nearest(*after) - _same_nearest(*before),
             "order": order,
             "order_change": order - plain,
-            "mixed_reciprocity": setting.epsilon * self.reciprocity,
-            "hubs": _skewness(_nearest(self.x, k)),
+            "mixed_reciprocity": epsilon * self.reciprocity,
+            "hubs": hubs,
             "mean_cosine": self.mean_cosine,
             "log_k": math.log(k),
         }
@@ -249,6 +253,11 @@ def _nearest(x: Tensor, k: int) -> Tensor:
 
 def _same_nearest(one: Tensor, other: Tensor) -> float:
     return float((one[:, 0] == other[:, 0]).double().mean())
+
+
+def _order(one: Tensor, other: Tensor) -> float:
+    """Agreement of two views' rankings [N, k], each taken as the right answers of the other."""
+    return (_precision(one, other) + _precision(other, one)) / 2
 
 
 def _precision(found: Tensor, right: Tensor) -> float:

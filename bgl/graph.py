@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch_geometric.data import Data
 
-from bgl._checks import check_callable, check_index_vector, check_matrix
+from bgl._checks import check_callable, check_index_vectors, check_matrix
 from bgl.layers.adaptive_graph import AdaptiveGraph
 from bgl.layers.pairs import Graph
 
@@ -45,8 +45,7 @@ def to_batch_graph(
         Data(x=[6, 4], edge_index=[2, 12], edge_weight=[12])
     """
     check_matrix(x)
-    if y is not None:
-        check_index_vector(y, x.size(0), "y")
+    check_index_vectors(x.size(0), y=y)
     learner = AdaptiveGraph() if learner is None else learner
     check_callable(learner, "learner")
     given: dict[str, Any] = {"x": x, "y": y}

@@ -58,11 +58,11 @@ def main() -> None:
     splits = load_dataset("folder", root)
     print(splits)
 
-    # 2. train: every option of TrainConfig is also an option of `bgl train`
+    # 2. train: every option of TrainConfig is also an option of `bgl train`. The default is best
+    # for photographs; method="dybgr" adds a graph, which helps with small drawings.
     config = TrainConfig(
         dataset="folder",
         data_root=str(root),
-        method="dybgr",
         epochs=1 if options.short else options.epochs,
         image_size=32 if options.short else options.image_size,
         backbone="test_resnet" if options.short else "tf_efficientnet_lite0",

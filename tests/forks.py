@@ -15,7 +15,6 @@ from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
-from accelerate.state import AcceleratorState
 
 FORK: Any = multiprocessing.get_context("fork") if hasattr(os, "fork") else None
 
@@ -51,6 +50,8 @@ def connected(work: Callable[[int], object], folder: Path, processes: int = 2) -
 
     What they say is in ``folder/RANK.log``.
     """
+    from accelerate.state import AcceleratorState
+
     port = free_port()
 
     def run(rank: int) -> None:

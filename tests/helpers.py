@@ -1,21 +1,18 @@
-"""What tests of several parts share."""
+"""What tests of several parts share; those of the layers run without any extra."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bgl.augment import AUGMENTATIONS
-from bgl.models import BLOCKS
-from bgl.pipeline.comparison import METRICS
-from bgl.training import TrainConfig
+if TYPE_CHECKING:
+    from bgl.training import TrainConfig
 
 
 def assert_close(actual: Tensor, expected: Tensor, tol: float = 1e-8) -> None:
@@ -28,6 +25,8 @@ def write_noisy_classes(
     root: Path, classes: dict[str, int], per_class: int, name: str = "{part}{number}"
 ) -> Path:
     """A folder dataset: classes of one colour each, under noise; how many of them by part."""
+    from PIL import Image
+
     generator = torch.Generator().manual_seed(0)
     for part, count in classes.items():
         for number in range(count):
@@ -42,6 +41,8 @@ def write_noisy_classes(
 
 def result_row(method: str, seed: int | None, value: float, **more: Any) -> dict[str, Any]:
     """A row of results.json; without a seed that of an encoder that was not trained."""
+    from bgl.pipeline.comparison import METRICS
+
     trained = {} if seed is None else {"epoch": 4, "seconds": 90.0, "loss": "pairwise-ce"}
     return {
         "method": method,
@@ -55,6 +56,9 @@ def result_row(method: str, seed: int | None, value: float, **more: Any) -> dict
 
 def assert_as_written(config: TrainConfig, written: dict[str, Any]) -> None:
     """The configuration has the values of a YAML file."""
+    from bgl.augment import AUGMENTATIONS
+    from bgl.models import BLOCKS
+
     resolved = config.to_dict()
     for name, value in written.items():
         if name in BLOCKS or name in AUGMENTATIONS:  # kept where it is used
@@ -67,6 +71,8 @@ def assert_as_written(config: TrainConfig, written: dict[str, Any]) -> None:
 
 def write_pngs(folder: Path, images: Iterable[Tensor]) -> list[Path]:
     """Write uint8 images [3, H, W] as 0.png, 1.png, …; their paths."""
+    from PIL import Image
+
     paths = []
     for i, image in enumerate(images):
         paths.append(folder / f"{i}.png")

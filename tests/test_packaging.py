@@ -101,11 +101,12 @@ def test_no_module_hides_a_public_name() -> None:
 
 # from the bottom up: a part may use those in the lines above its own, and no others
 ORDER = [
+    ["_lazy"],
     ["_checks", "_extras", "_io", "_memory", "_plugins", "_precision", "_registry", "_sizes"],
     ["_neighbors", "_usage"],
     ["layers", "metrics", "samplers", "images", "hyperbolic", "visualization"],
-    ["augment", "losses", "graph", "readout", "datasets", "_gallery"],
-    ["models", "refinement"],
+    ["losses", "graph", "readout", "datasets", "_gallery"],
+    ["augment", "models", "refinement"],
     ["embedding", "forecasting"],
     ["transforms", "training", "search", "checking"],
     ["pipeline"],

@@ -46,6 +46,7 @@ def tiny(**options: Any) -> TrainConfig:
         "batch_size": 16,
         "per_class": 4,
         "lr": 1e-3,
+        "ema": 0.0,
         "device": "cpu",
         "workers": 0,
         "checkpoint_minutes": 0.0,

@@ -8,14 +8,12 @@ see each image once whole and in a few random crops. Nothing is stopped early.
 from __future__ import annotations
 
 import copy
-import json
 import warnings
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.adapting.run import ARMS, Row, halves_of, make_parser, measure_features, table
-from bgl._io import write_text
+from benchmarks.adapting.run import ARMS, PRETRAINED, compare, halves_of, make_parser
 from bgl.datasets import ImageDataset
 from bgl.images import train_transform
 from bgl.losses import RelatedNeighborsLoss, RelaxedContrastiveLoss
@@ -115,25 +113,20 @@ def main() -> None:
     options = make_parser(__doc__, epochs=8, lr=2e-4, batch_size=64).parse_args()
     warnings.simplefilter("ignore")  # an image is drawn twice for two views of it
     halves, size = halves_of(options.data, options.part, options.classes), options.image_size
-    config = AdaptConfig(epochs=options.epochs, lr=options.lr, batch_size=options.batch_size)
     encoder, info = build_encoder(TrainConfig(image_size=size, resize=size, method="none"))
     clean = [whole(encoder, half) for half in halves]
-    cropped = crops(encoder, halves[0], config.crop_scale)
-    rows: list[Row] = []
-    for seed, arm in [(None, "pretrained"), *((s, a) for s in options.seeds for a in options.arms)]:
+    cropped = crops(encoder, halves[0], AdaptConfig.crop_scale)
+
+    def embed(arm: str, config: AdaptConfig) -> list[Tensor]:
         stage = LastStage(encoder.model.backbone)
-        if seed is not None:
-            config = AdaptConfig(**{**config.to_dict(), "seed": seed})
-            torch.manual_seed(seed)
+        if arm != PRETRAINED:
+            torch.manual_seed(config.seed)
             relations = ARMS[arm](len(clean[0]), info.num_features, config.k, config.shrinkage)
             loss = LOSSES.get(arm, RelatedNeighborsLoss)()
             adapt(stage, clean[0], cropped, relations, loss, config)
-        features = [stage.embed(part) for part in clean]
-        rows += measure_features(features, halves, {"arm": arm, "seed": seed}, config)
-        print(table(rows[-6:]), flush=True)
-        if options.results:
-            write_text(options.results, json.dumps(rows, indent=1))
-    print(table(rows))
+        return [stage.embed(part) for part in clean]
+
+    compare(options, halves, embed)
 
 
 if __name__ == "__main__":

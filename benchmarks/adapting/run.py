@@ -11,7 +11,8 @@ import argparse
 import json
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from bgl import gallery_readout
 from bgl._io import write_text
 from bgl.datasets import ImageDataset, load_dataset
 from bgl.metrics import retrieval_metrics
-from bgl.models import Encoder
 from bgl.pipeline.comparison import METRICS, percent
 from bgl.pipeline.table import markdown_table
 from bgl.readout import fit_readout
@@ -36,6 +36,7 @@ ARMS: dict[str, Callable[..., Relations]] = {
     "k-means": peers.PseudoLabels,
     "SimCLR": peers.TwoViews,
 }
+PRETRAINED = "pretrained"  # the encoder as it comes
 SHOWN = {name: METRICS[name] for name in ("recall@1", "recall@8", "map@r")}
 Row = dict[str, Any]
 
@@ -51,13 +52,7 @@ def halves_of(data: str, part: str, classes: int | None) -> Halves:
     return images.select_classes(chosen[::2]), images.select_classes(chosen[1::2])
 
 
-def measure(encoder: Encoder, halves: Halves, about: Row, config: AdaptConfig) -> list[Row]:
-    """Measure an encoder on both halves."""
-    x = [encoder.embed(half, output="backbone") for half in halves]
-    return measure_features(x, halves, about, config)
-
-
-def measure_features(x: list[Tensor], halves: Halves, about: Row, config: AdaptConfig) -> list[Row]:
+def measure(x: Sequence[Tensor], halves: Halves, about: Row, config: AdaptConfig) -> list[Row]:
     """Measure an encoder's output on both halves, and readouts fitted to the first one."""
     readouts = {
         "output": torch.nn.Identity(),
@@ -107,34 +102,48 @@ def make_parser(
     return parser
 
 
-def main() -> None:
-    parser = make_parser(__doc__, AdaptConfig.epochs, AdaptConfig.lr, AdaptConfig.batch_size)
-    options = parser.parse_args()
-    warnings.simplefilter("ignore")  # an image is drawn twice for two views of it
-    halves = halves_of(options.data, options.part, options.classes)
+def compare(
+    options: argparse.Namespace, halves: Halves, embed: Callable[[str, AdaptConfig], list[Tensor]]
+) -> None:
+    """Measure the pretrained encoder and every arm with every seed; each row is kept at once.
+
+    Args:
+        options: Those of :func:`make_parser`.
+        halves: The data, whose first half is adapted to.
+        embed: Adapts as an arm does, or not at all, and embeds both halves.
+    """
     rows: list[Row] = []
-    for seed in options.seeds:
+    for seed, arm in [(None, PRETRAINED), *product(options.seeds, options.arms)]:
         config = AdaptConfig(
             epochs=options.epochs,
             patience=options.epochs,
             lr=options.lr,
             batch_size=options.batch_size,
-            seed=seed,
+            seed=options.seeds[0] if seed is None else seed,
         )
-        size = options.image_size
-        start, _ = build_encoder(
-            TrainConfig(image_size=size, resize=size, method="none", seed=seed)
+        rows += measure(embed(arm, config), halves, {"arm": arm, "seed": seed}, config)
+        print(table(rows[-6:]), flush=True)
+        if options.results:
+            write_text(options.results, json.dumps(rows, indent=1))
+    print(table(rows))
+
+
+def main() -> None:
+    parser = make_parser(__doc__, AdaptConfig.epochs, AdaptConfig.lr, AdaptConfig.batch_size)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")  # an image is drawn twice for two views of it
+    halves, size = halves_of(options.data, options.part, options.classes), options.image_size
+
+    def embed(arm: str, config: AdaptConfig) -> list[Tensor]:
+        encoder, _ = build_encoder(
+            TrainConfig(image_size=size, resize=size, method="none", seed=config.seed)
         )
-        if seed == options.seeds[0]:
-            rows += measure(start, halves, {"arm": "pretrained", "seed": None}, config)
-        for arm in options.arms:
+        if arm != PRETRAINED:
             with tempfile.TemporaryDirectory() as out:
                 encoder, history = adapt_encoder(
-                    start, halves[0], out, config, make_relations=ARMS[arm]
+                    encoder, halves[0], out, config, make_relations=ARMS[arm]
                 )
-            epoch = max(history, key=lambda row: row["agreement"])["epoch"]
-            rows += measure(encoder, halves, {"arm": arm, "seed": seed, "epoch": epoch}, config)
-            print(arm, seed, [round(row["agreement"], 4) for row in history], flush=True)
-            if options.results:
-                write_text(options.results, json.dumps(rows, indent=1))
-    print(table(rows))
+            print(arm, config.seed, [round(row["agreement"], 4) for row in history], flush=True)
+        return [encoder.embed(half, output="backbone") for half in halves]
+
+    compare(options, halves, embed)

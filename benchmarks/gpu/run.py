@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.case import Case, OutOfTime, Part, Scale
+from benchmarks.gpu.case import Case, OutOfTime, Scale, Target
 from benchmarks.gpu.cases import CASES
 from benchmarks.pages import fill
 from bgl._io import write_text
@@ -108,56 +108,41 @@ def measure(options: argparse.Namespace) -> Report:
 def run_case(
     case: Case, scale: Scale, seconds: float, result: Report, write: Callable[[], None]
 ) -> None:
-    """Run a case, and note what it tells."""
-    targets = [target for part in case.parts for target in part.targets]
+    """Run the parts of a case, and note every figure as soon as it is known."""
 
-    def note(told: Any) -> None:
-        place, value = told
-        if isinstance(value, str):
-            result["errors"].append(value)
-            print(f"{case.name}: FAILED {value}", flush=True)
-        else:
-            target = targets[place]
-            good = target.met(value)
-            result["figures"].append(
-                {"name": target.name, "value": value, "target": str(target), "pass": good}
-            )
-            cells = [
-                case.name,
-                target.name,
-                f"{value:.4g}",
-                str(target),
-                "pass" if good else "MISS",
-            ]
-            print(" | ".join(cells), flush=True)
+    def fail(reason: str) -> None:
+        result["errors"].append(reason)
+        print(f"{case.name}: FAILED {reason}", flush=True)
+        write()
+
+    def note(target: Target, value: float) -> None:
+        good = target.met(value)
+        result["figures"].append(
+            {"name": target.name, "value": value, "target": str(target), "pass": good}
+        )
+        met = "pass" if good else "MISS"
+        print(f"{case.name} | {target.name} | {value:.4g} | {target} | {met}", flush=True)
         write()
 
     started = time.perf_counter()
     result["status"] = "running"
     try:
         with time_limit(seconds):
-            run_parts(case.parts, scale, note)
+            for part in case.parts:
+                try:
+                    for value, target in zip(part.measure(scale), part.targets, strict=True):
+                        note(target, float(value))
+                except Exception:
+                    fail("\n".join(traceback.format_exc().splitlines()[-LINES:]))
+                gc.collect()
+                if scale.cuda:
+                    with contextlib.suppress(RuntimeError):  # of a context that a part has broken
+                        torch.cuda.empty_cache()
         result["status"] = "done"
     except OutOfTime:
         result["status"] = "ended early"
-        note((0, f"ended after {seconds:.0f} s"))
+        fail(f"ended after {seconds:.0f} s")
     result["seconds"] = round(time.perf_counter() - started, 1)
-
-
-def run_parts(parts: tuple[Part, ...], scale: Scale, send: Callable[[Any], None]) -> None:
-    """Tell every figure as soon as it is known, with its place among the targets of the case."""
-    place = 0
-    for part in parts:
-        try:
-            for i, value in enumerate(part.measure(scale)):
-                send((place + i, float(value)))
-        except Exception:
-            send((place, "\n".join(traceback.format_exc().splitlines()[-LINES:])))
-        place += len(part.targets)
-        gc.collect()
-        if scale.cuda:
-            with contextlib.suppress(RuntimeError):  # of a context that a part has broken
-                torch.cuda.empty_cache()
 
 
 @contextlib.contextmanager

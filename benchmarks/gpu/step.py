@@ -78,8 +78,9 @@ def vit(scale: Scale, images: int = 405, per_class: int = 9) -> TrainConfig:
 
 
 def default(scale: Scale) -> TrainConfig:
-    """The packaged emoji with all defaults: EfficientNet-Lite0 at 64 px."""
+    """The recipe graph on the packaged emoji: EfficientNet-Lite0 at 64 px."""
     return TrainConfig(
+        method="dybgr",
         backbone="test_resnet" if scale.small else "tf_efficientnet_lite0",
         weights="none",
         image_size=scale(64, 32),

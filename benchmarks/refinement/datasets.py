@@ -9,7 +9,6 @@ recommends for the gallery, without labels.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable
 from functools import partial
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from benchmarks.pages import fill, signed
+from benchmarks.pages import make_parser, show, signed
 from benchmarks.refinement import peers
 from benchmarks.refinement.forecast import read, subset
 from benchmarks.refinement.peers import Ranking, ranking_metrics
@@ -109,10 +108,8 @@ def table(found: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measure what is missing and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = make_parser(__doc__, "runs/refine")
     parser.add_argument("features", nargs="?", type=Path, help="default: stored results only")
-    parser.add_argument("--output-dir", type=Path, default=Path("runs/refine"))
-    parser.add_argument("--page", type=Path, nargs="+", default=[], help="whose table to replace")
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.output_dir.mkdir(parents=True, exist_ok=True)
@@ -120,10 +117,7 @@ def main() -> None:
         found = json.loads((options.output_dir / "datasets.json").read_text())
     else:
         found = measure(options.features, options.output_dir)
-    print(table(found))
-    for page in options.page:
-        tables = {"datasets-table": table(found)}
-        write_text(page, fill(page.read_text(), tables, markers="datasets-table"))
+    show(table(found), "datasets-table", options.page)
 
 
 if __name__ == "__main__":

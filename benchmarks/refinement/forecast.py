@@ -13,7 +13,6 @@ Embeddings are reduced to 128 directions first, so that a case takes under a sec
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 from functools import cache
@@ -28,7 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from benchmarks.pages import fill
+from benchmarks.pages import make_parser, show
 from benchmarks.refinement.peers import whitened
 from bgl import refine
 from bgl._io import write_text
@@ -166,21 +165,19 @@ def fit(cases: list[Case]) -> dict[str, dict[str, Any]]:
     return result
 
 
+def forecast_of(case: Case) -> Forecast:
+    """The estimate for a case."""
+    found = case["signals"]
+    return Forecast(Setting(*case["setting"]), estimate(found), None, found)
+
+
 def report(cases: list[Case]) -> str:
     """Tabulate how often the estimate has the right sign, and what the warning avoids."""
-    forecasts = [
-        Forecast(Setting(*c["setting"]), estimate(c["signals"]), None, c["signals"]) for c in cases
-    ]
-    header = [
-        "metric",
-        "cases",
-        "right sign",
-        "always +",
-        "changes > 0.5",
-        "right sign",
-        "always +",
-    ]
-    header += ["changes > 1", "right sign", "always +", "error", "losses > 1", "warned"]
+    forecasts = [forecast_of(case) for case in cases]
+    header = ["metric"]
+    for some in ("cases", "changes > 0.5", "changes > 1"):
+        header += [some, "right sign", "always +"]
+    header += ["error", "losses > 1", "warned"]
     warned = np.array([each.harmful for each in forecasts])
     lines = []
     for metric, title in NAMES.items():
@@ -208,19 +205,13 @@ def chosen(cases: list[Case]) -> str:
     for case in cases:
         key = (case["features"], case["classes"], case["how"])
         groups.setdefault(key, {})[Setting(*case["setting"])] = case
-    found: dict[str, list[dict[str, float]]] = {
-        "default": [],
-        "metric alone": [],
-        "recommended": [],
-    }
+    names = ("default", "metric alone", "recommended")
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     nothing = dict.fromkeys(NAMES, 0.0)
     for group in groups.values():
         found["default"].append(group[Setting()]["change"])
         found["metric alone"].append(group[Setting(epsilon=0.0)]["change"])
-        tried = [
-            Forecast(s, estimate(group[s]["signals"]), None, group[s]["signals"]) for s in SETTINGS
-        ]
-        best = recommended(tried)
+        best = recommended(forecast_of(group[setting]) for setting in SETTINGS)
         found["recommended"].append(nothing if best is None else group[best]["change"])
     lines = []
     for name, changes in found.items():
@@ -236,10 +227,8 @@ def chosen(cases: list[Case]) -> str:
 
 def main() -> None:
     """Measure what is missing, print the fitted rule and the report."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = make_parser(__doc__, "runs/refine")
     parser.add_argument("features", nargs="?", type=Path, help="default: stored cases only")
-    parser.add_argument("--output-dir", type=Path, default=Path("runs/refine"))
-    parser.add_argument("--page", type=Path, nargs="+", default=[], help="whose table to replace")
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.output_dir.mkdir(parents=True, exist_ok=True)
@@ -251,12 +240,7 @@ def main() -> None:
     if not RULE:
         return
     unseen = [case for case in cases if case["features"] in TEST]
-    table = f"{report(unseen)}\n\n{chosen(unseen)}"
-    print(table)
-    for page in options.page:
-        write_text(
-            page, fill(page.read_text(), {"forecast-table": table}, markers="forecast-table")
-        )
+    show(f"{report(unseen)}\n\n{chosen(unseen)}", "forecast-table", options.page)
 
 
 if __name__ == "__main__":

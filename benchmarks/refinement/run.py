@@ -12,7 +12,6 @@ computed again. Without RUN, only the table of stored results is made.
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import statistics
@@ -28,7 +27,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from benchmarks.pages import fill, signed
+from benchmarks.pages import make_parser, show, signed
 from benchmarks.refinement import peers
 from benchmarks.refinement.peers import Ranking, ranking_metrics
 from bgl import RefinedGallery, models
@@ -283,12 +282,8 @@ def newcomers_table(found: list[Row]) -> str:
 
 def main() -> None:
     """Run what is missing and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = make_parser(__doc__, "runs/refine")
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="folders of trainings")
-    parser.add_argument("--output-dir", type=Path, default=Path("runs/refine"))
-    parser.add_argument(
-        "--page", type=Path, nargs="+", default=[], help="Markdown files whose table to replace"
-    )
     options = parser.parse_args()
     torch.set_num_threads(1)  # for times that compare, and processes that fork
     if options.runs:
@@ -296,7 +291,4 @@ def main() -> None:
         results = test(found, validate(found, options.output_dir), options.output_dir)
     else:
         results = json.loads((options.output_dir / "results.json").read_text())
-    print(table(results))
-    for page in options.page:
-        tables = {"refined-table": table(results)}
-        write_text(page, fill(page.read_text(), tables, markers="refined-table"))
+    show(table(results), "refined-table", options.page)

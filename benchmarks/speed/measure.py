@@ -82,7 +82,7 @@ def environment() -> str:
     """Name the machine and the versions of everything that is measured."""
     model = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         model = next(line for line in lines if line.startswith("model name")).split(": ")[1]
     versions = [f"python {platform.python_version()}"]
     for name in LIBRARIES:
@@ -232,7 +232,7 @@ def grown(work: Callable[[], object]) -> float:
     with contextlib.suppress(OSError, AttributeError):  # give back what the inputs took to make
         ctypes.CDLL(None).malloc_trim(0)
     with contextlib.suppress(OSError):  # lower the peak to what is resident now
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     before = peak_memory_mb()
     kept = work()
     grown = peak_memory_mb() - before

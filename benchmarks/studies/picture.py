@@ -8,15 +8,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-import torch
-
 from benchmarks.pages import save
 from bgl import models
 from bgl.pipeline import load_splits, read_config
-from bgl.samplers import ClassBalancedSampler
-from bgl.training.loop import freeze_batch_norm
-from bgl.visualization import draw_batch_graph
+from bgl.pipeline.picture import graph_figure
+from bgl.pipeline.recorder import batch_graphs, fixed_batch
 
 
 def main() -> None:
@@ -31,19 +27,9 @@ def main() -> None:
     config = read_config(options.run)
     splits = load_splits(config)
     data = splits.val if splits.val is not None else splits.test
-    per_class = config.per_class
-    batch = next(iter(ClassBalancedSampler(data.labels, options.classes * per_class, per_class)))
-
-    encoder = models.load(options.run)
-    freeze_batch_norm(encoder.model.train())
-    raw = [data.read(i) for i in batch]
-    with torch.no_grad():
-        images = torch.stack([encoder.transform(image) for image in raw])
-        graph = encoder.model(images, data.labels[batch], return_graph=True).graph
-    thumbnails = [torch.nn.functional.interpolate(image[None].float(), 64)[0] for image in raw]
-    figure, axes = plt.subplots(figsize=(9, 9), layout="constrained")
-    draw_batch_graph(graph, torch.stack(thumbnails).byte(), options.max_edges, ax=axes)
-    save(figure, options.file, dpi=90)
+    batch = fixed_batch(data.labels, options.classes * config.per_class, config.per_class)
+    graph = batch_graphs(models.load(options.run), data, batch)[-1]
+    save(graph_figure(graph, data, batch, options.max_edges), options.file, dpi=90)
 
 
 if __name__ == "__main__":

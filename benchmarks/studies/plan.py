@@ -13,6 +13,7 @@ from typing import Any, TypedDict
 
 import yaml
 
+from bgl._checks import check_choice
 from bgl._io import write_text
 from bgl.pipeline import parse
 from bgl.pipeline.options import as_word, option_words
@@ -20,6 +21,7 @@ from bgl.training import TrainConfig
 from bgl.training.config import CIRCUMSTANCES
 
 Options = dict[str, Any]  # options of run.py without their dashes
+MEASURES = ("test", "validation")
 
 
 class Entry(TypedDict):
@@ -88,10 +90,13 @@ def key_of(*words: str) -> str:
 def config_key(values: dict[str, Any]) -> str:
     """Write all of a configuration that can change a result as text.
 
-    Options that ``values`` lack are newer than them, and had their defaults then.
+    Options that ``values`` lack are newer than them, and had their defaults then. Data are known by
+    the name of their folder or table, so that results of another machine are found.
     """
     config = TrainConfig.from_dict(values).to_dict()
-    unused = {*CIRCUMSTANCES} - {"data_root", "table"}  # which say what the data are
+    data = {name: Path(config[name]).name for name in ("data_root", "table") if config[name]}
+    config |= data
+    unused = {*CIRCUMSTANCES} - data.keys()
     if config["method"] == "none":
         unused.add("alpha")
     return json.dumps({name: value for name, value in config.items() if name not in unused})
@@ -120,6 +125,8 @@ class Study:
         grid: Values by option; each arm is trained with every combination.
         grid_seeds: Seeds the combination is chosen with, by mean validation MAP@R.
         sweeps: By name, see :class:`Sweep`; they keep what the grid chose for their arm.
+        measure: "test": the test classes, once per training. "validation": they are not looked at,
+            and the figures are those of the validation classes.
     """
 
     arms: dict[str, Options]
@@ -130,17 +137,19 @@ class Study:
     grid: dict[str, list[Any]] = field(default_factory=dict)
     grid_seeds: list[int] = field(default_factory=list)
     sweeps: dict[str, Sweep] = field(default_factory=dict)
+    measure: str = "test"
+
+    def __post_init__(self) -> None:
+        check_choice(self.measure, "measure", MEASURES)
 
     @classmethod
     def load(cls, path: Path) -> Study:
-        """Read a file.
+        """Read a file. Fields that it leaves out are those of the file named by ``like``.
 
         Raises:
             ValueError: If a field is unknown or missing, or names no arm or option.
         """
-        values = yaml.safe_load(path.read_text())
-        if not isinstance(values, dict):
-            raise ValueError(f"Expected {path} to hold the fields of a study, got {values!r}")
+        values = read_fields(path)
         try:
             sweeps = {n: Sweep(**v) for n, v in (values.pop("sweeps", None) or {}).items()}
             study = cls(**values, sweeps=sweeps)
@@ -164,6 +173,16 @@ class Study:
         ]
         return [options for i, options in enumerate(arms) if options not in arms[:i]]
 
+    def validation(self, entry: Entry) -> float:
+        """Return the validation MAP@R of a finished run, in the epoch it chose.
+
+        It is that of the encoder's output, or of the readout where a study measures it.
+        """
+        if self.measure == "validation":
+            rows = {row["embedding"]: row["metrics"] for row in entry["rows"]}
+            return float(rows.get("readout", rows["backbone"])["map@r"])
+        return validation(entry)
+
     def chosen(self, arm: str, done: dict[str, Entry]) -> Options | None:
         """Choose the point of the grid with the best mean validation MAP@R, None while unknown."""
         points = self.combinations(arm)
@@ -174,7 +193,7 @@ class Study:
             trained = [done.get(Training(arm, options, seed).key) for seed in self.grid_seeds]
             if any(entry is None for entry in trained):
                 return None
-            scores.append(statistics.fmean(validation(entry) for entry in trained if entry))
+            scores.append(statistics.fmean(self.validation(entry) for entry in trained if entry))
         return points[scores.index(max(scores))]
 
     def wanted(self, done: dict[str, Entry]) -> Iterator[Training]:
@@ -206,6 +225,15 @@ class Study:
             yield from self.swept(sweep, self.combinations(sweep.arm)[0])
 
 
+def read_fields(path: Path) -> dict[str, Any]:
+    """Read the fields of a study's file, and of the file that it is like."""
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise ValueError(f"Expected {path} to hold the fields of a study, got {values!r}")
+    other = values.pop("like", None)
+    return values if other is None else {**read_fields(path.parent / other), **values}
+
+
 def validation(entry: Entry) -> float:
     """Return the validation MAP@R of a finished run, in the epoch it chose."""
     column = f"val_{entry['config']['select_embedding']}_map@r"
@@ -214,14 +242,24 @@ def validation(entry: Entry) -> float:
 
 class Store:
     """What is finished of a study, in one JSON file: the rows that need no training, and a line
-    for each training."""
+    for each training.
 
-    def __init__(self, path: Path) -> None:
+    Raises:
+        ValueError: If the file holds figures of other classes than ``measure`` names.
+    """
+
+    def __init__(self, path: Path, measure: str = "test") -> None:
         self.path = path
+        self.measure = measure
         self.untrained: list[dict[str, Any]] = []
         self.done: dict[str, Entry] = {}
         if path.exists():
-            content = json.loads(path.read_text())
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if (found := content.get("measure", "test")) != measure:
+                raise ValueError(
+                    f"Expected {path} to hold figures of the {measure} classes, but they are of "
+                    f"the {found} classes: name another file with --results"
+                )
             self.untrained = content["untrained"]
             self.done = {config_key(entry["config"]): entry for entry in content["trainings"]}
 
@@ -235,5 +273,6 @@ class Store:
         parts = (self.untrained, list(self.done.values()))
         untrained, trainings = (",\n".join(map(json.dumps, part)) for part in parts)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        text = f'{{"untrained": [\n{untrained}\n],\n"trainings": [\n{trainings}\n]}}\n'
+        text = f'"untrained": [\n{untrained}\n],\n"trainings": [\n{trainings}\n]}}\n'
+        text = f'{{"measure": "{self.measure}",\n{text}'
         write_text(self.path, text)

@@ -137,7 +137,7 @@ def grid_table(results: Results) -> str:
         for options in study.combinations(arm):
             name = ", ".join(f"{n} = {options[n]:g}" for n in study.grid)
             entries = results.trained(arm, options, study.grid_seeds)
-            value = [validation(entry) for entry in entries.values()]
+            value = [study.validation(entry) for entry in entries.values()]
             mark = "**" if options == results.chosen[arm] else ""
             cells[name] = f"{mark}{percent(value)}{mark}" if value else ""
             names += [name] if name not in names else []
@@ -175,7 +175,7 @@ def sweeps_table(results: Results) -> str:
                 cells = [percent([row[metric] for row in ours.values()]) for metric in METRICS]
                 gains = [signed(paired(ours, theirs, metric)) for metric in METRICS]
                 chosen_by = [
-                    percent([validation(e) for e in found])
+                    percent([results.study.validation(e) for e in found])
                     for found in (entries.values(), [own[s] for s in entries if s in own])
                 ]
                 count = str(len(entries))
@@ -291,7 +291,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--csv", type=Path, help="write every training as a line")
     options = parser.parse_args(argv)
     try:
-        results = Results(Study.load(options.study), Store(options.results))
+        study = Study.load(options.study)
+        results = Results(study, Store(options.results, study.measure))
         tables = {
             "arms": arms_table(results, results.embedding),
             "outputs": arms_table(results, "backbone"),

@@ -1,8 +1,9 @@
 """Compare methods over seeds: ``python -m benchmarks.studies configs/studies/emoji.yaml``
 
 The YAML file names the arms of the study by their options of run.py, the seeds, a grid that every
-arm is tuned on (by validation MAP@R, with few seeds) and sweeps over single options. Trainings run
-side by side, one thread each. What is finished is kept in the results file: repeat the command
+arm is tuned on (by validation MAP@R, with few seeds) and sweeps over single options. With
+``measure: validation`` the test classes are not looked at. Trainings run side by side, one thread
+each, on a GPU if there is one. What is finished is kept in the results file: repeat the command
 after an interruption, or to go on with a study somebody else began (``--results``).
 """
 
@@ -20,8 +21,8 @@ from rich.console import Console
 
 from benchmarks.schedule import run_all
 from benchmarks.studies.plan import Store, Study
-from benchmarks.studies.train import run
-from bgl.pipeline import baseline_rows, load_splits, pixel_rows
+from benchmarks.studies.train import measured_splits, run
+from bgl.pipeline import baseline_rows, pixel_rows
 from bgl.training import Progress
 
 
@@ -46,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     folder = options.output_dir or Path("runs/studies") / options.study.stem
     try:
         study = Study.load(options.study)
-        store = Store(options.results or folder / "results.json")
+        store = Store(options.results or folder / "results.json", study.measure)
         if options.list:
             wanted = {training.key: training for training in study.wanted(store.done)}
             for key, training in wanted.items():
@@ -56,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         if not store.untrained:
             torch.set_num_threads(1)
             first = next(study.possible()).config
-            splits = load_splits(first)
+            splits = measured_splits(first, study.measure)
             rows = [*pixel_rows(first, splits), *baseline_rows(first, splits, Progress())]
             store.untrained = [dict(row) for row in rows]
             store.write()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import dataclasses
 import itertools
@@ -53,7 +54,9 @@ def run(
                     key = open_ones.pop(0)
                     place = folder / wanted[key].slug
                     process = context.Process(
-                        target=_guarded, args=(wanted[key].command[1:], place), daemon=True
+                        target=_guarded,
+                        args=(wanted[key].command[1:], place, study.measure),
+                        daemon=True,
                     )
                     process.start()
                     running[key] = (wanted[key], process, place)
@@ -81,12 +84,12 @@ def run(
                 process.terminate()
 
 
-def _guarded(command: list[str], folder: Path) -> None:
+def _guarded(command: list[str], folder: Path, measure: str) -> None:
     """Run :func:`work`; leave the reason of a failure in the folder. Ends with its parent."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     (folder / "error.txt").unlink(missing_ok=True)
     try:
-        work(command, folder)
+        work(command, folder, measure)
     except Exception as error:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "error.txt").write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
@@ -101,16 +104,32 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def work(command: list[str], folder: Path) -> None:
+def work(command: list[str], folder: Path, measure: str) -> None:
     """Train in a process of its own, which reads its images itself: other cores have their own
     trainings, and a process that ends with its parent may start none."""
     torch.set_num_threads(1)
     config = dataclasses.replace(resolve(*command), workers=0)
-    splits = load_splits(config)
+    splits = measured_splits(config, measure)
     check_folder(config, folder, splits)
     before = untrained_graphs(config, splits)
     trained_rows(config, splits, folder, Silent())
     (folder / "before.json").write_text(json.dumps(before))
+
+
+def measured_splits(config: TrainConfig, measure: str) -> Splits:
+    """Load the data; where "validation" is measured, its classes stand in for the test classes.
+
+    Raises:
+        ValueError: If there are no validation classes to measure.
+    """
+    splits = load_splits(config)
+    if measure == "test":
+        return splits
+    if splits.val is None:
+        raise ValueError("Expected argument `val_fraction` to hold out classes to measure, got 0")
+    test = copy.copy(splits.val)
+    test.class_names = [f"{name} (validation)" for name in test.class_names]
+    return dataclasses.replace(splits, test=test, gallery=None)
 
 
 def untrained_graphs(config: TrainConfig, splits: Splits, batches: int = 4) -> dict[str, float]:

@@ -1,13 +1,14 @@
 """Our side of cases of ``benchmarks/speed``, timed by asv; results: ``docs/results/tracking``.
 
-asv machine --yes
-asv run --environment existing --set-commit-hash $(git rev-parse HEAD)
-asv compare COMMIT COMMIT --factor 1.2 --only-changed
+asv machine --yes --machine epyc-2-cores  # of the stored figures
+asv run --python same --machine epyc-2-cores --set-commit-hash $(git rev-parse HEAD)
+asv compare --machine epyc-2-cores --factor 1.2 COMMIT COMMIT
 """
 
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # asv imports this file from elsewhere
@@ -25,7 +26,9 @@ class Cases:
 
     params = NAMES
     param_names = ("case",)
-    timeout = 300
+    timeout = 300  # seconds
+    timer = time.process_time
+    repeat = (3, 10, 5.0)  # at least, at most, seconds; twice
 
     def setup(self, name: str) -> None:
         """Build the inputs, and do the work once."""

@@ -23,15 +23,16 @@ from pytorch_metric_learning.utils.distributed import (
 )
 from torch import Tensor, nn
 
-from bgl._checks import check_batch, check_callable
+from bgl._checks import check_callable
 from bgl._precision import in_precision_of
 from bgl.augment.intra_class import IntraClassAugmentation
 from bgl.augment.statistics import ClassStatistics
+from bgl.losses.batch import WholeBatchLoss
 
 Indices = tuple[Tensor, ...]
 
 
-class AugmentedLoss(nn.Module):
+class AugmentedLoss(WholeBatchLoss):
     r"""A loss over a batch and its synthetic copies (Eq. 18-20 of IAA, 2022).
 
     How the copies enter depends on what the loss is made of:
@@ -85,6 +86,11 @@ class AugmentedLoss(nn.Module):
         torch.Size([8, 4])
     """
 
+    REASON = (
+        "candidates are the batch and its copies, and pairs are found among them by "
+        "AugmentedLoss(..., miner=...)"
+    )
+
     def __init__(
         self,
         loss: nn.Module,
@@ -122,21 +128,7 @@ class AugmentedLoss(nn.Module):
         if isinstance(self.miner, BaseMiner):
             self.miner.distance = _HeldOutDistance(self.miner)
 
-    def forward(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        indices_tuple: None = None,
-        ref_emb: None = None,
-        ref_labels: None = None,
-    ) -> Tensor:
-        """Compute the loss of ``embeddings`` [N, D] with ``labels`` [N] and their copies."""
-        reason = (
-            "candidates are the batch and its copies, and pairs are found among them by "
-            "AugmentedLoss(..., miner=...)"
-        )
-        more = {"indices_tuple": indices_tuple, "ref_emb": ref_emb, "ref_labels": ref_labels}
-        check_batch(embeddings, labels, reason, **more)
+    def compute(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         labels = labels.long()  # losses with proxies take nothing else
         embeddings = in_precision_of(self.loss, embeddings)
         copies, copy_labels = self.augmentation(embeddings, labels)

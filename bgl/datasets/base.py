@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from bgl._checks import check_index_vector, describe
+from bgl._checks import check_index_vector, check_within, describe
 from bgl.datasets.items import Item, read_items
 from bgl.images import ImageCache, Transform, read_image
 
@@ -53,44 +53,35 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         transform: Transform | None = None,
         paths: Sequence[str] | None = None,
     ) -> None:
+        self.images: Tensor | list[Path | Item]
         if isinstance(images, Tensor):
             if images.dtype != torch.uint8 or images.dim() != 4 or images.size(1) != 3:
                 raise ValueError(
                     "Expected argument `images` to be a uint8 tensor of shape [N, 3, H, W] or a "
                     f"list of paths, but got {describe(images)}"
                 )
+            self.images = images
         elif isinstance(images, (str, Path)):
             raise ValueError(f"Expected argument `images` to be a list of paths, got {images!r}")
-        self.images: Tensor | list[Path | Item] = (
-            images
-            if isinstance(images, Tensor)
-            else [image if isinstance(image, Item) else Path(image) for image in images]
-        )
+        else:
+            self.images = [image if isinstance(image, Item) else Path(image) for image in images]
+        names = range(len(images)) if isinstance(images, Tensor) else images
+        self.paths = [str(name) for name in (names if paths is None else paths)]
         check_index_vector(labels, len(images), "labels")
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(class_names):
-            raise ValueError(
-                f"Expected argument `labels` to be ids into {len(class_names)} `class_names`, "
-                f"but got values from {int(labels.min())} to {int(labels.max())}"
-            )
+        check_within(labels, "labels", 0, len(class_names) - 1, "ids into `class_names`")
         if twice := [name for name, count in Counter(class_names).items() if count > 1]:
             raise ValueError(
                 "Expected argument `class_names` to have every name once, but "
                 f"{twice[0]!r} is there more than once"
             )
-        if paths is None:
-            if isinstance(images, Tensor):
-                paths = [str(i) for i in range(len(images))]
-            else:
-                paths = [str(path) for path in images]
-        if len(paths) != len(images):
+        if len(self.paths) != len(images):
             raise ValueError(
                 f"Expected argument `paths` to have one entry per image ({len(images)}), "
-                f"but got {len(paths)}"
+                f"but got {len(self.paths)}"
             )
         self.labels = labels.to(torch.int64)
         self.class_names = list(class_names)
         self.transform = transform
-        self.paths = list(paths)
         self.cache: ImageCache | None = None
 
     @classmethod
@@ -213,11 +204,7 @@ def _index_vector(values: Tensor | Sequence[int], name: str, limit: int) -> Tens
     if vector.numel() == 0:
         return vector.long()
     check_index_vector(vector, vector.numel(), name)
-    if not 0 <= int(vector.min()) <= int(vector.max()) < limit:
-        raise ValueError(
-            f"Expected argument `{name}` to be integers from 0 to {limit - 1}, "
-            f"but got values from {int(vector.min())} to {int(vector.max())}"
-        )
+    check_within(vector, name, 0, limit - 1)
     return vector.long()
 
 

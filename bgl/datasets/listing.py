@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bgl.images.reading import printable
@@ -36,6 +36,25 @@ class Listing:
         self.notes: list[str] = []
         self.repeated: list[str] = []
         self._seen: dict[Path, tuple[str, str, str]] = {}
+
+    @property
+    def files(self) -> list[Path]:
+        """The images of all parts."""
+        return [f for part in self.parts.values() for files in part.values() for f in files]
+
+    @property
+    def class_names(self) -> set[str]:
+        """The names of the classes of all parts."""
+        return {name for part in self.parts.values() for name in part}
+
+    def drop(self, is_good: Callable[[Path], bool]) -> list[Path]:
+        """Take the files that are not good, and the classes left without any, out of ``parts``."""
+        dropped = [file for file in self.files if not is_good(file)]
+        bad = set(dropped)
+        for part, classes in self.parts.items():
+            good = {name: [f for f in files if f not in bad] for name, files in classes.items()}
+            self.parts[part] = {name: files for name, files in good.items() if files}
+        return dropped
 
     def pool(self) -> None:
         """Put the images of all parts into "train", as if nothing were said of the parts."""

@@ -118,14 +118,10 @@ def load_dataset(
             f"Expected argument `name` (--dataset) to be one of {dataset_names()}, but got "
             f"{name!r}; images of your own are 'folder' (--dataset folder --data-root DIR)"
         )
-    if name == "table" and table is None:
+    if (name == "table") != (table is not None):
         raise ValueError(
-            "Expected argument `table` to be the CSV file of the dataset 'table', got None"
-        )
-    if name != "table" and table is not None:
-        raise ValueError(
-            f"Expected argument `table` to be None for the dataset {name!r}, got {str(table)!r}; "
-            "it goes with 'table'"
+            "Expected argument `table` to be the CSV file of the dataset 'table', and None for "
+            f"others, but for {name!r} got {None if table is None else str(table)!r}"
         )
     if name == "emoji":
         if root is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
@@ -82,29 +82,27 @@ def build_splits(
         advice = "Get the missing files (unpack the archive again), or go on with what is there"
         problems.append(Problem(f"{incomplete}. {advice}", "allow_partial"))
     _check_not_empty(listing)
-    files = [file for c in listing.parts.values() for members in c.values() for file in members]
-    skipped: list[str] = []
+    files = listing.files
+    broken = dict.fromkeys((f for f in files if _unnamed(f, listing.home)), "its name is not UTF-8")
     if skip_broken or (source is None and len(files) <= CHECKED):
-        broken = {**broken_images(files), **_unnamed(files, listing.home)}
-        if skip_broken:
-            notes += _drop_broken(listing, broken)
-            skipped = [printable(file) for file in broken]
-        elif broken:
-            problems.append(_broken_problem(broken, len(files)))
-    elif unnamed := _unnamed(files, listing.home):
-        problems.append(_broken_problem(unnamed, len(files)))
+        broken = {**broken_images(files), **broken}
+    if skip_broken:
+        notes += _drop_broken(listing, broken)
+    elif broken:
+        problems.append(_broken_problem(broken, len(files)))
     _raise_all(problems)
     parts = listing.parts
-    if "test" not in parts:
-        drawn = draw_test(list(parts["train"]), seed, bool(val_fraction) and "val" not in parts)
-        parts["test"] = {name: parts["train"].pop(name) for name in drawn}
+    test_names, val_names = draw(list(parts["train"]), val_fraction, seed, parts)
+    if test_names:
+        parts["test"] = {name: parts["train"].pop(name) for name in test_names}
     elif source is not None and source.draws_gallery:
         parts["test"], parts["gallery"] = _draw_gallery(parts["test"], seed)
     notes += _unmatched(listing)
-    train, test, gallery = parts["train"], parts["test"], parts.get("gallery")
-    val = parts.get("val", {})
-    if not val and val_fraction:
-        val = {name: train.pop(name) for name in draw_classes(list(train), val_fraction, seed)}
+    if val_names:
+        parts["val"] = {name: parts["train"].pop(name) for name in val_names}
+    train, val, test, gallery = (
+        parts.get(part, {}) for part in ("train", "val", "test", "gallery")
+    )
     if "test" not in listing.origins:
         notes.append(
             f"{listing.home} says nothing of a test set: its classes are split into {len(train)} "
@@ -113,14 +111,14 @@ def build_splits(
     for note in notes:
         warnings.warn(note, UserWarning, stacklevel=3)
     # Query and gallery share the numbers of their classes.
-    test_names = list(dict.fromkeys([*test, *(gallery or {})]))
+    test_names = list(dict.fromkeys([*test, *gallery]))
     return Splits(
         name,
         _dataset(listing.home, train, list(train)),
         _dataset(listing.home, val, list(val)) if val else None,
         _dataset(listing.home, test, test_names),
-        _dataset(listing.home, gallery, test_names) if gallery is not None else None,
-        tuple(skipped),
+        _dataset(listing.home, gallery, test_names) if "gallery" in parts else None,
+        tuple(printable(file) for file in broken),
     )
 
 
@@ -149,16 +147,15 @@ def split_by_class(
     check_real(val_fraction, "val_fraction", 0.0, 1.0)
     check_int(seed, "seed", 0)
     ids = {name: i for i, name in enumerate(images.class_names)}
-    test = draw_test(list(ids), seed, bool(val_fraction))
-    train = [name for name in ids if name not in test]
-    val = draw_classes(train, val_fraction, seed) if val_fraction else []
+    test, val = draw(list(ids), val_fraction, seed)
+    train = [name for name in ids if name not in {*test, *val}]
 
     def part(names: Sequence[str]) -> ImageDataset:
         return images.select_classes([ids[name] for name in names])
 
     return Splits(
         name,
-        part([name for name in train if name not in val]),
+        part(train),
         part(val) if val else None,
         part(test),
     )
@@ -219,9 +216,8 @@ def _check_not_empty(listing: Listing) -> None:
 
 def alike_names(listing: Listing) -> list[str]:
     """Note the classes whose names differ in case or in Unicode characters only."""
-    names = {name for classes in listing.parts.values() for name in classes}
     groups: dict[str, list[str]] = {}
-    for name in sorted(names):
+    for name in sorted(listing.class_names):
         groups.setdefault(normalize("NFC", name).casefold(), []).append(name)
     # Escaped, as both may look alike.
     twins = [" and ".join(ascii(name) for name in group) for group in groups.values() if group[1:]]
@@ -246,20 +242,6 @@ def _incomplete(name: str, listing: Listing, source: Source | None) -> str | Non
     return f"Expected all of {name} in {listing.home}, but " + "; ".join(problems)
 
 
-def _drop(listing: Listing, is_good: Callable[[Path], bool]) -> list[Path]:
-    """Take the files that are not good, and the classes left without any, out of ``parts``."""
-    dropped: list[Path] = []
-    for classes in listing.parts.values():
-        for name, files in list(classes.items()):
-            good: list[Path] = []
-            for file in files:
-                (good if is_good(file) else dropped).append(file)
-            classes[name] = good
-            if not good:
-                del classes[name]
-    return dropped
-
-
 def _drop_missing(listing: Listing, source: Source | None) -> list[str]:
     """Take the images that are not on disk out of ``parts``; a sentence if there are any."""
 
@@ -267,8 +249,8 @@ def _drop_missing(listing: Listing, source: Source | None) -> list[str]:
     def content(folder: Path) -> set[str]:
         return set(os.listdir(folder)) if folder.is_dir() else set()
 
-    total = sum(len(files) for classes in listing.parts.values() for files in classes.values())
-    dropped = _drop(listing, lambda file: file.name in content(file.parent))
+    total = len(listing.files)
+    dropped = listing.drop(lambda file: file.name in content(file.parent))
     absent = [file.relative_to(listing.home).as_posix() for file in dropped]
     if not absent:
         return []
@@ -286,14 +268,14 @@ def _drop_broken(listing: Listing, broken: dict[Path, str]) -> list[str]:
     """Take files that can't be used, and classes without others, out of ``parts``; notes on it."""
     if not broken:
         return []
-    before = {name for classes in listing.parts.values() for name in classes}
-    _drop(listing, lambda file: file not in broken)
+    before = listing.class_names
+    listing.drop(lambda file: file not in broken)
     _check_not_empty(listing)
     notes = [
         f"Left out {len(broken)} images in {listing.home} that can't be decoded: "
         f"{join_names([str(file) for file in broken])}"
     ]
-    if gone := sorted(before - {name for classes in listing.parts.values() for name in classes}):
+    if gone := sorted(before - listing.class_names):
         notes.append(
             f"Left out {len(gone)} classes in {listing.home} with no other images: "
             f"{join_names(gone)}"
@@ -314,17 +296,13 @@ def _broken_problem(broken: dict[Path, str], total: int) -> Problem:
     )
 
 
-def _unnamed(files: list[Path], home: Path) -> dict[Path, str]:
-    return {file: "its name is not UTF-8" for file in files if not _is_text(file, home)}
-
-
-def _is_text(file: Path, home: Path) -> bool:
-    """Return whether the name of a file in ``home`` is UTF-8."""
+def _unnamed(file: Path, home: Path) -> bool:
+    """Return whether the name of a file in ``home`` has bytes that are no UTF-8."""
     try:
         str(file)[len(str(home)) :].encode()
-    except UnicodeEncodeError:  # bytes that are no UTF-8, which Python smuggles in
-        return False
-    return True
+    except UnicodeEncodeError:  # which Python smuggles in
+        return True
+    return False
 
 
 def _draw_gallery(test: Classes, seed: int) -> tuple[Classes, Classes]:
@@ -365,24 +343,33 @@ def _unmatched(listing: Listing) -> list[str]:
     return notes
 
 
-def draw_test(names: Sequence[str], seed: int, validated: bool) -> list[str]:
-    """Draw the classes of the test set; ``validated``: those of validation are yet to be drawn.
+def draw(
+    names: Sequence[str], val_fraction: float, seed: int, given: Collection[str] = ()
+) -> tuple[list[str], list[str]]:
+    """Draw the classes of test and of validation, unless these parts are given.
 
     Raises:
         ValueError: If there are too few to draw from.
     """
-    least = 6 if validated else 4
-    if len(names) < least:
-        parts = "train on, for validation and for test" if validated else "train on and for test"
-        without = validated and len(names) >= 4
-        raise ValueError(
-            f"Expected {least} classes or more, to have 2 each to {parts}, but got {len(names)}"
-            + ("; 4 do without validation (--val-fraction 0)" if without else ": add classes")
-        )
-    return draw_classes(names, TEST_SHARE, seed)
+    validated = bool(val_fraction) and "val" not in given
+    test: list[str] = []
+    if "test" not in given:
+        least = 6 if validated else 4
+        if len(names) < least:
+            parts = (
+                "train on, for validation and for test" if validated else "train on and for test"
+            )
+            without = validated and len(names) >= 4
+            raise ValueError(
+                f"Expected {least} classes or more, to have 2 each to {parts}, but got {len(names)}"
+                + ("; 4 do without validation (--val-fraction 0)" if without else ": add classes")
+            )
+        test = _draw_classes(names, TEST_SHARE, seed)
+    rest = sorted(set(names) - set(test))
+    return test, _draw_classes(rest, val_fraction, seed) if validated else []
 
 
-def draw_classes(names: Sequence[str], fraction: float, seed: int) -> list[str]:
+def _draw_classes(names: Sequence[str], fraction: float, seed: int) -> list[str]:
     """Draw the classes to hold out, in alphabetical order: ``fraction`` of them, but 2 at least.
 
     Raises:

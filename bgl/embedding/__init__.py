@@ -5,8 +5,9 @@ Needs ``pip install bgl[scale]``. On the command line: ``bgl embed --help``.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from bgl._lazy import lazily
 
 if TYPE_CHECKING:
     from bgl.embedding.embedder import Embedder
@@ -23,19 +24,17 @@ __all__ = [
     "write_shard",
 ]
 
-# Imported when they are asked for: the command line is slow to start otherwise.
-_HOMES = {
-    "Block": "shards",
-    "Embedder": "embedder",
-    "Manifest": "shards",
-    "ShardFolder": "shards",
-    "embed": "job",
-    "write_manifest": "shards",
-    "write_shard": "shards",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"bgl.embedding.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazily(
+    __name__,
+    {
+        "bgl.embedding.embedder": ["Embedder"],
+        "bgl.embedding.job": ["embed"],
+        "bgl.embedding.shards": [
+            "Block",
+            "Manifest",
+            "ShardFolder",
+            "write_manifest",
+            "write_shard",
+        ],
+    },
+)

@@ -30,7 +30,7 @@ from bgl.embedding.shards import (
 )
 from bgl.embedding.sources import Container, listing_digest, open_containers
 from bgl.models import load, model_digest
-from bgl.models.files import HUB, locate
+from bgl.models.files import address, locate
 from bgl.models.storage import read_config
 
 JOB_FILE = "job.json"
@@ -82,7 +82,7 @@ def embed(
             images, or the model gives values that are not finite.
 
     Example:
-        >>> embed("runs/x/dybgr-seed0", ["photos"], "embeddings")  # doctest: +SKIP
+        >>> embed("runs/x/none-seed0", ["photos"], "embeddings")  # doctest: +SKIP
         ShardFolder(120053 x 128, float32, embeddings)
     """
     check_choice(dtype, "dtype", DTYPES)
@@ -116,8 +116,7 @@ def embed(
                 keys, labels = [piece.keys[i] for i in kept], [piece.labels[i] for i in kept]
                 skipped = [(piece.keys[i], broken[i].reason) for i in sorted(broken)]
                 write_shard(out, part, Block(keys, labels, _as_type(x, dtype)), skipped)
-        source = str(run) if str(run).startswith(HUB) else str(Path(run).absolute())
-        about = Manifest(source, model, output, curvature, width(encoder, output), dtype)
+        about = Manifest(address(run), model, output, curvature, width(encoder, output), dtype)
 
         def finish(_: Claim) -> None:
             remove_leftovers(out)

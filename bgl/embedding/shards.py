@@ -15,14 +15,14 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from bgl._checks import check_choice, check_int, describe
 from bgl._extras import extra
 from bgl._io import atomic_path, read_json, write_text
-from bgl.hyperbolic import HyperbolicDistance
+from bgl.embedding.about import About
 
 with extra("scale"):
     import pyarrow as pa
@@ -47,35 +47,25 @@ class Block(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Manifest:
+class Manifest(About):
     """What is in a folder of embeddings.
 
     Attributes:
-        run: Where the model was.
-        model: Its digest, :func:`bgl.models.model_digest`.
-        output: Which of its embeddings this is: "readout", "backbone" or "head".
-        curvature: Curvature of the ball that the embeddings lie on; None: compare by cosine.
-        dim: Dimension of the vectors.
+        run, model, output, curvature, dim: Whose they are.
         dtype: "float16" or "float32".
         count: Number of vectors.
         skipped: Number of images that could not be read.
         shards: Number of vectors of each shard, in order, by the name of its file.
     """
 
-    run: str
-    model: str
-    output: str
-    curvature: float | None
-    dim: int
-    dtype: str
+    dtype: str = "float32"
     count: int = 0
     skipped: int = 0
     shards: dict[str, int] = dataclasses.field(default_factory=dict)
 
-    @property
-    def distance(self) -> Any:
-        """How to compare the vectors, as :func:`bgl.metrics.retrieval_metrics` takes it."""
-        return "cosine" if self.curvature is None else HyperbolicDistance(self.curvature)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice(self.dtype, "dtype", DTYPES)
 
 
 class ShardFolder:
@@ -285,8 +275,6 @@ def _read_manifest(path: Path) -> Manifest:
         if values.pop("format") != FORMAT:
             raise ValueError(f"this version reads format {FORMAT} only")
         manifest = Manifest(**values)
-        check_choice(manifest.dtype, "dtype", DTYPES)
-        check_int(manifest.dim, "dim", 1)
         if sum(manifest.shards.values()) != manifest.count:
             raise ValueError("the shards do not add up")
         return manifest

@@ -130,20 +130,24 @@ class Files:
         yield Piece(keys, self.labels[start:stop], paths)
 
 
-class Tar:
+class _File:
+    """A file with many images, recognised by its place and size."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def fingerprint(self) -> Iterable[str]:
+        yield f"{self.path}\0{os.path.getsize(self.path)}"
+
+
+class Tar(_File):
     """The images of an uncompressed tar; ``KEY.cls`` holds the label of ``KEY.jpg``.
 
     The key of an image is the path of the tar, a slash, and the image's name in it.
     """
 
-    def __init__(self, path: str) -> None:
-        self.path = path
-
     def __len__(self) -> int:
         return len(_index(self.path).names)
-
-    def fingerprint(self) -> Iterable[str]:
-        yield f"{self.path}\0{os.path.getsize(self.path)}"
 
     @contextmanager
     def piece(self, start: int, stop: int) -> Iterator[Piece]:
@@ -154,7 +158,7 @@ class Tar:
         yield Piece(keys, labels, _Stored(self.path, keys, index.places[start:stop]))
 
 
-class Arrow:
+class Arrow(_File):
     """The images of a Parquet file or Arrow stream as Hugging Face's ``datasets`` writes them.
 
     They are in the first column of structs with ``bytes`` and ``path``, or of bytes. The key of an
@@ -162,7 +166,7 @@ class Arrow:
     """
 
     def __init__(self, path: str) -> None:
-        self.path = path
+        super().__init__(path)
         schema = self._schema()
         kinds = {field.name: field.type for field in schema}
         images = [name for name, kind in kinds.items() if _holds_images(kind)]
@@ -180,9 +184,6 @@ class Arrow:
         if self.path.endswith(".parquet"):
             return int(pq.read_metadata(self.path).num_rows)
         return sum(len(batch) for batch in self._batches(0))
-
-    def fingerprint(self) -> Iterable[str]:
-        yield f"{self.path}\0{os.path.getsize(self.path)}"
 
     @contextmanager
     def piece(self, start: int, stop: int) -> Iterator[Piece]:

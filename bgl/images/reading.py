@@ -166,7 +166,7 @@ def _advice(path: Path, error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
         return "; shrink it, or set PIL.Image.MAX_IMAGE_PIXELS = None if you trust your files"
     if suffix in IMAGE_SUFFIXES and suffix not in Image.registered_extensions():
-        return f"; for {suffix} files: pip install -U 'bgl[heic]' 'pillow>=11.3'"
+        return f"; for {suffix} files: pip install 'bgl[heic]' 'pillow>=11.3'"
     return ""
 
 

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from bgl._checks import (
     check_choice,
-    check_index_vector,
+    check_index_vectors,
     check_int,
     check_matrix,
     check_real,
+    check_within,
     describe,
     readable,
 )
@@ -172,8 +173,6 @@ class AdaptiveGraph(nn.Module):
                 f"k={k} is used for a batch of {possible + 1}",
                 stacklevel=3,
             )
-        if k == 0:
-            return Problem(x, y, pairs, k, self.lam, self.beta)
         kind = PaperProblem if self.formulation == "paper" else ReleasedProblem
         return kind(x, y, pairs, k, self.lam, self.beta)
 
@@ -183,10 +182,7 @@ class AdaptiveGraph(nn.Module):
 
 def _check(x: Tensor, y: Tensor | None, batch: Tensor | None, candidates: Tensor | None) -> None:
     check_matrix(x)
-    if y is not None:
-        check_index_vector(y, x.size(0), "y")
-    if batch is not None:
-        check_index_vector(batch, x.size(0), "batch")
+    check_index_vectors(x.size(0), y=y, batch=batch)
     if candidates is None:
         return
     if (
@@ -199,13 +195,8 @@ def _check(x: Tensor, y: Tensor | None, batch: Tensor | None, candidates: Tensor
             f"Expected argument `candidates` to be an integer tensor of shape [R, M] with at most "
             f"{x.size(0)} rows, but got {describe(candidates)}"
         )
-    if candidates.numel() and readable(candidates):
-        low, high = (int(v) for v in candidates.aminmax())
-        if low < -1 or high >= x.size(0):
-            raise ValueError(
-                f"Expected argument `candidates` to hold numbers of {x.size(0)} nodes, or -1, but "
-                f"got values from {low} to {high}"
-            )
+    if readable(candidates):
+        check_within(candidates, "candidates", -1, x.size(0) - 1, "nodes")
 
 
 class Problem:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bgl._checks import check_index_vector, check_int, describe
+from bgl._checks import check_index_vectors, check_int, describe
 from bgl._precision import at_least_float32, exact_matmul
 from bgl.layers.pairs import Graph
 
@@ -96,5 +96,4 @@ def _check(query: Tensor, key: Tensor, batch: Tensor | None) -> None:
             f"Expected arguments `query` and `key` to have the same shape, "
             f"but got {list(query.shape)} and {list(key.shape)}"
         )
-    if batch is not None:
-        check_index_vector(batch, query.size(0), "batch")
+    check_index_vectors(query.size(0), batch=batch)

@@ -41,12 +41,10 @@ class GraphAttention(nn.Module):
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = nn.Linear(channels, channels)
 
-    def forward(
-        self, x: Tensor, *, batch: Tensor | None = None, allowed: Tensor | None = None
-    ) -> Tensor:
-        """Attend; ``allowed`` [N, N] restricts the pairs in place of the strongest attention."""
+    def forward(self, x: Tensor, *, batch: Tensor | None = None) -> Tensor:
+        """Attend within the graphs of a batch."""
         query, key, value = self._heads(x)
-        mask = allowed if allowed is not None else self.graph.mask(query, key, batch)
+        mask = self.graph.mask(query, key, batch)
         out = F.scaled_dot_product_attention(
             query.transpose(0, 1)[None],
             key.transpose(0, 1)[None],
@@ -73,7 +71,7 @@ class ClassMean(nn.Module):
         \text{proj}\Big(\frac{1}{n_i + 1} \big(v_i + \sum_{j : y_j = y_i} v_j\big)\Big),
         \qquad v = \text{value}(x)
 
-    Computed by sums per class; no edge list is built.
+    Computed by sums per class, whose numbers are below N; no edge list is built.
     """
 
     def __init__(self, channels: int) -> None:
@@ -81,14 +79,17 @@ class ClassMean(nn.Module):
         self.value = nn.Linear(channels, channels)
         self.proj = nn.Linear(channels, channels)
 
-    def forward(self, x: Tensor, *, y: Tensor, batch: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, *, batch: Tensor) -> Tensor:
         """Average over the class."""
         value = self.value(x)
-        group = group_numbers(y) if batch is None else group_numbers(y, batch)
-        sums = torch.zeros_like(value).index_add(0, group, value)
+        sums = torch.zeros_like(value).index_add(0, batch, value)
         ones = value.new_ones(value.size(0), 1)
-        sizes = torch.zeros_like(ones).index_add(0, group, ones)
-        return self.proj((value + sums[group]) / (sizes[group] + 1))
+        sizes = torch.zeros_like(ones).index_add(0, batch, ones)
+        return self.proj((value + sums[batch]) / (sizes[batch] + 1))
+
+    def edges(self, x: Tensor, *, batch: Tensor) -> Graph:
+        """The label graph as ``edge_index`` [2, E] and ``edge_weight`` [E]."""
+        return LabelGraph()(batch)
 
 
 class BGFormerBlock(BatchBlock):
@@ -159,13 +160,8 @@ class BGFormerBlock(BatchBlock):
         visual = self.visual(x, batch=batch)
         if y is None:
             return visual, graphs
-        if isinstance(self.semantic, ClassMean):
-            semantic = self.semantic(x, y=y, batch=batch)
-            if return_graph:
-                graphs.append(LabelGraph()(y, batch=batch))
-        else:
-            group = group_numbers(y) if batch is None else group_numbers(y, batch)
-            semantic = self.semantic(x, allowed=group[:, None] == group[None, :])
-            if return_graph:
-                graphs.append(self.semantic.edges(x, batch=group))
+        classes = group_numbers(y) if batch is None else group_numbers(y, batch)
+        if return_graph:
+            graphs.append(self.semantic.edges(x, batch=classes))
+        semantic = self.semantic(x, batch=classes)
         return self.lam * visual + (1 - self.lam) * semantic, graphs

@@ -9,36 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.nn import GraphNorm
 
-from bgl._checks import check_choice, check_index_vector, check_int, check_matrix, check_real
+from bgl._checks import check_choice, check_index_vectors, check_int, check_matrix, check_real
 from bgl.layers.groups import group_numbers
 from bgl.layers.pairs import Graph
 
 
-class BatchBlock(nn.Module):
-    r"""Base of the blocks: :math:`x' = x + \text{mix}(\text{norm}_1(x))`, then
-    :math:`x' + \text{FFN}(\text{norm}_2(x'))`.
+class Refiner(nn.Module):
+    """Base of what refines the features of a batch along graphs, and returns these if asked for."""
 
-    Subclasses implement :meth:`mix`, which exchanges information between the samples of a batch.
-    Parameter names (``norm1``, ``norm2``, ``mlp.fc1``, ``mlp.fc2``) are those of timm's blocks.
-    """
-
-    def __init__(self, channels: int, ffn_ratio: float = 4.0, norm: str = "layer") -> None:
-        super().__init__()
-        self.channels = check_int(channels, "channels", 1)
-        hidden = int(channels * check_real(ffn_ratio, "ffn_ratio", 0.0, 1e3, exclusive=True))
-        check_choice(norm, "norm", ("layer", "graph"))
-        self.norm1: nn.Module = nn.LayerNorm(channels) if norm == "layer" else GraphNorm(channels)
-        self.norm2: nn.Module = nn.LayerNorm(channels) if norm == "layer" else GraphNorm(channels)
-        self.mlp = nn.Sequential(
-            OrderedDict(
-                fc1=nn.Linear(channels, hidden), act=nn.GELU(), fc2=nn.Linear(hidden, channels)
-            )
-        )
-
-    def mix(
+    def refine(
         self, x: Tensor, y: Tensor | None, batch: Tensor | None, return_graph: bool
     ) -> tuple[Tensor, list[Graph]]:
-        """Mixed features [N, C] and, if asked for, the graphs along which they were mixed."""
+        """Refined features [N, C] and, if asked for, the graphs along which they were mixed."""
         raise NotImplementedError
 
     @overload
@@ -70,6 +52,40 @@ class BatchBlock(nn.Module):
         return_graph: bool = False,
     ) -> Tensor | tuple[Tensor, list[Graph]]:
         """Refine the features, and return the graphs along which they were mixed if asked for."""
+        out, graphs = self.refine(x, y, batch, return_graph)
+        return (out, graphs) if return_graph else out
+
+
+class BatchBlock(Refiner):
+    r"""Base of the blocks: :math:`x' = x + \text{mix}(\text{norm}_1(x))`, then
+    :math:`x' + \text{FFN}(\text{norm}_2(x'))`.
+
+    Subclasses implement :meth:`mix`, which exchanges information between the samples of a batch.
+    Parameter names (``norm1``, ``norm2``, ``mlp.fc1``, ``mlp.fc2``) are those of timm's blocks.
+    """
+
+    def __init__(self, channels: int, ffn_ratio: float = 4.0, norm: str = "layer") -> None:
+        super().__init__()
+        self.channels = check_int(channels, "channels", 1)
+        hidden = int(channels * check_real(ffn_ratio, "ffn_ratio", 0.0, 1e3, exclusive=True))
+        check_choice(norm, "norm", ("layer", "graph"))
+        self.norm1: nn.Module = nn.LayerNorm(channels) if norm == "layer" else GraphNorm(channels)
+        self.norm2: nn.Module = nn.LayerNorm(channels) if norm == "layer" else GraphNorm(channels)
+        self.mlp = nn.Sequential(
+            OrderedDict(
+                fc1=nn.Linear(channels, hidden), act=nn.GELU(), fc2=nn.Linear(hidden, channels)
+            )
+        )
+
+    def mix(
+        self, x: Tensor, y: Tensor | None, batch: Tensor | None, return_graph: bool
+    ) -> tuple[Tensor, list[Graph]]:
+        """Mixed features [N, C] and, if asked for, the graphs along which they were mixed."""
+        raise NotImplementedError
+
+    def refine(
+        self, x: Tensor, y: Tensor | None, batch: Tensor | None, return_graph: bool
+    ) -> tuple[Tensor, list[Graph]]:
         check_matrix(x)
         if x.size(1) != self.channels:
             raise ValueError(
@@ -80,14 +96,10 @@ class BatchBlock(nn.Module):
             raise ValueError(
                 f"Expected argument `x` to have the parameters' type {wanted}, but got {x.dtype}"
             )
-        if y is not None:
-            check_index_vector(y, x.size(0), "y")
-        if batch is not None:
-            check_index_vector(batch, x.size(0), "batch")
+        check_index_vectors(x.size(0), y=y, batch=batch)
         mixed, graphs = self.mix(self._normalize(self.norm1, x, batch), y, batch, return_graph)
         x = x + mixed
-        x = x + self.mlp(self._normalize(self.norm2, x, batch))
-        return (x, graphs) if return_graph else x
+        return x + self.mlp(self._normalize(self.norm2, x, batch)), graphs
 
     @staticmethod
     def _normalize(norm: nn.Module, x: Tensor, batch: Tensor | None) -> Tensor:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal, overload
-
-from torch import Tensor, nn
+from torch import Tensor
 
 from bgl._checks import check_int
 from bgl.layers.adaptive_graph import AdaptiveGraph
 from bgl.layers.batch_graph_conv import BatchGraphConv
-from bgl.layers.block import BatchBlock
+from bgl.layers.block import BatchBlock, Refiner
 from bgl.layers.pairs import Graph
 
 
-class DyBGR(nn.Module):
+class DyBGR(Refiner):
     r"""Learn a batch graph and contextual features in turn, without parameters.
 
     DyBGR, from `"Learning Dynamic Batch-Graph Representation for Deep
@@ -64,35 +62,9 @@ class DyBGR(nn.Module):
         self.learner = AdaptiveGraph(k, lam, beta, formulation)
         self.conv = BatchGraphConv(epsilon)
 
-    @overload
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        y: Tensor | None = ...,
-        batch: Tensor | None = ...,
-        return_graph: Literal[False] = ...,
-    ) -> Tensor: ...
-
-    @overload
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        y: Tensor | None = ...,
-        batch: Tensor | None = ...,
-        return_graph: Literal[True],
-    ) -> tuple[Tensor, list[Graph]]: ...
-
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        y: Tensor | None = None,
-        batch: Tensor | None = None,
-        return_graph: bool = False,
-    ) -> Tensor | tuple[Tensor, list[Graph]]:
-        """Refine the features, and return the graph of every iteration if asked for."""
+    def refine(
+        self, x: Tensor, y: Tensor | None, batch: Tensor | None, return_graph: bool
+    ) -> tuple[Tensor, list[Graph]]:
         problem = self.learner.prepare(x, y=y, batch=batch)
         out, graphs = x, []
         for _ in range(self.num_iterations):
@@ -100,7 +72,7 @@ class DyBGR(nn.Module):
             out = self.conv.along(x, neighbors)
             if return_graph:
                 graphs.append(neighbors.edges())
-        return (out, graphs) if return_graph else out
+        return out, graphs
 
     def extra_repr(self) -> str:
         return f"num_iterations={self.num_iterations}"
@@ -160,6 +132,4 @@ class DyBGRBlock(BatchBlock):
     def mix(
         self, x: Tensor, y: Tensor | None, batch: Tensor | None, return_graph: bool
     ) -> tuple[Tensor, list[Graph]]:
-        if return_graph:
-            return self.mixer(x, y=y, batch=batch, return_graph=True)
-        return self.mixer(x, y=y, batch=batch), []
+        return self.mixer.refine(x, y, batch, return_graph)

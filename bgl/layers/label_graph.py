@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bgl._checks import check_index_vector
+from bgl._checks import check_index_vector, check_index_vectors
 from bgl.layers.pairs import Graph
 
 
@@ -40,9 +40,9 @@ class LabelGraph(nn.Module):
     def forward(self, y: Tensor, *, batch: Tensor | None = None) -> Graph:
         """Connect equal labels."""
         check_index_vector(y, y.numel() if isinstance(y, Tensor) else 0, "y")
+        check_index_vectors(y.numel(), batch=batch)
         same = y[:, None] == y[None, :]
         if batch is not None:
-            check_index_vector(batch, y.numel(), "batch")
             same = same & (batch[:, None] == batch[None, :])
         degree = same.sum(1) + 1
         target, source = same.nonzero(as_tuple=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bgl._checks import check_index_vector, check_int, check_matrix
+from bgl._checks import check_index_vectors, check_int, check_matrix
 from bgl.layers.batch_graph_conv import BatchGraphConv
 from bgl.layers.block import BatchBlock
 from bgl.layers.pairs import Graph, Neighbors
@@ -48,8 +48,7 @@ class RandomGraph(nn.Module):
     def neighbors(self, x: Tensor, batch: Tensor | None = None) -> Neighbors:
         """The graph as a fixed number of neighbours per sample."""
         check_matrix(x)
-        if batch is not None:
-            check_index_vector(batch, x.size(0), "batch")
+        check_index_vectors(x.size(0), batch=batch)
         n = x.size(0)
         node = torch.arange(n, device=x.device)[:, None]
         priority = torch.rand(n, n, device=x.device).masked_fill(node == node.t(), -1.0)

@@ -7,13 +7,14 @@ from pytorch_metric_learning.distances import CosineSimilarity
 from pytorch_metric_learning.losses import ContrastiveLoss
 from torch import Tensor, nn
 
-from bgl._checks import check_batch, check_int, check_real
+from bgl._checks import check_int, check_real
 from bgl._precision import at_least_float32, for_exact_products
+from bgl.losses.batch import WholeBatchLoss
 
 SLOPE = 10.0  # of the heuristic gradient of "is a neighbour", in the authors' code
 
 
-class ContextualSimilarityLoss(nn.Module):
+class ContextualSimilarityLoss(WholeBatchLoss):
     r"""Learn which samples share neighbours, besides which are similar.
 
     The loss of `"Supervised Metric Learning to Rank for Retrieval via Contextual Similarity
@@ -68,6 +69,8 @@ class ContextualSimilarityLoss(nn.Module):
         tensor(0.0758)
     """
 
+    REASON = "ContextualSimilarityLoss compares all samples of the batch"
+
     def __init__(
         self,
         distance: nn.Module | None = None,
@@ -88,18 +91,7 @@ class ContextualSimilarityLoss(nn.Module):
         self.mean_similarity = check_real(mean_similarity, "mean_similarity")
         self.contrastive = ContrastiveLoss(pos_margin, neg_margin, distance=self.distance)
 
-    def forward(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        indices_tuple: None = None,
-        ref_emb: None = None,
-        ref_labels: None = None,
-    ) -> Tensor:
-        """Compute the loss of ``embeddings [N, C]`` with ``labels [N]``; the rest must be None."""
-        reason = "ContextualSimilarityLoss compares all samples of the batch"
-        more = {"indices_tuple": indices_tuple, "ref_emb": ref_emb, "ref_labels": ref_labels}
-        check_batch(embeddings, labels, reason, **more)
+    def compute(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         labels = labels.to(embeddings.device)
         with torch.autocast(embeddings.device.type, enabled=False):
             embeddings = at_least_float32(embeddings)

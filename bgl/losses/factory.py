@@ -10,7 +10,7 @@ from pytorch_metric_learning import distances, losses, miners
 from pytorch_metric_learning.distances import BaseDistance
 from torch import Tensor, nn
 
-from bgl._checks import check_choice, check_index_vector, check_matrix
+from bgl._checks import check_choice, check_index_vector, check_matrix, check_within
 from bgl._precision import in_precision_of
 from bgl._registry import Registry
 from bgl.hyperbolic import HyperbolicDistance
@@ -182,13 +182,8 @@ class MinedLoss(nn.Module):
         check_matrix(embeddings, "embeddings")
         check_index_vector(labels, embeddings.size(0), "labels")
         known = getattr(self.loss, "num_classes", None)  # of a loss with proxies
-        if known is not None and labels.device.type == "cpu" and labels.numel():
-            low, high = (int(v) for v in labels.aminmax())
-            if low < 0 or high >= known:
-                raise ValueError(
-                    f"Expected argument `labels` to be below `num_classes` ({known}), but got "
-                    f"values from {low} to {high}"
-                )
+        if known is not None and labels.device.type == "cpu":
+            check_within(labels, "labels", 0, known - 1, "classes of the loss")
         labels = labels.long()  # losses with proxies take nothing else
         embeddings = in_precision_of(self.loss, embeddings)
         if self.miner is None:

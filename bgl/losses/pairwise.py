@@ -7,13 +7,9 @@ from pytorch_metric_learning.distances import CosineSimilarity
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from bgl._checks import (
-    check_batch,
-    check_choice,
-    check_real,
-    readable,
-)
+from bgl._checks import check_choice, check_real, readable
 from bgl._precision import at_least_float32, exact_matmul, for_exact_products
+from bgl.losses.batch import WholeBatchLoss
 
 # Pairs whose losses are computed at once, and kept for the gradient: some 4 GB. Of more, blocks of
 # anchors are computed, and computed again for the gradient.
@@ -22,7 +18,7 @@ DENSE_PAIRS = 2**26
 PRODUCT_ENTRIES = 2**20
 
 
-class PairwiseCrossEntropyLoss(nn.Module):
+class PairwiseCrossEntropyLoss(WholeBatchLoss):
     r"""Cross-entropy over the ordered pairs of samples of each class.
 
     The loss of `"Hyperbolic Vision Transformers: Combining Improvements in Metric Learning"
@@ -76,6 +72,8 @@ class PairwiseCrossEntropyLoss(nn.Module):
         tensor(0.9668)
     """
 
+    REASON = "PairwiseCrossEntropyLoss builds its own pairs from `embeddings` and `labels`"
+
     def __init__(
         self, temperature: float = 0.1, distance: nn.Module | None = None, reduction: str = "mean"
     ) -> None:
@@ -84,18 +82,7 @@ class PairwiseCrossEntropyLoss(nn.Module):
         self.distance = CosineSimilarity() if distance is None else distance
         self.reduction = check_choice(reduction, "reduction", ("mean", "sum"))
 
-    def forward(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        indices_tuple: None = None,
-        ref_emb: None = None,
-        ref_labels: None = None,
-    ) -> Tensor:
-        """Compute the loss of ``embeddings [N, C]`` with ``labels [N]``; the rest must be None."""
-        reason = "PairwiseCrossEntropyLoss builds its own pairs from `embeddings` and `labels`"
-        more = {"indices_tuple": indices_tuple, "ref_emb": ref_emb, "ref_labels": ref_labels}
-        check_batch(embeddings, labels, reason, **more)
+    def compute(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         labels = labels.to(embeddings.device)
         if readable(labels):
             _check_balanced(labels)

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bgl._checks import check_matrix, check_real, describe
-from bgl._precision import at_least_float32, exact_matmul
+from bgl._checks import check_real
+from bgl.losses.batch import check_pairs, cosines
 
 
 class RelaxedContrastiveLoss(nn.Module):
@@ -109,17 +109,9 @@ class RelatedNeighborsLoss(nn.Module):
 
 def _pairs(embeddings: Tensor, relations: Tensor) -> tuple[Tensor, Tensor]:
     """Cosines and relations of all pairs, checked, in the same precision."""
-    check_matrix(embeddings, "embeddings", "[N, D]")
-    check_matrix(relations, "relations", "[N, N]")
-    n = len(embeddings)
-    if relations.shape != (n, n):
-        raise ValueError(
-            f"Expected argument `relations` to have a row and a column for each of {n} "
-            f"embeddings, but got {describe(relations)}"
-        )
-    with torch.autocast(embeddings.device.type, enabled=False):
-        unit = F.normalize(at_least_float32(embeddings), dim=1)
-        return exact_matmul(unit, unit.t()), relations.detach().to(unit)
+    cosine = cosines(embeddings)
+    check_pairs(relations, "relations", len(cosine))
+    return cosine, relations.detach().to(cosine)
 
 
 def _itself(pairs: Tensor) -> Tensor:

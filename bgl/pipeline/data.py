@@ -6,9 +6,14 @@ import dataclasses
 import warnings
 from collections.abc import Collection
 
+import torch
+from torch import Tensor
+
 from bgl.datasets import ImageDataset, Splits, download, load_dataset
 from bgl.pipeline.options import Command
 from bgl.training import TrainConfig
+
+ENOUGH = 8  # images of a class, where only some images are taken
 
 
 def load_splits(config: TrainConfig) -> Splits:
@@ -38,7 +43,47 @@ def load_splits(config: TrainConfig) -> Splits:
         table=config.table,
     )
     # packaged data have fixed validation classes, which are not used then
-    return dataclasses.replace(splits, val=None) if paper else splits
+    splits = dataclasses.replace(splits, val=None) if paper else splits
+    return at_most(splits, config.max_images)
+
+
+def at_most(splits: Splits, most: int | None) -> Splits:
+    """Take some images of each part, as many classes as there is room for.
+
+    Query and gallery have the same classes in the end.
+    """
+    if most is None:
+        return splits
+    together = [[splits.train], [splits.val], [splits.test, splits.gallery]]
+    parts = [_some([part for part in kept if part is not None], most) for kept in together]
+    (train,), val, (test, *gallery) = parts
+    return dataclasses.replace(
+        splits,
+        train=train,
+        val=val[0] if val else None,
+        test=test,
+        gallery=gallery[0] if gallery else None,
+    )
+
+
+def _some(parts: list[ImageDataset], most: int) -> list[ImageDataset]:
+    """Take the same classes of parts that share them, evenly spread."""
+    if all(len(part) <= most for part in parts):
+        return parts
+    counts = torch.stack([part.labels.bincount(minlength=part.num_classes) for part in parts])
+    classes = counts.all(0).nonzero().flatten()
+    if len(classes) == 0:
+        return parts
+    each = max(ENOUGH, most // len(classes))
+    room = len(classes) * most // int(counts[:, classes].clamp(max=each).sum(1).max())
+    places = torch.linspace(0, len(classes) - 1, max(2, min(room, len(classes)))).long()
+    return [part.subset(_first(part.labels, classes[places], each)) for part in parts]
+
+
+def _first(labels: Tensor, classes: Tensor, each: int) -> Tensor:
+    """Find the first images of each class, in the order of the data."""
+    rows = [(labels == c).nonzero().flatten()[:each] for c in classes]
+    return torch.cat(rows).sort().values
 
 
 def fit_batches(command: Command, splits: Splits) -> Command:

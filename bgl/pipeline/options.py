@@ -66,7 +66,7 @@ def make_parser(description: str | None = None) -> ArgumentParser:
     words = list[str] | str
     add_option(parser, "--recipe", str | None, None, texts["recipe"])
     add_option(parser, "--quick", bool, False, texts["quick"])
-    add_option(parser, "--method", words, ["none", "dybgr"], texts["method"])
+    add_option(parser, "--method", words, [TrainConfig.method], texts["method"])
     parser.add_argument("--seed", "--seeds", default=[0], type=list[int] | int, help=texts["seed"])
     add_option(parser, "--output-dir", str | None, None, texts["output_dir"])
     add_option(parser, "--log", words, [], texts["log"])
@@ -125,6 +125,7 @@ class StoredCommand(TypedDict):
     log: list[str]
     refine: bool
     pixels: bool | None
+    quick: bool
 
 
 def parse(argv: Sequence[str], description: str | None = None) -> Command:
@@ -154,20 +155,19 @@ def parse(argv: Sequence[str], description: str | None = None) -> Command:
         words += ["--dataset", dataset]  # that of a recipe does not count
         quick = bool(given.get("quick"))
         recipe = recipe_files(given.get("recipe"), dataset) + ([QUICK] if quick else [])
-        options = layers(parser, [*recipe, *files], words)
+        # the dataset's file names the methods that are compared by default
+        options = layers(parser, [*packaged(dataset, "base"), *recipe, *files], words)
         methods, seeds, trackers = (as_list(options[name]) for name in ("method", "seed", "log"))
         if not methods or not seeds:
             raise ValueError("Expected at least one --method and one --seed, but got none")
         configs: list[TrainConfig] = []
         free: list[frozenset[str]] = []
         for method in methods:
-            names = ["base", *str(method).split("+")]
-            packaged = [CONFIGS / options.dataset / f"{name}.yaml" for name in names]
-            packaged = [path for path in packaged if path.is_file()]
-            values = layers(parser, [*packaged, *recipe, *files], words).as_dict()
+            own = packaged(dataset, "base", *str(method).split("+"))
+            values = layers(parser, [*own, *recipe, *files], words).as_dict()
             values = {name: value for name, value in values.items() if name not in OF_A_RUN}
             # the batch of a recipe still follows the data
-            set_by_user = layers(parser, [*packaged, *files], words, Namespace()).as_dict()
+            set_by_user = layers(parser, [*own, *files], words, Namespace()).as_dict()
             unset = frozenset({"batch_size", "per_class"} - set_by_user.keys())
             values |= matching_batch(values["batch_size"], values["per_class"], unset)
             # whole paths, for bgl eval and --resume in other folders
@@ -182,6 +182,12 @@ def parse(argv: Sequence[str], description: str | None = None) -> Command:
     return Command(configs, folder, trackers, options.refine, options.pixels, quick, tuple(free))
 
 
+def packaged(dataset: str, *names: str) -> list[Path]:
+    """Return the files under configs/ that a dataset has of these names."""
+    paths = [CONFIGS / dataset / f"{name}.yaml" for name in names]
+    return [path for path in paths if path.is_file()]
+
+
 def recipe_names() -> tuple[str, ...]:
     """Return what ``--recipe`` takes: the library's own recipes, then those of the papers."""
     own = sorted(path.stem for path in (CONFIGS / "recipes").glob("*.yaml"))
@@ -192,18 +198,19 @@ def recipe_names() -> tuple[str, ...]:
 def recipe_files(name: str | None, dataset: str) -> list[Path]:
     """Return the files of a recipe: for this dataset, or else as published for CUB-200-2011.
 
+    The library's own build on ``plain``.
+
     Raises:
         ValueError: If there is no such recipe.
     """
     if name is None:
         return []
     check_choice(name, "recipe", recipe_names())
-    own, here = (CONFIGS / place / f"{name}.yaml" for place in ("recipes", dataset))
-    if own.is_file():
-        return [own]
-    if here.is_file() and dataset in {row.dataset for row in published_rows()}:
-        return [here]
-    return [CONFIGS / PAPERS / "base.yaml", CONFIGS / PAPERS / f"{name}.yaml"]
+    if packaged("recipes", name):
+        return packaged("recipes", *dict.fromkeys(("plain", name)))
+    if dataset in {row.dataset for row in published_rows()} and (here := packaged(dataset, name)):
+        return here
+    return packaged(PAPERS, "base", name)
 
 
 def _readable(error: ArgumentError) -> str:
@@ -298,6 +305,7 @@ def write_command(command: Command, folder: Path) -> None:
         "log": command.trackers,
         "refine": command.refine,
         "pixels": command.pixels,
+        "quick": command.quick,
     }
     write_text(folder / COMMAND_FILE, yaml.safe_dump(content, sort_keys=False))
 
@@ -317,7 +325,8 @@ def read_command(folder: Path) -> Command:
             f"Expected argument `--resume` to name a run folder, but {path} does not say what was "
             f"run ({' '.join(str(error).split())})"
         ) from error
-    return Command(configs, folder, content["log"], content["refine"], content["pixels"])
+    options = (content[name] for name in ("log", "refine", "pixels", "quick"))
+    return Command(configs, folder, *options)
 
 
 def option_words(name: str, value: Any) -> list[str]:

@@ -18,6 +18,8 @@ from bgl.pipeline.comparison import (
 )
 from bgl.pipeline.results import Results, Row, compared
 
+TOUR = "A tour, not a measurement: without --quick, the same command trains for real."
+
 
 class Arm(TypedDict):
     """A line of the table; figures in percent, as the table of all results has them."""
@@ -50,7 +52,7 @@ def overview(results: Results) -> Overview:
         "facts": _facts(results),
         "measured": _measured(results, groups),
         "arms": _arms(rows, groups),
-        "remarks": _remarks(groups),
+        "remarks": [*([TOUR] if results.get("quick") else []), *_remarks(groups)],
     }
 
 

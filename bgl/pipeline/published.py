@@ -27,7 +27,7 @@ class PublishedRow:
 @cache
 def published() -> dict[str, Any]:
     """Read the packaged ``published.json``: figures, and how they were obtained."""
-    return json.loads(Path(__file__).with_name("published.json").read_text())
+    return json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
 
 
 def published_rows(system: str | None = None, dataset: str | None = None) -> list[PublishedRow]:

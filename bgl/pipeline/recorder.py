@@ -18,6 +18,7 @@ from bgl.models import Encoder
 from bgl.pipeline.arrays import RECORD_FILE, Arrays, read_or_note, write_arrays
 from bgl.pipeline.results import compared
 from bgl.training import Progress, TrainingRun
+from bgl.training.progress import Vectors
 from bgl.visualization._frames import Frame, make_frame, unpack_frames
 from bgl.visualization.projection import pca
 
@@ -28,7 +29,7 @@ MOST_QUERIES, FEW_QUERIES = 5000, 200  # a larger test set is sampled
 MAP_ITEMS, MAP_DIM = 1200, 32
 BINS = 100  # of the histograms of similarities, from -1 to 1
 
-Vectors = tuple[Tensor, Tensor | None]  # of the test classes, and of their gallery
+Tested = tuple[Tensor, Tensor | None]  # embeddings of the test classes, and of their gallery
 
 
 class LastTest(Progress):
@@ -40,19 +41,16 @@ class LastTest(Progress):
 
     def __init__(self, splits: Splits) -> None:
         self.splits = splits
-        self.vectors: Vectors | None = None
+        self.vectors: Tested | None = None
 
     def measured(
-        self,
-        data: ImageDataset,
-        vectors: dict[str, Tensor],
-        gallery: dict[str, Tensor] | None = None,
+        self, data: ImageDataset, vectors: Vectors, gallery: Vectors | None = None
     ) -> None:
         if data is self.splits.test:
             self.vectors = kept(vectors), None if gallery is None else kept(gallery)
 
 
-def kept(vectors: dict[str, Tensor]) -> Tensor:
+def kept(vectors: Vectors) -> Tensor:
     """Return the vectors that are refined and shown."""
     return vectors[compared(vectors)]
 
@@ -101,10 +99,7 @@ class Recorder(LastTest):
             self._record(row["epoch"])
 
     def measured(
-        self,
-        data: ImageDataset,
-        vectors: dict[str, Tensor],
-        gallery: dict[str, Tensor] | None = None,
+        self, data: ImageDataset, vectors: Vectors, gallery: Vectors | None = None
     ) -> None:
         super().measured(data, vectors, gallery)
         if data is self.data:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from bgl import models
 from bgl._io import write_text
@@ -25,7 +24,7 @@ from bgl.models import Encoder, ModelConfig
 from bgl.models.storage import empty_model
 from bgl.pipeline.arrays import RECORD_FILE, REFINED_FILE, read_or_note, write_arrays
 from bgl.pipeline.comparison import OTHER_EPOCHS
-from bgl.pipeline.recorder import Vectors, kept
+from bgl.pipeline.recorder import Tested, kept
 from bgl.pipeline.results import Row, compared, read_record
 from bgl.refinement import refine
 from bgl.training import Evaluator, Progress, TrainConfig, make_accelerator
@@ -42,7 +41,7 @@ def refined_rows(
     folder: Path,
     splits: Splits,
     progress: Progress | None = None,
-    vectors: Vectors | None = None,
+    vectors: Tested | None = None,
 ) -> list[Row]:
     """Measure the model of a run once more, with its embeddings refined without labels: those of
     its readout or, where it has none, the backbone's.
@@ -71,16 +70,16 @@ def refined_rows(
     if earlier is not None:
         return earlier
     accelerator = make_accelerator(config.device, config.deterministic)
+    device = accelerator.device
     if vectors is None:
-        vectors = _embed(config, folder, splits, accelerator.device, progress or Progress())
+        vectors = _embed(config, folder, splits, device, progress or Progress())
     if not accelerator.is_main_process:
         return []
     embedding = compared([row["embedding"] for row in rows])
-    queries = vectors[0].to(accelerator.device)
-    others = None if vectors[1] is None else vectors[1].to(accelerator.device)
-    found, queries = refine_as_used(queries, others)
-    metrics = _measure((queries, found), splits)
-    _write_answers(folder, queries.cpu(), None if found is None else found.cpu())
+    queries, gallery = vectors
+    refined = refine_as_used((queries.to(device), None if gallery is None else gallery.to(device)))
+    metrics = _measure(refined, splits)
+    _write_answers(folder, refined)
     result: list[Row] = [
         {**chosen_epoch_only(row), "metrics": metrics, "transductive": True}
         for row in rows
@@ -110,12 +109,9 @@ def measure_refined(
         Retrieval metrics of "plain" and "refined"; the latter are transductive.
     """
     evaluator = Evaluator(encoder, workers=workers, batch_size=batch_size)
-    queries, gallery = embed_to_refine(evaluator, splits)
-    found, refined = refine_as_used(queries, gallery, **options)
-    return {
-        "plain": _measure((queries, gallery), splits),
-        "refined": _measure((refined, found), splits),
-    }
+    plain = embed_to_refine(evaluator, splits)
+    refined = refine_as_used(plain, **options)
+    return {"plain": _measure(plain, splits), "refined": _measure(refined, splits)}
 
 
 def check_refinement(
@@ -158,7 +154,7 @@ def check_refinement(
     return forecast(x, **{**setting, "k": min(setting.get("k", K), max(1, len(x) - 1))})
 
 
-def embed_to_refine(evaluator: Evaluator, splits: Splits) -> Vectors:
+def embed_to_refine(evaluator: Evaluator, splits: Splits) -> Tested:
     """Embed the test classes and their gallery: the embedding of the model that is refined."""
     gallery = splits.gallery
     return (
@@ -167,16 +163,16 @@ def embed_to_refine(evaluator: Evaluator, splits: Splits) -> Vectors:
     )
 
 
-def refine_as_used(
-    queries: Tensor, gallery: Tensor | None, k: int = K, **options: Any
-) -> tuple[Tensor | None, Tensor]:
+def refine_as_used(tested: Tested, k: int = K, **options: Any) -> Tested:
     """Refine the gallery and the queries against it; without a gallery the queries are one."""
+    queries, gallery = tested
     if gallery is None:
-        return None, refine(queries, k=min(k, len(queries) - 1), **options)
-    return refine(gallery, queries, k=min(k, len(gallery) - 1), **options)
+        return refine(queries, k=min(k, len(queries) - 1), **options), None
+    gallery, queries = refine(gallery, queries, k=min(k, len(gallery) - 1), **options)
+    return queries, gallery
 
 
-def _measure(vectors: Vectors, splits: Splits) -> Metrics:
+def _measure(vectors: Tested, splits: Splits) -> Metrics:
     labels = None if splits.gallery is None else splits.gallery.labels
     cutoffs = recall_at(splits.name)
     return retrieval_metrics(vectors[0], splits.test.labels, vectors[1], labels, k=cutoffs)
@@ -184,7 +180,7 @@ def _measure(vectors: Vectors, splits: Splits) -> Metrics:
 
 def _embed(
     config: TrainConfig, folder: Path, splits: Splits, device: torch.device, progress: Progress
-) -> Vectors:
+) -> Tested:
     """Embed the test classes with the model that a run has stored; each process a share."""
     loaded: list[Encoder] = []  # in the first process
 
@@ -206,11 +202,12 @@ def chosen_epoch_only(row: Row) -> Row:
     return kept
 
 
-def _write_answers(folder: Path, queries: Tensor, gallery: Tensor | None) -> None:
+def _write_answers(folder: Path, refined: Tested) -> None:
     """Write the nearest images of the queries whose plain answers the page shows."""
     recorded = read_or_note(folder / RECORD_FILE, [])
     if "nearest" not in recorded:
         return
     rows, k = recorded["queries"], recorded["nearest"].shape[1]
-    answers = nearest(queries, torch.from_numpy(rows), k, gallery).numpy().astype(np.int32)
+    queries, gallery = refined
+    answers = nearest(queries, torch.from_numpy(rows), k, gallery).cpu().numpy().astype(np.int32)
     write_arrays(folder / REFINED_FILE, {"queries": rows, "nearest": answers})

@@ -100,6 +100,7 @@ class About(TypedDict, total=False):
     """What a reader of results.json needs to know to trust its rows."""
 
     started: str
+    quick: bool  # a tour, whose figures say nothing
     seconds: float
     failed: dict[str, str]  # models that the last command could not train, and why
     dataset: Dataset
@@ -214,8 +215,9 @@ def check_about(earlier: Results, now: About, folder: Path) -> None:
             f"Expected the data of {folder / RESULTS_FILE}, but got other data: "
             f"{_differences(stored, wanted)}. Restore them, or use another --output-dir"
         )
-    names = ("protocol", "selection", "backbone", "weights", "image_size")
+    names = ("quick", "protocol", "selection", "backbone", "weights", "image_size")
     before, after = ({n: v for n, v in about.items() if n in names} for about in (earlier, now))
+    before = {"quick": False, **before}  # which a run of an earlier version does not say
     if before != after:
         raise ValueError(
             f"Expected the options of {folder / RESULTS_FILE}, whose rows go into one table with "

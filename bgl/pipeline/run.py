@@ -1,10 +1,11 @@
 """Train and measure the whole pipeline: ``bgl train [--dataset emoji] ...``
 
 Without arguments: the packaged emoji, EfficientNet-Lite0 with ImageNet weights, and one table with
-the raw pixels, the pretrained encoder as it is, the encoder fine-tuned without a graph, and
-fine-tuned with DyBGR. Everything lands in a run folder. A run that was interrupted goes on with
-``--resume FOLDER``, or when the same command is given again with its ``--output-dir``. Several
-processes train as one: ``torchrun --nproc-per-node=N benchmarks/run.py ...``.
+the raw pixels, the pretrained encoder as it is, fine-tuned without a graph (the recipe plain), and
+with one (graph). Other data are trained on without a graph unless one is asked for. Everything
+lands in a run folder. A run that was interrupted goes on with ``--resume FOLDER``, or when the
+same command is given again with its ``--output-dir``. Several processes train as one: ``torchrun
+--nproc-per-node=N benchmarks/run.py ...``.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from bgl.pipeline.files import read_results
 from bgl.pipeline.folder import locked, new_folder
 from bgl.pipeline.options import Command, parse, write_command
 from bgl.pipeline.outcome import FAILURES, Outcome
+from bgl.pipeline.overview import TOUR
 from bgl.pipeline.picture import GRAPH_FILE, draw_first_graph
 from bgl.pipeline.recorder import LastTest, Recorder
 from bgl.pipeline.refined import refined_rows
@@ -171,7 +173,11 @@ def claimed(command: Command, splits: Splits) -> Iterator[Run]:
     first = command.configs[0]
     # before anything starts CUDA, or asks for the state of the processes
     make_accelerator(first.device, first.deterministic)
-    about: About = {"started": f"{datetime.now():%Y-%m-%d %H:%M:%S}", **describe(first, splits)}
+    about: About = {
+        "started": f"{datetime.now():%Y-%m-%d %H:%M:%S}",
+        "quick": command.quick,
+        **describe(first, splits),
+    }
 
     def claim() -> tuple[Path, list[Row]]:
         folder = command.folder or new_folder(splits.name)
@@ -245,9 +251,6 @@ epoch: {selection}.
 """
 
 
-TOUR = "A tour, not a measurement: without --quick, the same command trains for real.\n"
-
-
 def show(run: Run, console: Console) -> None:
     """Print the table and write the page."""
     splits, rows, folder = run.splits, run.rows, run.folder
@@ -256,7 +259,9 @@ def show(run: Run, console: Console) -> None:
         f"{splits.name}: retrieval among the {splits.test.num_classes} test classes, in percent",
         list(run.about["failed"]),
     )
-    legend = f"{TOUR if run.command.quick else ''}{LEGEND.format(selection=run.about['selection'])}"
+    legend = LEGEND.format(selection=run.about["selection"])
+    if run.about["quick"]:
+        legend = f"{TOUR}\n{legend}"
     console.print(legend, highlight=False, markup=False, soft_wrap=True)
     if all(row["method"] != "pixels" for row in rows):
         console.print("without the raw pixels of so many images: --pixels measures them")

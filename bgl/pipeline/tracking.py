@@ -14,12 +14,11 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_availa
 from accelerate.utils import LoggerType
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from torch import Tensor
 from torch_geometric.data import Data
 
+from bgl.pipeline.picture import graph_figure
 from bgl.pipeline.recorder import Recorder
 from bgl.training import Progress, TrainingRun
-from bgl.visualization.batch_graph import draw_batch_graph
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -95,9 +94,8 @@ class Trackers(Progress):
             y=recorder.data.labels[recorder.batch],
             num_nodes=len(recorder.batch),
         )
-        figure, ax = plt.subplots(figsize=(9, 9), layout="constrained")
-        draw_batch_graph(data, thumbnails(recorder), max_edges=300, ax=ax)
-        ax.set_title(f"epoch {epoch}")
+        figure = graph_figure(data, recorder.data, recorder.batch, max_edges=300)
+        figure.axes[0].set_title(f"epoch {epoch}")
         picture = pixels(figure)
         plt.close(figure)
         for tracker in self.trackers:
@@ -146,13 +144,6 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, bool | int | flo
         else:
             plain[prefix + name] = value if isinstance(value, (bool, int, float)) else str(value)
     return plain
-
-
-def thumbnails(recorder: Recorder, side: int = 48) -> Tensor:
-    """Return the pictures of the recorder's batch, resized to one size."""
-    images = [recorder.data.read(i)[None].float() for i in recorder.batch]
-    resized = [torch.nn.functional.interpolate(image, side, mode="area") for image in images]
-    return torch.cat(resized).round().byte()
 
 
 def pixels(figure: Figure) -> np.ndarray:

@@ -5,8 +5,9 @@ Needs ``pip install bgl[train]``. On the command line: ``python -m bgl.search --
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from bgl._lazy import lazily
 
 if TYPE_CHECKING:
     from bgl.images.finding import find_images
@@ -15,16 +16,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Hit", "SearchIndex", "find_images", "write_results"]
 
-# Imported when they are asked for: the command line is slow to start otherwise.
-_HOMES = {
-    "Hit": "bgl.search.index",
-    "SearchIndex": "bgl.search.index",
-    "find_images": "bgl.images.finding",
-    "write_results": "bgl.search.page",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazily(
+    __name__,
+    {
+        "bgl.images.finding": ["find_images"],
+        "bgl.search.index": ["Hit", "SearchIndex"],
+        "bgl.search.page": ["write_results"],
+    },
+)

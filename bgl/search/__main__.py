@@ -24,7 +24,7 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     parser = Parser(prog=prog, description="Find the images nearest to an image.")
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="Embed images with a trained model and index them.")
-    build.add_argument("run", help="Folder with model.json, or hf-hub:USER/NAME.")
+    build.add_argument("run", help="Folder with model.json, emoji, or hf-hub:USER/NAME.")
     build.add_argument("images", nargs="+", help=f"{IMAGES} Or the folder that bgl embed wrote.")
     build.add_argument(
         "--output",

@@ -16,13 +16,15 @@ import torch
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from bgl._checks import check_device, check_finite, describe
 from bgl._io import atomic_path
 from bgl._neighbors import Converted, exact_search, to_numpy
+from bgl.embedding.about import About
+from bgl.hyperbolic import rank_factors
 from bgl.search import approximate
-from bgl.search.factors import entry_factors, query_factors
-from bgl.search.store import About, Rows
+from bgl.search.store import Rows
 
 INDEX_FILE = "index.safetensors"
 _LOCK_FILE = ".index.lock"  # whoever changes the index holds it
@@ -177,6 +179,16 @@ class FolderStore:
         self._entries: Tensor | Converted = self._converted(self._vectors, entry_factors)
         if not approximate.factory(*shape):  # small enough to be kept
             self._entries = self._entries[:]
+
+
+def entry_factors(x: Tensor, curvature: float | None) -> Tensor:
+    """Factors [N, W] of images: the nearest have the largest products with those of a query."""
+    return normalize(x.float()) if curvature is None else rank_factors(x.float(), c=curvature)[1]
+
+
+def query_factors(x: Tensor, curvature: float | None) -> Tensor:
+    """Factors [Q, W] of queries."""
+    return normalize(x.float()) if curvature is None else -rank_factors(x.float(), c=curvature)[0]
 
 
 def _write(

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from bgl._checks import check_choice, check_int, check_matrix
+from bgl._checks import check_choice, check_finite, check_int, check_matrix
+from bgl.embedding.about import About
 from bgl.embedding.embedder import width
-from bgl.hyperbolic import HyperbolicDistance, paired_distance
+from bgl.hyperbolic import paired_distance
 from bgl.images import BrokenImageError
 from bgl.images.finding import find_images
 from bgl.models import Encoder, load, model_digest
-from bgl.models.files import HUB
+from bgl.models.files import address
 from bgl.search.approximate import candidates
-from bgl.search.images import embed_files
-from bgl.search.store import About, Rows, Store, create_store, open_store
+from bgl.search.store import Rows, Store, create_store, open_store
 
 Progress = Callable[[int, int], None]
 
@@ -113,9 +113,7 @@ class SearchIndex:
         config = encoder.config
         output = config.embedding if output == "default" else output
         check_choice(output, "output", config.embeddings)
-        distance = config.distance_of(output)
-        curvature = distance.c if isinstance(distance, HyperbolicDistance) else None
-        run = str(run) if str(run).startswith(HUB) else str(Path(run).absolute())
+        curvature = config.curvature if output == "head" else None
         rows: Iterable[Rows]
         broken: list[BrokenImageError] = []
         if _is_embedded(images):
@@ -125,7 +123,7 @@ class SearchIndex:
                 encoder, find_images(images), output, batch_size, workers, progress
             )
             rows = [new]
-        about = About(run, model, output, width(encoder, output), curvature)
+        about = About(address(run), model, output, curvature, width(encoder, output))
         return cls(encoder, create_store(store, about, rows, encoder.device), str(store), broken)
 
     @classmethod
@@ -249,12 +247,12 @@ class SearchIndex:
         gone = [image for image in images if not Path(image).exists()]
         known = self._found(gone)
         files = find_images([image for image in images if image not in gone])
-        x, paths = known.vectors, [Path(key) for key in known.keys]
+        x, keys = known.vectors, known.keys
         broken: list[BrokenImageError] = []
         if files:
-            embedded, read, broken = embed_files(self.encoder, files, self.store.about.output)
-            x, paths = torch.cat([x, embedded]), [*paths, *read]
-        return dict(zip(paths, self.nearest(x, k, label), strict=True)), broken
+            new, broken = _embed(self.encoder, files, self.store.about.output)
+            x, keys = torch.cat([x, new.vectors]), [*keys, *new.keys]
+        return dict(zip(map(Path, keys), self.nearest(x, k, label), strict=True)), broken
 
     @torch.no_grad()
     def nearest(self, x: Tensor, k: int = 10, label: str | None = None) -> list[list[Hit]]:
@@ -338,13 +336,24 @@ def _embed(
     encoder: Encoder,
     files: Sequence[Path],
     output: str,
-    batch_size: int,
-    workers: int,
-    progress: Progress,
+    batch_size: int = 64,
+    workers: int = 0,
+    progress: Progress = _silent,
 ) -> tuple[Rows, list[BrokenImageError]]:
-    """Embed files; their labels are the names of their folders."""
-    x, paths, broken = embed_files(encoder, files, output, batch_size, workers, progress)
-    return Rows([str(path) for path in paths], [path.parent.name for path in paths], x), broken
+    """Embed the files that can be read; their labels are the names of their folders."""
+    broken: dict[int, BrokenImageError] = {}
+    done = 0
+
+    def on_batch(images: int) -> None:
+        nonlocal done
+        done += images
+        progress(done, len(files))
+
+    x = encoder.embed(files, batch_size, output, workers, on_batch, broken.__setitem__)
+    check_finite(x, "the embeddings")
+    read = [path for i, path in enumerate(files) if i not in broken]
+    rows = Rows([str(path) for path in read], [path.parent.name for path in read], x)
+    return rows, list(broken.values())
 
 
 def _is_embedded(images: Sequence[str | Path]) -> bool:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from bgl._checks import check_finite
 from bgl._extras import extra
-from bgl.search.store import MILVUS, About, Rows
+from bgl.embedding.about import About
+from bgl.search.store import MILVUS, Rows
 
 with extra("milvus"):
     from pymilvus import DataType, MilvusClient, MilvusException

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from bgl._checks import check_choice
-from bgl.models.config import EMBEDDINGS
+from bgl.embedding.about import About
 
 MILVUS = "milvus:"  # begins the address of a Milvus store
 
@@ -22,31 +20,6 @@ class Rows(NamedTuple):
     keys: list[str]
     labels: list[str]
     vectors: Tensor
-
-
-@dataclass(frozen=True)
-class About:
-    """Whose vectors an index holds.
-
-    Attributes:
-        run: Where the model is, as :func:`bgl.models.load` takes it.
-        model: The model's digest, :func:`bgl.models.model_digest`.
-        output: Which of its embeddings this is: "readout", "backbone" or "head".
-        dim: Dimension of the vectors.
-        curvature: Curvature of the ball that they lie on; None: they are compared by cosine.
-    """
-
-    run: str
-    model: str
-    output: str
-    dim: int
-    curvature: float | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("run", "model"):
-            if not isinstance(getattr(self, name), str):
-                raise TypeError(f"`{name}` is no text")
-        check_choice(self.output, "output", EMBEDDINGS)
 
 
 class Store(Protocol):

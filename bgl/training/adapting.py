@@ -19,12 +19,9 @@ from torch.nn.functional import normalize
 
 from bgl import models
 from bgl._checks import check_choice, check_int, check_real
-from bgl._io import remove_leftovers
 from bgl._memory import out_of_memory
 from bgl._neighbors import nearest
 from bgl.datasets import ImageDataset
-from bgl.images import train_transform
-from bgl.images.loading import ImageLoader, num_workers
 from bgl.losses import RelatedNeighborsLoss, RelaxedContrastiveLoss
 from bgl.models import BatchGraphOutput, Encoder
 from bgl.readout import LinearReadout
@@ -32,8 +29,8 @@ from bgl.refinement import RefinedGallery, gallery_readout
 from bgl.samplers import ClassBalancedSampler
 from bgl.training.average import WeightAverage
 from bgl.training.build import make_accelerator, make_optimizer, make_schedule
-from bgl.training.checkpoint import Checkpoint, Position
-from bgl.training.config import TrainConfig
+from bgl.training.checkpoint import Checkpoint
+from bgl.training.config import TrainConfig, check_unchanged
 from bgl.training.distributed import (
     broadcast_module,
     gather_rows,
@@ -43,13 +40,11 @@ from bgl.training.distributed import (
     shares,
 )
 from bgl.training.evaluation import Evaluator
-from bgl.training.history import write_history
-from bgl.training.interruption import Interrupted, Interruption
-from bgl.training.ledger import Done, Ledger
-from bgl.training.loading import SeededCrops, seeded_batches, training_images
+from bgl.training.interruption import Interruption
 from bgl.training.loop import check_processes, freeze_batch_norm
-from bgl.training.progress import Progress, TrainingRun
+from bgl.training.progress import Progress
 from bgl.training.step import Step
+from bgl.training.trainer import Trainer
 
 LOSSES = {"related": RelatedNeighborsLoss, "relaxed": RelaxedContrastiveLoss}
 VIEWS = (1, 2)  # seeds of the two augmented views whose neighbours are compared
@@ -126,14 +121,7 @@ class AdaptConfig:
         Raises:
             ValueError: If one that defines the result differs; the message names it.
         """
-        now = self.to_dict()
-        circumstances = {"device", "workers", "checkpoint_minutes"}
-        changed = sorted(n for n in now.keys() - circumstances if stored.get(n) != now[n])
-        if changed:
-            raise ValueError(
-                f"Expected {place} to belong to these options, but {', '.join(changed)} differ; "
-                "use another --output-dir"
-            )
+        check_unchanged(self.to_dict(), stored, place)
 
 
 class Relations(nn.Module):
@@ -274,12 +262,9 @@ def _adapt(
     make_relations: Callable[..., Relations],
 ) -> tuple[Encoder, list[dict[str, Any]]]:
     training = config.as_training()
-    accelerator = make_accelerator(config.device)
+    device = make_accelerator(config.device).device
     check_processes(training, num_processes())
-    device, digest = accelerator.device, _digest(encoder, data)
-    if accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(folder)
+    digest = _digest(encoder, data)
     set_seed(config.seed)
     model = copy.deepcopy(encoder.model).to(device).requires_grad_(True)
     model.readout = None  # the gallery's metric takes its place
@@ -291,21 +276,11 @@ def _adapt(
         older, workers=config.workers, progress=progress, interruption=interruption
     )
 
-    own = shares(config.batch_size, num_processes())
-    mine = own[process_index()]
-    crop = train_transform(
-        describe.image_size, describe.mean, describe.std, (config.crop_scale, 1.0)
-    ).crop
-    loader = ImageLoader(
-        SeededCrops(data, crop),
-        image_size=describe.image_size,
-        batch_size=len(mine),
-        workers=num_workers(config.workers, isinstance(data.images, Tensor)),
-    )
     channels = older.embed(data.subset([0])).size(1)
     relations = make_relations(len(data), channels, config.k, config.shrinkage).to(device)
+    numbers = torch.arange(len(data))
     sampler = ClassBalancedSampler(  # a group is a class, drawn with its nearest ones
-        torch.arange(len(data)),
+        numbers,
         config.batch_size,
         relations.views,
         config.seed,
@@ -319,55 +294,22 @@ def _adapt(
         return {"loss": criterion(output.features, relations(batch))}
 
     step = Step(training, model, optimizer, device, losses, average=average)
-    parts: dict[str, Any] = {
-        "model": model,
-        "optimizer": optimizer,
-        "schedule": schedule,
-        "scaler": step.scaler,
-        "average": average,
-        "relations": relations,
-    }
-    checkpoint = Checkpoint(folder, config, digest, parts, describe, device)
-    resumed = checkpoint.load()
-    position = resumed or Position()
+    parts = {**step.parts, "schedule": schedule, "relations": relations}
+    trainer = Trainer(
+        training,
+        data,
+        numbers,
+        older,
+        sampler,
+        step,
+        schedule,
+        Checkpoint(folder, config, digest, parts, older),
+        choose=best_epoch,
+        goes_on=partial(_goes_on, config=config),
+        progress=progress,
+        interruption=interruption,
+    )
     broadcast_module(relations)
-    history = position.history
-    ledger = Ledger(training, data.paths, None)
-
-    def train_epoch(epoch: int) -> None:
-        position.row = position.row or {"epoch": epoch, "lr": schedule.get_last_lr()[0]}
-        sampler.set_positions(relations.refined)
-        batches = seeded_batches(sampler, config.seed, epoch)
-        numbers = torch.tensor([[i for i, _ in batch] for batch in batches]).to(device)
-        freeze_batch_norm(model.train().backbone)
-        progress.start(f"epoch {epoch}/{config.epochs}", len(sampler))
-        progress.advance(position.step)
-        coming = [batch[mine.start : mine.stop] for batch in batches[position.step :]]
-        for images in training_images(loader, coming, older):
-            batch, seeds = zip(*batches[position.step], strict=True)
-            output, reading = step(
-                images,
-                numbers[position.step],
-                criterion,
-                criterion,
-                seed=seeds[mine.start],
-                sizes=[len(share) for share in own],
-            )
-            ledger.settle(position)
-            ledger.running = Done(
-                reading=reading,
-                features=output.features.detach(),
-                labels=numbers[position.step],
-                batch=batch,
-                where=f"epoch {epoch}, step {position.step + 1}",
-            )
-            schedule.step()
-            position.step += 1
-            progress.advance(1)
-            interruption.check()
-        ledger.settle(position)
-        average.after_epoch(model)
-        position.row |= {name: value / len(sampler) for name, value in position.sums.items()}
 
     def view(number: int) -> Tensor:
         """Features of an augmented view of the images, or of some of them where there are many."""
@@ -377,73 +319,55 @@ def _adapt(
         parts = shares(len(keys), num_processes())
         part = parts[process_index()]
         keys = keys[part.start : part.stop]
-        batches = [keys[i : i + len(mine)] for i in range(0, len(keys), len(mine))]
+        size = len(trainer.shares[process_index()])
+        batches = [keys[i : i + size] for i in range(0, len(keys), size)]
         progress.start("comparing neighbours of two views", len(keys))
-        together = min(map(len, parts)) // max(map(len, own))  # batches that every process has
+        # batches that every process has
+        together = min(map(len, parts)) // max(map(len, trainer.shares))
         found: list[Tensor] = []
         with torch.no_grad():
-            for batch, images in zip(batches, training_images(loader, batches, older), strict=True):
+            for batch, images in zip(batches, trainer.images(batches), strict=True):
                 found.append(older.model.encode(images))
                 progress.advance(len(batch))
                 if len(found) <= together:
                     interruption.check()
         return gather_rows(torch.cat(found), [len(part) for part in parts])
 
-    progress.begin(TrainingRun(training, older, resumed is not None), max(0, len(history) - 1))
-    try:
-        while _goes_on(history, config):
-            epoch = len(history)  # 0: the model as it came
-            if epoch == 0:
-                position.row = {"epoch": 0}
+    with trainer.running():
+        while trainer.goes_on(trainer.history):
+            if not trainer.history:
+                trainer.position.row = {"epoch": 0}  # the model as it came
             else:
-                train_epoch(epoch)
+                if not trainer.position.row:
+                    trainer.begin_epoch()
+                sampler.set_positions(relations.refined)
+                freeze_batch_norm(model.train().backbone)
+                trainer.train_epoch(criterion, criterion)
             features = evaluator.embed(data)["backbone"].to(device)
-            if epoch == 0:
+            if not trainer.history:
                 check_different(features, config.k)
             relations.learn(features)
             one, other = (relations.metric(view(number)) for number in VIEWS)
             found = on_first_process(partial(agreement, one, other, config.k))  # all stop together
-            row = position.row | {"agreement": found}
-            row["seconds"] = checkpoint.seconds
-            history.append(row)
-            position = Position(history)
-            if accelerator.is_main_process:
-                if _best(history) == epoch:
-                    state = older.model.state_dict()
-                    checkpoint.weights = {n: t.to("cpu", copy=True) for n, t in state.items()}
-                write_history(folder / "metrics.csv", history)
-            if checkpoint.is_due or not _goes_on(history, config):
-                checkpoint.save(position)
-            if epoch > 0:
-                progress.epoch(row)
-            interruption.check()
-    except (Interrupted, ChildProcessError):
-        ledger.settle(position)
-        checkpoint.save(position)
-        raise
-    finally:
-        loader.close()
-
-    if accelerator.is_main_process:
-        older.model.load_state_dict(checkpoint.weights)
-    broadcast_module(older.model)
+            trainer.end_epoch({"agreement": found})
+    trainer.take_chosen()
     features = evaluator.embed(data)["backbone"].to(device)
     readout = gallery_readout(features, k=config.k, shrinkage=config.shrinkage)
     broadcast_module(readout)
     adapted = older.with_readout(readout)
-    if accelerator.is_main_process:
+    if process_index() == 0:
         models.save(adapted.model, folder, adapted.config)
-    return adapted, history
+    return adapted, trainer.history
 
 
-def _best(history: list[dict[str, Any]]) -> int:
+def best_epoch(history: list[dict[str, Any]]) -> int:
     """The epoch with the best agreement, the first of equals."""
     return int(max(history, key=lambda row: row["agreement"])["epoch"])
 
 
 def _goes_on(history: list[dict[str, Any]], config: AdaptConfig) -> bool:
     done = len(history) - 1  # epochs
-    return done < config.epochs and (done < 0 or done - _best(history) < config.patience)
+    return done < config.epochs and (done < 0 or done - best_epoch(history) < config.patience)
 
 
 def check_different(features: Tensor, k: int) -> None:

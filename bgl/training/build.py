@@ -117,7 +117,9 @@ def build_encoder(
 
 def build_model(config: TrainConfig) -> tuple[BatchGraphModel, BackboneInfo]:
     """Build the model a configuration describes, with its pretrained weights."""
-    backbone, info = create_backbone(config.backbone, config.weights, config.image_size)
+    backbone, info = create_backbone(
+        config.backbone, config.weights, config.image_size, config.pool
+    )
     if (config.readout_dim or 0) > info.num_features:
         raise ValueError(
             f"Expected argument `readout_dim` (--readout-dim) to be at most the {info.num_features}"
@@ -177,6 +179,7 @@ def describe_model(config: TrainConfig, info: BackboneInfo) -> ModelConfig:
         clip_radius=config.clip_radius,
         embedding=config.select_embedding,
         head_norm=config.head_norm,
+        pool=config.pool,
     )
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bgl import models
 from bgl._io import write_pickle
-from bgl.models import ModelConfig
+from bgl.models import Encoder
 from bgl.training.distributed import on_first_process, process_index
 
 CHECKPOINT_FILE = "checkpoint.pt"
@@ -53,8 +53,7 @@ class Checkpoint:
         config: What is trained.
         digest: Of the data, :attr:`bgl.datasets.Splits.digest`.
         parts: What has a ``state_dict``, by name.
-        model: Describes the model that is measured.
-        device: Where this process trains.
+        encoder: The model that is measured.
 
     Attributes:
         weights: Those of the chosen epoch so far, in the first process. They are a part of the
@@ -67,16 +66,14 @@ class Checkpoint:
         config: Options,
         digest: str,
         parts: dict[str, Any],
-        model: ModelConfig,
-        device: torch.device,
+        encoder: Encoder,
     ) -> None:
         self.folder = folder
         self.path = folder / CHECKPOINT_FILE
         self.config = config
         self.digest = digest
         self.parts = parts
-        self.model = model
-        self.device = device
+        self.encoder = encoder
         self.weights: dict[str, Tensor] = {}
         self._started = time.perf_counter()
         self._written = time.monotonic()
@@ -105,11 +102,11 @@ class Checkpoint:
                 "position": dataclasses.asdict(position),
                 "parts": {name: part.state_dict() for name, part in self.parts.items()},
                 "weights": self.weights,
-                "random": random_state(self.device),
+                "random": random_state(self.encoder.device),
             }
             write_pickle(self.path, state)
             if self.weights:  # the best model so far, for whoever does not go on
-                models.save(self.weights, self.folder, self.model)
+                models.save(self.weights, self.folder, self.encoder.config)
         self._written = time.monotonic()
 
     def load(self) -> Position | None:
@@ -137,7 +134,7 @@ class Checkpoint:
         try:
             for name, part in self.parts.items():
                 part.load_state_dict(state["parts"][name])
-            restore_random_state(state["random"], self.device)
+            restore_random_state(state["random"], self.encoder.device)
         except Exception as error:  # as above: a part or a tensor is missing or damaged
             raise self._damaged(error) from error
         self._started = time.perf_counter() - position.seconds

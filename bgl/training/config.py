@@ -13,6 +13,7 @@ from bgl._registry import Registry, reserve
 from bgl.augment import AUGMENTATIONS
 from bgl.losses import LOSSES, MINERS
 from bgl.models import BLOCKS
+from bgl.models.config import POOLS
 from bgl.readout import COVARIANCES
 from bgl.samplers import SAMPLERS
 from bgl.training.teachers import TEACHERS
@@ -37,6 +38,7 @@ CHOICES = {
     "optimizer": ("adamw", "adam"),
     "schedule": ("linear", "constant", "step"),
     "distance": ("cosine", "hyperbolic"),
+    "pool": POOLS,
     "select_embedding": ("backbone", "head"),
     "readout": ("none", *COVARIANCES),
     "on_nonfinite": ("stop", "skip"),
@@ -62,6 +64,8 @@ class TrainConfig:
         allow_partial: Train on an incomplete dataset, with a warning that says what is missing.
         resplit: Pool the images of all parts of a folder or table of your own, and split them
             anew by class.
+        max_images: Images of each part to take at most, to look around in large data; by default
+            all.
         protocol: "honest": the epoch is chosen on validation classes and the test classes are
             measured once. "paper": as most papers do it, all train classes are trained on
             (val_fraction does not count) and the epoch with the best Recall@1 on the test
@@ -76,6 +80,8 @@ class TrainConfig:
         backbone: Encoder, a model name of timm or "torchvision:googlenet".
         weights: A file with weights, "auto" (packaged, else the hub of timm or torchvision) or
             "none" (random).
+        pool: How the encoder pools its last feature map: "avg", "max", "avgmax" (the mean of
+            both) or "default", as it was trained.
         freeze: Parts of the encoder that are not trained, by name (for instance "patch_embed").
         image_size: Side of the input images in pixels.
         resize: Shorter side of test images before the centre crop; by default 8/7 of image_size.
@@ -116,8 +122,8 @@ class TrainConfig:
         lr_decay_epochs: Epochs after which the learning rate falls, with schedule "step".
         lr_decay: What it is multiplied by each time.
         warmup: Share of the steps during which the learning rate rises.
-        ema: Decay of a moving average of the weights, for instance 0.99; that model is then
-            measured and stored, and is the older model of teachers. 0: none.
+        ema: Decay of a moving average of the weights: that model is then measured and stored, and
+            is the older model of teachers. 0: none.
         grad_clip: Largest norm of the gradient.
         train_batch_norm: Let the encoder's batch-norm statistics follow the training data.
         checkpoint_activations: Encode so many images at a time, and again in the backward pass:
@@ -161,12 +167,14 @@ class TrainConfig:
     skip_broken: bool = False
     allow_partial: bool = False
     resplit: bool = False
+    max_images: int | None = None
     protocol: str = "honest"
     eval_every: int = 1
     test_every_epoch: bool = False
-    method: str = "dybgr"
+    method: str = "none"
     backbone: str = "tf_efficientnet_lite0"
     weights: str = "auto"
+    pool: str = "default"
     freeze: list[str] = field(default_factory=list)
     image_size: int = 224
     resize: int | None = None
@@ -202,7 +210,7 @@ class TrainConfig:
     lr_decay_epochs: list[int] = field(default_factory=list)
     lr_decay: float = 0.1
     warmup: float = 0.05
-    ema: float = 0.0
+    ema: float = 0.99
     grad_clip: float = 3.0
     train_batch_norm: bool = False
     checkpoint_activations: int = 0
@@ -238,7 +246,8 @@ class TrainConfig:
         check_int(self.seed, "seed", 0)
         check_int(self.workers, "workers", -1)
         check_int(self.checkpoint_activations, "checkpoint_activations", 0)
-        minima = {"resize": self.image_size, "batches_per_epoch": 1, "readout_dim": 1}
+        minima = dict.fromkeys(("batches_per_epoch", "readout_dim", "max_images"), 1)
+        minima["resize"] = self.image_size
         for name, minimum in minima.items():
             if getattr(self, name) is not None:
                 check_int(getattr(self, name), name, minimum)
@@ -335,12 +344,7 @@ class TrainConfig:
         now, then = self.to_dict(), TrainConfig.from_dict(stored).to_dict()
         for values in (now, then):
             values["cached"] = values["cache"] is not None
-        defining = (now.keys() | then.keys()) - set(CIRCUMSTANCES)
-        if changed := sorted(name for name in defining if then.get(name) != now.get(name)):
-            raise ValueError(
-                f"Expected {place} to belong to this configuration, but {', '.join(changed)} "
-                "differ; use another --output-dir"
-            )
+        check_unchanged(now, then, place)
 
     @property
     def block_names(self) -> list[str]:
@@ -356,6 +360,16 @@ class TrainConfig:
     def head_curvature(self) -> float | None:
         """Return the curvature of the ball that the head maps into; None for a cosine head."""
         return self.curvature if self.distance == "hyperbolic" else None
+
+
+def check_unchanged(now: Mapping[str, Any], then: Mapping[str, Any], place: Path) -> None:
+    """Refuse what was stored at ``place`` with other options, but for :data:`CIRCUMSTANCES`."""
+    defining = (now.keys() | then.keys()) - set(CIRCUMSTANCES)
+    if changed := sorted(name for name in defining if then.get(name) != now.get(name)):
+        raise ValueError(
+            f"Expected {place} to belong to this configuration, but {', '.join(changed)} "
+            "differ; use another --output-dir"
+        )
 
 
 reserve(["none", *(each.name for each in dataclasses.fields(TrainConfig))], "an option of a run")

@@ -14,17 +14,17 @@ from bgl.metrics.retrieval import Ranking
 from bgl.models import Encoder
 from bgl.training.distributed import gather_rows, num_processes, process_index, shares
 from bgl.training.interruption import Interruption
-from bgl.training.progress import Progress
+from bgl.training.progress import Progress, Vectors
 
 Metrics = dict[str, float]
 
 
 def evaluate(
-    vectors: dict[str, Tensor],
+    vectors: Vectors,
     labels: Tensor,
     k: tuple[int, ...],
     head_distance: Any = "cosine",
-    gallery: dict[str, Tensor] | None = None,
+    gallery: Vectors | None = None,
     gallery_labels: Tensor | None = None,
 ) -> dict[str, Metrics]:
     """Measure retrieval by each embedding: the head's by its distance, others by cosine.
@@ -74,7 +74,7 @@ class Evaluator:
     interruption: Interruption = field(default_factory=Interruption)
     cache: ImageCache | None = None
 
-    def embed(self, data: ImageDataset) -> dict[str, Tensor]:
+    def embed(self, data: ImageDataset) -> Vectors:
         """Embed every image: ``{"backbone": [N, C], "head": [N, D], …}``, float32.
 
         They stay on a GPU, where they are measured.
@@ -112,7 +112,7 @@ class Evaluator:
         self,
         queries: ImageDataset,
         gallery: ImageDataset | None = None,
-        vectors: dict[str, Tensor] | None = None,
+        vectors: Vectors | None = None,
     ) -> dict[str, Metrics]:
         """Measure retrieval by each embedding; ``vectors`` are the queries', if they are known."""
         vectors = self.embed(queries) if vectors is None else vectors

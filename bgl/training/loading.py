@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,9 +9,8 @@ import torch
 from torch import Tensor
 
 from bgl.datasets import ImageDataset
-from bgl.images.loading import ImageLoader, Key
+from bgl.images.loading import Key
 from bgl.images.transforms import Crop
-from bgl.models import Encoder
 from bgl.samplers import BatchSampler
 
 
@@ -50,18 +48,3 @@ def seeded_batches(sampler: BatchSampler, seed: int, epoch: int) -> list[list[Ke
         list(zip(batch, random.integers(2**32, size=len(batch)).tolist(), strict=True))
         for batch in sampler
     ]
-
-
-def training_images(
-    loader: ImageLoader, batches: Sequence[Sequence[Key]], encoder: Encoder
-) -> Iterator[Tensor]:
-    """Load batches of augmented images [N, 3, H, W] onto the encoder's device, normalised.
-
-    Raises:
-        BrokenImageError: If an image cannot be read.
-        ChildProcessError: If a loading process was lost.
-    """
-    for images, broken in loader.load(batches):
-        if broken:
-            raise broken[min(broken)]
-        yield encoder.to_device(images)

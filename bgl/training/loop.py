@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bgl import models
-from bgl._io import remove_leftovers, write_tensors
+from bgl._io import write_tensors
 from bgl._memory import out_of_memory, peak_memory_mb
 from bgl._precision import at_least_float32
 from bgl.augment import AugmentedLoss, ClassStatistics
 from bgl.datasets import Splits, recall_at
-from bgl.images import ImageCache, train_transform
-from bgl.images.loading import ImageLoader, Key, num_workers
+from bgl.images import ImageCache
 from bgl.images.transforms import resized_side
 from bgl.layers import FeatureMemory
 from bgl.models import BackboneInfo, BatchGraphOutput, Encoder
@@ -35,22 +34,20 @@ from bgl.training.build import (
     make_optimizer,
     make_schedule,
 )
-from bgl.training.checkpoint import Checkpoint, Position
+from bgl.training.checkpoint import Checkpoint
 from bgl.training.config import TrainConfig
 from bgl.training.distributed import (
     broadcast_module,
     num_processes,
     process_index,
-    shares,
 )
 from bgl.training.evaluation import Evaluator, Metrics
-from bgl.training.history import chosen_epoch, graph_statistics, write_history
-from bgl.training.interruption import Interrupted, Interruption
-from bgl.training.ledger import Done, Ledger
-from bgl.training.loading import SeededCrops, seeded_batches, training_images
-from bgl.training.progress import Progress, TrainingRun
+from bgl.training.history import chosen_epoch
+from bgl.training.interruption import Interruption
+from bgl.training.progress import Progress, Vectors
 from bgl.training.readout import Readout, add_readout
-from bgl.training.step import Step, Throughput
+from bgl.training.step import Step
+from bgl.training.trainer import Trainer
 
 
 @dataclass
@@ -130,14 +127,9 @@ def _train(
     progress: Progress,
     interruption: Interruption,
 ) -> TrainResult:
-    accelerator = make_accelerator(config.device, config.deterministic)
-    device = accelerator.device
-    check_processes(config, accelerator.num_processes)
+    device = make_accelerator(config.device, config.deterministic).device
+    check_processes(config, num_processes())
     check_classes(config, splits)
-    if accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(folder)
-
     data = splits.train
     encoder, info = build_encoder(config, device)
     if device.type == "cuda":
@@ -153,30 +145,13 @@ def _train(
     image_cache: ImageCache | None = None
     if config.cache is not None:
         image_cache = ImageCache(Path(config.cache), resized_side(config.image_size, config.resize))
-    own = shares(config.batch_size, num_processes())
-    mine = own[process_index()]
-    transform = train_transform(config.image_size, info.mean, info.std, (config.crop_scale, 1.0))
-    in_memory = isinstance(data.images, Tensor)  # which a GPU outruns all the same
-    loader = ImageLoader(
-        SeededCrops(data if image_cache is None else data.with_cache(image_cache), transform.crop),
-        image_size=config.image_size,
-        batch_size=len(mine),
-        workers=num_workers(config.workers, in_memory and device.type == "cpu"),
-    )
     sampler = build_sampler(config, data.labels)
     optimizer = make_optimizer(config, model, criterion, teachers)
     schedule = make_schedule(config, optimizer, steps=config.epochs * len(sampler))
     memory = FeatureMemory(config.memory) if config.memory > 0 else None
     step = Step(config, model, optimizer, device, compute_losses, teachers, average, memory)
 
-    parts: dict[str, Any] = {
-        "model": model,
-        "criterion": criterion,
-        "optimizer": optimizer,
-        "schedule": schedule,
-        "scaler": step.scaler,
-        "teachers": teachers,
-    }
+    parts: dict[str, Any] = {**step.parts, "criterion": criterion, "schedule": schedule}
     positions: ClassPositions | None = None
     classes: ClassStatistics | None = None
     if config.class_neighbors > 0 and isinstance(sampler, ClassPositions):
@@ -186,26 +161,33 @@ def _train(
     if plan is not None:
         parts["augmentation"] = plan.augmentation.to(device)
         augmented = AugmentedLoss(criterion.loss, plan.augmentation, criterion.miner)
-    further: dict[str, Any] = {"average": average, "memory": memory}
-    parts |= {name: part for name, part in further.items() if part is not None}
-    checkpoint = Checkpoint(folder, config, splits.digest, parts, encoder.config, device)
-    resumed = checkpoint.load()
-    position = resumed or Position()
+    trainer = Trainer(
+        config,
+        data if image_cache is None else data.with_cache(image_cache),
+        data.labels,
+        measured,
+        sampler,
+        step,
+        schedule,
+        Checkpoint(folder, config, splits.digest, parts, measured),
+        choose=lambda history: chosen_epoch(trainer.history, config),
+        goes_on=lambda history: len(history) < config.epochs,
+        progress=progress,
+        interruption=interruption,
+        classes=classes,
+    )
     broadcast_module(criterion)
     broadcast_module(teachers)
-    history = position.history
-    ledger = Ledger(config, data.paths, classes)
-    throughput = Throughput()
-    validation: dict[str, Tensor] | None = None  # embeddings of its images by the chosen epoch
+    validation: Vectors | None = None  # embeddings of its images by the chosen epoch
     k = recall_at(config.dataset)
     evaluator = Evaluator(
         measured, k, config.workers, progress=progress, interruption=interruption, cache=image_cache
     )
     embed = cache(partial(evaluator.embed, data))  # once for all who begin an epoch
-    progress.begin(TrainingRun(config, measured, resumed is not None), len(history))
-    try:
-        for epoch in range(len(history), config.epochs):
-            if not position.row:  # else it was begun by the process that this one resumes
+    with trainer.running():
+        while trainer.goes_on(trainer.history):
+            epoch = len(trainer.history)
+            if not trainer.position.row:  # else it was begun by the process that this one resumes
                 if epoch > 0:
                     teachers.begin_epoch(embed)
                 if epoch > 0 and positions is not None and classes is not None:
@@ -215,10 +197,7 @@ def _train(
                 if due is not None:
                     estimate(due, embed()["head"], data.labels)
                 embed.cache_clear()
-                position.row = {"epoch": epoch + 1, "lr": schedule.get_last_lr()[0]}
-                if config.on_nonfinite == "skip":
-                    position.row["skipped_steps"] = 0
-            row = position.row
+                trainer.begin_epoch()
             plain_criterion: nn.Module = criterion
             if plan is not None and plan.active(epoch, config.epochs):
                 plan.set_epoch(epoch + 1, config.epochs)
@@ -226,94 +205,27 @@ def _train(
             model.train()
             if not config.train_batch_norm:
                 freeze_batch_norm(model.backbone)
-            batches = seeded_batches(sampler, config.seed, epoch)
-            labels = batch_labels(data.labels, batches).to(device)  # all at once: one copy
-            progress.start(f"epoch {epoch + 1}/{config.epochs}", len(sampler))
-            progress.advance(position.step)
-            parts_of_batches = [batch[mine.start : mine.stop] for batch in batches[position.step :]]
-            loaded = training_images(loader, parts_of_batches, encoder)
-            for images in throughput.watch(loaded, config.batch_size):
-                batch, seeds = zip(*batches[position.step], strict=True)
-                last = position.step + 1 == len(sampler)
-                output, reading = step(
-                    images,
-                    labels[position.step],
-                    plain_criterion,
-                    criterion,
-                    seed=seeds[mine.start],
-                    sizes=[len(share) for share in own],
-                    indices=batch,
-                    progress=epoch / config.epochs,
-                    return_graph=last,
-                )
-                ledger.settle(position)  # the step before: this one is at work meanwhile
-                ledger.running = Done(
-                    reading=reading,
-                    features=output.features.detach(),
-                    labels=labels[position.step],
-                    batch=batch,
-                    where=f"epoch {epoch + 1}, step {position.step + 1}",
-                )
-                schedule.step()
-                if last:
-                    row |= graph_statistics(output.graphs)
-                position.step += 1
-                progress.advance(1)
-                interruption.check()
-
-            ledger.settle(position)
-            if average is not None:
-                average.after_epoch(model)
-            good = len(sampler) - row.get("skipped_steps", 0)
-            if good == 0:
-                raise FloatingPointError(f"No loss of epoch {epoch + 1} was finite")
-            row |= {name: value / good for name, value in position.sums.items()}
-            metrics, vectors = evaluate_epoch(evaluator, config, splits, row["epoch"])
-            row |= metrics
-            row["seconds"] = checkpoint.seconds
-            history.append(row)
-            position = Position(history)
-            if chosen_epoch(history, config) == row["epoch"]:
+            trainer.train_epoch(plain_criterion, criterion)
+            metrics, vectors = evaluate_epoch(evaluator, config, splits, epoch + 1)
+            if trainer.end_epoch(metrics):
                 validation = vectors
-                if accelerator.is_main_process:
-                    weights = measured.model.state_dict()
-                    checkpoint.weights = {n: t.to("cpu", copy=True) for n, t in weights.items()}
-            if accelerator.is_main_process:
-                write_history(folder / "metrics.csv", history)
-            if row["epoch"] == config.epochs or checkpoint.is_due:
-                checkpoint.save(position)
-            progress.epoch(row)
-            interruption.check()
-    except (Interrupted, ChildProcessError) as error:  # the latter between two steps as well
-        ledger.settle(position)
-        checkpoint.save(position)
-        if isinstance(error, Interrupted):
-            accelerator.wait_for_everyone()
-        elif interruption.received:  # whoever stops this run may have ended that process as well
-            raise Interrupted(interruption.received) from error
-        raise
-    finally:
-        loader.close()
-
-    if accelerator.is_main_process:
-        measured.model.load_state_dict(checkpoint.weights)
-    broadcast_module(measured.model)
+    trainer.take_chosen()
     tested, readout, dimensions = finish(config, evaluator, splits, folder, validation)
     return TrainResult(
         metrics=tested,
-        chosen_epoch=chosen_epoch(history, config),
-        history=history,
+        chosen_epoch=chosen_epoch(trainer.history, config),
+        history=trainer.history,
         readout=readout,
         backbone=info,
         dimensions=dimensions,
         num_parameters=sum(p.numel() for p in model.parameters()),
-        seconds=checkpoint.seconds,
+        seconds=trainer.checkpoint.seconds,
         peak_memory_mb=peak_memory_mb(),
         peak_gpu_memory_mb=torch.cuda.max_memory_allocated(device) / 2**20
         if device.type == "cuda"
         else None,
-        images_per_second=throughput.images_per_second,
-        waiting_for_data=throughput.waiting_for_data,
+        images_per_second=trainer.throughput.images_per_second,
+        waiting_for_data=trainer.throughput.waiting_for_data,
     )
 
 
@@ -322,7 +234,7 @@ def finish(
     evaluator: Evaluator,
     splits: Splits,
     folder: Path,
-    validation: dict[str, Tensor] | None = None,
+    validation: Vectors | None = None,
 ) -> tuple[dict[str, Metrics], Readout | None, dict[str, int]]:
     """Fit the readout of the chosen epoch's model, store it, and measure the test classes.
 
@@ -344,11 +256,6 @@ def finish(
         )
     metrics = evaluator.measure(splits.test, splits.gallery)
     return metrics, readout, {name: x.size(1) for name, x in vectors.items()}
-
-
-def batch_labels(labels: Tensor, batches: list[list[Key]]) -> Tensor:
-    """Return the labels of all batches of an epoch [steps, N]."""
-    return labels[torch.tensor([[i for i, _ in batch] for batch in batches])]
 
 
 def compute_losses(
@@ -375,7 +282,7 @@ def compute_losses(
 
 def evaluate_epoch(
     evaluator: Evaluator, config: TrainConfig, splits: Splits, epoch: int
-) -> tuple[dict[str, float], dict[str, Tensor] | None]:
+) -> tuple[dict[str, float], Vectors | None]:
     """Measure what is due after an epoch.
 
     Returns:

@@ -11,6 +11,8 @@ from bgl.datasets import ImageDataset
 from bgl.models import Encoder
 from bgl.training.config import TrainConfig
 
+Vectors = dict[str, Tensor]  # embeddings of some images, by the output of the model they are
+
 
 @dataclass(frozen=True)
 class TrainingRun:
@@ -43,10 +45,7 @@ class Progress:
         """Note that ``amount`` items are done."""
 
     def measured(
-        self,
-        data: ImageDataset,
-        vectors: dict[str, Tensor],
-        gallery: dict[str, Tensor] | None = None,
+        self, data: ImageDataset, vectors: Vectors, gallery: Vectors | None = None
     ) -> None:
         """Note the embeddings of ``data``, about to be measured (against a ``gallery``)."""
 
@@ -73,10 +72,7 @@ class ProgressList(Progress):
             listener.advance(amount)
 
     def measured(
-        self,
-        data: ImageDataset,
-        vectors: dict[str, Tensor],
-        gallery: dict[str, Tensor] | None = None,
+        self, data: ImageDataset, vectors: Vectors, gallery: Vectors | None = None
     ) -> None:
         for listener in self.listeners:
             listener.measured(data, vectors, gallery)

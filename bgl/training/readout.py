@@ -12,6 +12,7 @@ from bgl.readout import SHRINKAGE, choose_readout, fit_readout
 from bgl.training.config import TrainConfig
 from bgl.training.distributed import broadcast_module
 from bgl.training.evaluation import Evaluator
+from bgl.training.progress import Vectors
 
 
 class Readout(TypedDict):
@@ -27,7 +28,7 @@ def add_readout(
     evaluator: Evaluator,
     splits: Splits,
     features: Tensor,
-    validation: dict[str, Tensor] | None = None,
+    validation: Vectors | None = None,
 ) -> Readout | None:
     """Fit the readout that a configuration asks for, and give it to the evaluator's encoder.
 

@@ -203,6 +203,13 @@ class Step:
             self._encode = torch.compile(model.encode, dynamic=False)
             self._compare = torch.compile(self._forward, dynamic=False)
 
+    @property
+    def parts(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it, by name."""
+        names = ("model", "optimizer", "scaler", "teachers", "average", "memory")
+        parts = {name: getattr(self, name) for name in names}
+        return {name: part for name, part in parts.items() if part is not None}
+
     def __call__(
         self,
         images: Tensor,

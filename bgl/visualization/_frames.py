@@ -11,7 +11,7 @@ from torch_geometric.data import Data
 
 from bgl.visualization._encode import text64, weights64
 from bgl.visualization._style import edge_weights
-from bgl.visualization.batch_graph import separate_nodes, spring_layout
+from bgl.visualization.batch_graph import Edge, separate_nodes, spring_layout, undirected
 
 EDGES_PER_NODE = 30  # more are not kept: the weakest go first
 LAYOUT_EDGES = 1200
@@ -113,14 +113,8 @@ def graph_payload(
     }
 
 
-def _strongest(frame: Frame) -> list[tuple[tuple[int, int], float]]:
+def _strongest(frame: Frame) -> list[Edge]:
     """Return the strongest edges between two nodes, scaled to 1, for the layout."""
-    pairs: dict[tuple[int, int], float] = {}
-    for i, j, weight in zip(
-        frame.source.tolist(), frame.target.tolist(), frame.weight.tolist(), strict=True
-    ):
-        pair = (min(i, j), max(i, j))
-        pairs[pair] = max(weight, pairs.get(pair, 0.0))
-    largest = max(pairs.values(), default=1.0) or 1.0
-    ordered = sorted(pairs.items(), key=lambda edge: -edge[1])[:LAYOUT_EDGES]
-    return [(pair, weight / largest) for pair, weight in ordered]
+    edges = undirected(frame.source, frame.target, frame.weight)[:LAYOUT_EDGES]
+    largest = max((weight for _, weight in edges), default=0.0)
+    return [(pair, weight / largest) for pair, weight in edges] if largest > 0 else edges

@@ -10,7 +10,7 @@ from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from torch import Tensor
 from torch_geometric.data import Data
 
-from bgl._checks import check_index_vector, describe
+from bgl._checks import check_index_vectors, check_within, describe
 
 # Okabe and Ito's palette: distinguishable with any kind of colour vision
 SAME_CLASS = "#0072B2"
@@ -28,10 +28,8 @@ def new_axes(ax: Axes | None, size: tuple[float, float] = (7, 5)) -> Axes:
 
 def hide_axes(ax: Axes) -> None:
     """Leave out ticks and frame."""
-    ax.set_xticks([])
-    ax.set_yticks([])
-    for spine in ax.spines.values():
-        spine.set_visible(False)
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
 
 
 def check_images(images: Tensor | None, n: int) -> None:
@@ -62,19 +60,14 @@ def check_nodes(data: Data) -> int:
             "Expected argument `data` to have an `edge_index` of shape [2, E], "
             f"but got {describe(edge_index)}"
         )
-    if edge_index.numel() and not 0 <= int(edge_index.min()) <= int(edge_index.max()) < n:
-        raise ValueError(
-            f"Expected `edge_index` to hold nodes from 0 to {n - 1}, "
-            f"but got values from {int(edge_index.min())} to {int(edge_index.max())}"
-        )
+    check_within(edge_index, "edge_index", 0, n - 1, "nodes")
     weight = data.get("edge_weight")
     if weight is not None and weight.size(0) != edge_index.size(1):
         raise ValueError(
             f"Expected `edge_weight` to have one entry per edge ({edge_index.size(1)}), "
             f"but got {describe(weight)}"
         )
-    if data.y is not None:
-        check_index_vector(data.y, n, "data.y")
+    check_index_vectors(n, y=data.y)
     return n
 
 
@@ -98,14 +91,10 @@ def class_colors(y: list[int]) -> list[str]:
 
 
 def place_images(
-    ax: Axes, points: np.ndarray, images: Tensor, side: float, frames: list[str] | str
+    ax: Axes, points: np.ndarray, images: Tensor, side: float, frames: list[str]
 ) -> None:
     """Draw images, ``side`` points wide, with a coloured frame each."""
-    for i, (point, image) in enumerate(zip(points, images, strict=True)):
+    for point, image, color in zip(points, images, frames, strict=True):
         picture = OffsetImage(image.permute(1, 2, 0).cpu().numpy(), zoom=side / image.size(1))
-        frame = {
-            "edgecolor": frames if isinstance(frames, str) else frames[i],
-            "linewidth": 1.5,
-            "boxstyle": "round,pad=0.15",
-        }
+        frame = {"edgecolor": color, "linewidth": 1.5, "boxstyle": "round,pad=0.15"}
         ax.add_artist(AnnotationBbox(picture, tuple(point), pad=0, bboxprops=frame, zorder=3))

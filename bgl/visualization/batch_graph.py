@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -28,6 +28,8 @@ from bgl.visualization._style import (
     place_images,
 )
 from bgl.visualization.projection import project
+
+Edge = tuple[tuple[int, int], float]  # two nodes, and the weight between them
 
 
 def draw_batch_graph(
@@ -83,8 +85,10 @@ def draw_batch_graph(
         n, data = len(chosen), induced(data, chosen)
         images = None if images is None else images[chosen]
         labels = None if labels is None else [labels[i] for i in chosen.tolist()]
-    edges = undirected(data)
-    shown = sorted(edges.items(), key=lambda edge: -edge[1])[:max_edges]
+    assert data.edge_index is not None
+    source, target = data.edge_index
+    edges = undirected(source, target, edge_weights(data))
+    shown = edges[:max_edges]
     if layout == "embedding":
         if data.x is None:
             raise ValueError('Expected argument `data` to have features `x` for "embedding"')
@@ -94,26 +98,8 @@ def draw_batch_graph(
 
     ax = new_axes(ax, (9, 9))
     y = None if data.y is None else data.y.tolist()
-    largest = max((weight for _, weight in shown), default=1.0) or 1.0
-    legend = []
-    for same, color, style, name in (
-        (True, SAME_CLASS, "solid", "edge" if y is None else "same class"),
-        (False, OTHER_CLASS, (0, (3, 2)), "other class"),
-    ):
-        kind = [(e, w) for e, w in shown if (y is None or y[e[0]] == y[e[1]]) == same]
-        if kind:
-            ax.add_collection(
-                LineCollection(
-                    [[tuple(points[i]), tuple(points[j])] for (i, j), _ in kind],
-                    linewidths=[0.3 + 3.2 * max(weight, 0.0) / largest for _, weight in kind],
-                    colors=color,
-                    linestyles=style,
-                    alpha=0.65,
-                    zorder=1,
-                )
-            )
-            legend.append(Line2D([], [], color=color, linestyle=style, label=name))
-    colors: Any = NODES[1] if y is None else class_colors(y)
+    legend = _draw_edges(ax, points, shown, y)
+    colors = [NODES[1]] * n if y is None else class_colors(y)
     side = max(12, min(34, 240 / n**0.5))  # points: smaller in larger batches
     dot = 80 if n <= 150 else 36
     ax.scatter(points[:, 0], points[:, 1], c=colors, s=dot, edgecolors="white", zorder=2)
@@ -143,21 +129,47 @@ def draw_batch_graph(
     return ax
 
 
-def undirected(data: Data) -> dict[tuple[int, int], float]:
-    """Return the weight of each pair (i < j) of nodes, without self-loops."""
-    assert data.edge_index is not None
+def _draw_edges(
+    ax: Axes, points: np.ndarray, edges: Sequence[Edge], y: list[int] | None
+) -> list[Line2D]:
+    """Draw edges within classes and between them, and return what to put into a legend."""
+    largest = max((weight for _, weight in edges), default=1.0) or 1.0
+    legend = []
+    for same, color, style, name in (
+        (True, SAME_CLASS, "solid", "edge" if y is None else "same class"),
+        (False, OTHER_CLASS, (0, (3, 2)), "other class"),
+    ):
+        kind = [(e, w) for e, w in edges if (y is None or y[e[0]] == y[e[1]]) == same]
+        if kind:
+            ax.add_collection(
+                LineCollection(
+                    [[tuple(points[i]), tuple(points[j])] for (i, j), _ in kind],
+                    linewidths=[0.3 + 3.2 * max(weight, 0.0) / largest for _, weight in kind],
+                    colors=color,
+                    linestyles=style,
+                    alpha=0.65,
+                    zorder=1,
+                )
+            )
+            legend.append(Line2D([], [], color=color, linestyle=style, label=name))
+    return legend
+
+
+def undirected(
+    source: Tensor | np.ndarray, target: Tensor | np.ndarray, weight: Tensor | np.ndarray
+) -> list[Edge]:
+    """Return the larger weight of each pair (i < j) of nodes, the largest first; no self-loops."""
     edges: dict[tuple[int, int], float] = {}
-    pairs = data.edge_index.t().tolist()
-    for (j, i), w in zip(pairs, edge_weights(data).tolist(), strict=True):
+    for j, i, w in zip(source.tolist(), target.tolist(), weight.tolist(), strict=True):
         if i != j:
             pair = (min(i, j), max(i, j))
-            edges[pair] = max(w, edges.get(pair, -float("inf")))
-    return edges
+            edges[pair] = max(w, edges.get(pair, -math.inf))
+    return sorted(edges.items(), key=lambda edge: -edge[1])
 
 
 def spring_layout(
     n: int,
-    edges: Sequence[tuple[tuple[int, int], float]],
+    edges: Sequence[Edge],
     seed: int = 0,
     start: np.ndarray | None = None,
 ) -> np.ndarray:

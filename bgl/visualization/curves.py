@@ -13,21 +13,12 @@ from matplotlib.figure import Figure
 
 from bgl.visualization._style import NODES, class_colors
 
+MEASURED = ("backbone_recall@1", "backbone_map@r", "head_recall@1", "head_map@r")
 PANELS = {
-    "loss": ("loss", "loss_plain", "loss_graph"),
-    "retrieval on validation classes": (
-        "val_backbone_recall@1",
-        "val_backbone_map@r",
-        "val_head_recall@1",
-        "val_head_map@r",
-    ),
-    "retrieval on test classes (paper-style protocol)": (
-        "test_backbone_recall@1",
-        "test_backbone_map@r",
-        "test_head_recall@1",
-        "test_head_map@r",
-    ),
-    "share of the graph within a class": ("same_class_edges", "same_class_weight"),
+    "loss": ["loss", "loss_plain", "loss_graph"],
+    "retrieval on validation classes": [f"val_{name}" for name in MEASURED],
+    "retrieval on test classes (paper-style protocol)": [f"test_{name}" for name in MEASURED],
+    "share of the graph within a class": ["same_class_edges", "same_class_weight"],
 }
 STYLES = ("solid", "dashed", "dotted", "dashdot")
 

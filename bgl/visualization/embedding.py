@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 from torch_geometric.data import Data
 
-from bgl._checks import check_index_vector, check_int, check_matrix
+from bgl._checks import check_index_vectors, check_int, check_matrix
 from bgl.visualization._style import (
     NODES,
     check_images,
@@ -54,33 +52,31 @@ def embedding_map(
     if isinstance(x, Data):
         x, y = x.x, x.y if y is None else y
     check_matrix(x)
-    if y is not None:
-        check_index_vector(y, len(x), "y")
+    check_index_vectors(len(x), y=y)
     check_images(images, len(x))
     check_int(max_images, "max_images", 0)
     points = project(x, method, seed)
     ax = new_axes(ax, (8, 8))
     size = 30 if len(x) <= 1000 else 10
     if y is None:
-        ax.scatter(points[:, 0], points[:, 1], s=size, color=NODES[4], linewidths=0)
-        colors: Any = NODES[4]
+        classes, colors = torch.zeros(len(x)).long(), [NODES[4]] * len(x)
     else:
         classes = y.unique(return_inverse=True)[1].cpu()
         colors = class_colors(classes.tolist())
-        shape = (classes // len(NODES)) % len(MARKERS)
-        for kind in shape.unique().tolist():
-            chosen = (shape == kind).nonzero().flatten().tolist()
-            ax.scatter(
-                points[chosen, 0],
-                points[chosen, 1],
-                s=size,
-                c=[colors[i] for i in chosen],
-                marker=MARKERS[kind],
-                linewidths=0,
-            )
+    shape = (classes // len(NODES)) % len(MARKERS)
+    for kind in shape.unique().tolist():
+        chosen = (shape == kind).nonzero().flatten().tolist()
+        ax.scatter(
+            points[chosen, 0],
+            points[chosen, 1],
+            s=size,
+            c=[colors[i] for i in chosen],
+            marker=MARKERS[kind],
+            linewidths=0,
+        )
     if images is not None:
         chosen = scattered(points, max_images)
-        frames = [colors[i] for i in chosen] if y is not None else colors
+        frames = [colors[i] for i in chosen]
         place_images(ax, points[chosen], images[torch.tensor(chosen)], 20, frames)
     hide_axes(ax)
     ax.margins(0.05)

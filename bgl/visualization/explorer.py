@@ -68,20 +68,19 @@ def explore(
     graphs = [data] if isinstance(data, Data) else list(data)
     if not graphs:
         raise ValueError("Expected argument `data` to have at least one graph, but got none")
-    run: dict[str, Any] = {"name": title, "notes": [], "atlases": {}}
-    run |= _graphs(graphs, images, classes, nodes, run["atlases"], run["notes"])
+    run = {"name": title, **_run(graphs, images, classes, nodes)}
     return write_page({"title": title, "kind": "graph", "runs": [run]}, path or "explorer.html")
 
 
-def _graphs(
+def _run(
     graphs: list[Data],
     images: Tensor | None,
     classes: Sequence[str] | None,
     nodes: Sequence[str] | None,
-    atlases: Any,
-    notes: Any,
 ) -> dict[str, Any]:
-    """Describe graphs given as PyG data for the page; add pictures and notes."""
+    """Describe graphs given as PyG data for the page, with pictures and notes."""
+    notes: list[str] = []
+    atlases: dict[str, Any] = {}
     sizes = [check_nodes(graph) for graph in graphs]
     n = sizes[0]
     if set(sizes) != {n}:
@@ -119,7 +118,7 @@ def _graphs(
     picked = None if labels is None else labels[chosen].tolist()
     sheet = None if images is None else "batch"
     graph = graph_payload("graph", frames, picked, names, shown, sheet)
-    return {"graphs": [graph], "steps": "step"}
+    return {"notes": notes, "atlases": atlases, "graphs": [graph], "steps": "step"}
 
 
 def write_page(payload: dict[str, Any], path: str | Path) -> Path:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from bgl._checks import check_index_vector, check_int, check_matrix
@@ -62,18 +61,8 @@ def retrieval_grid(
                 continue
             right = bool(y[item] == y[query])
             color = SAME_CLASS if right else OTHER_CLASS
-            frame = Rectangle(
-                (0, 0),
-                1,
-                1,
-                transform=ax.transAxes,
-                fill=False,
-                edgecolor=color,
-                linewidth=3,
-                linestyle="solid" if right else "dashed",
-                clip_on=False,
-            )
-            ax.add_patch(frame)
+            style = "solid" if right else "dashed"
+            ax.spines[:].set(visible=True, color=color, linewidth=3, linestyle=style)
             ax.set_title("✓" if right else "✗", color=color, fontsize=8, pad=2)
     figure.tight_layout()
     return figure

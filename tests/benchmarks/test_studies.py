@@ -19,6 +19,7 @@ from benchmarks.studies import plan, train
 from benchmarks.studies import report as study_report
 from benchmarks.studies import run as study
 from benchmarks.studies.plan import Store, Study, Training
+from bgl.pipeline import CONFIGS
 
 STUDY: dict[str, Any] = {
     "base": {"dataset": "emoji"},
@@ -109,7 +110,10 @@ def test_key_ignores_what_cannot_change_the_result():
     same = Training("other", {"method": "none", "dybgr.k": 3, "alpha": 0.9, **other}, 0)
     assert one.key == same.key
     assert one.key != Training("none", {"method": "none"}, 1).key
-    assert one.key != Training("none", {"method": "none", "data_root": "other"}, 0).key
+    other_data = Training("none", {"method": "none", "data_root": "other"}, 0)
+    assert one.key != other_data.key
+    there = {**other_data.config.to_dict(), "data_root": "/another/machine/other"}
+    assert plan.config_key(there) == other_data.key
     graph = Training("g", {"method": "dybgr"}, 0)
     assert graph.key != Training("g", {"method": "dybgr", "dybgr.k": 3}, 0).key
 
@@ -208,6 +212,36 @@ def test_a_training_that_fails_is_named_and_the_others_go_on(small, tmp_path, ca
     assert "failed: graph, seed 0" in text
     assert "nowhere" in text
     assert len(Store(out / "results.json").done) == 1
+
+
+def test_a_study_of_validation_classes_measures_no_test_class(small, tmp_path, capsys, forks):
+    own = {"arms": {"none": {}}, "baselines": {}, "controls": {}, "measure": "validation"}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({"like": str(small), **own}))
+    words = [str(tmp_path / "study.yaml"), "--output-dir", str(tmp_path)]
+    assert study.main(words) == 0
+    store = Store(tmp_path / "results.json", "validation")
+    (entry,) = store.done.values()
+    rows = [*store.untrained, *entry["rows"]]
+    assert {row["metrics"]["num_queries"] for row in rows} == {2 * 3}  # of 8 classes for training
+    best = {row["embedding"]: row["metrics"]["map@r"] for row in entry["rows"]}["readout"]
+    assert Study.load(tmp_path / "study.yaml").validation(entry) == best
+    capsys.readouterr()
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({"like": str(small)}))
+    assert study.main(words) == 2
+    assert "validation classes" in capsys.readouterr().out
+
+
+def test_a_study_is_like_another(tmp_path):
+    load(tmp_path)
+    (tmp_path / "more.yaml").write_text("like: study.yaml\nseeds: [7]\nbase: {epochs: 3}\n")
+    wanted = Study.load(tmp_path / "more.yaml")
+    assert (wanted.seeds, wanted.base, list(wanted.arms)) == ([7], {"epochs": 3}, ["none", "graph"])
+
+
+@pytest.mark.recipes
+@pytest.mark.parametrize("path", sorted((CONFIGS / "studies").glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_studies_that_come_along_can_be_run(path):
+    assert list(Study.load(path).wanted({}))
 
 
 # --- tables ---------------------------------------------------------------------------------------

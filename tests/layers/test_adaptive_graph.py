@@ -375,36 +375,3 @@ def test_labels_pull_and_push():
 
     assert share(5.0) == 1.0
     assert share(-5.0) == 0.0
-
-
-@pytest.mark.parametrize(
-    ("kwargs", "match"),
-    [
-        ({"k": 0}, "`k`"),
-        ({"k": 2.5}, "`k`"),
-        ({"lam": -1.0}, "`lam`"),
-        ({"lam": 1e300}, r"`lam`.*1e\+300"),
-        ({"beta": float("nan")}, "`beta`"),
-        ({"formulation": "other"}, "`formulation`"),
-    ],
-)
-def test_constructor_errors(kwargs, match):
-    with pytest.raises(ValueError, match=match):
-        AdaptiveGraph(**kwargs)
-
-
-@pytest.mark.parametrize(
-    ("args", "match"),
-    [
-        ({"x": torch.zeros(3)}, "`x`.*shape \\[3\\]"),
-        ({"x": torch.zeros(5, 2).long()}, "`x`.*int64"),
-        ({"y": torch.zeros(4).long()}, "`y`.*5.*4"),
-        ({"y": torch.zeros(5)}, "`y`.*float32"),
-        ({"batch": torch.zeros(6).long()}, "`batch`"),
-        ({"context": torch.zeros(4, 2)}, "`context`"),
-        ({"candidates": torch.zeros(6, 2).long()}, "`candidates`"),
-    ],
-)
-def test_argument_errors(args, match):
-    with pytest.raises(ValueError, match=match):
-        AdaptiveGraph(2)(**{"x": torch.randn(5, 2), **args})

@@ -23,10 +23,3 @@ def test_classes_of_different_graphs_are_apart():
     edge_index, _ = LabelGraph()(y, batch=batch)
     assert (batch[edge_index[0]] == batch[edge_index[1]]).all()
     assert edge_index.size(1) == 8
-
-
-def test_errors():
-    with pytest.raises(ValueError, match="`y`"):
-        LabelGraph()(torch.zeros(3))
-    with pytest.raises(ValueError, match="`batch`"):
-        LabelGraph()(torch.zeros(3).long(), batch=torch.zeros(2).long())

@@ -55,16 +55,3 @@ def test_in_evaluation_nothing_is_added_or_taken():
     assert torch.equal(memory(other, labels)[0], other)
     memory.train()
     assert torch.equal(memory(other, labels)[0][N:], x[:4])
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: FeatureMemory(0), "`size`"),
-        (lambda: FeatureMemory(4)(torch.ones(3), torch.arange(3)), "`x`"),
-        (lambda: FeatureMemory(4)(torch.ones(3, 2), torch.ones(3)), "`y`"),
-    ],
-)
-def test_errors_name_the_argument(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()

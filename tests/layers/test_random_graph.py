@@ -57,12 +57,3 @@ def test_single_sample_has_no_edges():
     edge_index, weight = RandomGraph(k=2)(torch.zeros(1, 3))
     assert edge_index.shape == (2, 0)
     assert weight.shape == (0,)
-
-
-def test_errors():
-    with pytest.raises(ValueError, match="`k`"):
-        RandomGraph(0)
-    with pytest.raises(ValueError, match="`x`"):
-        RandomGraph(2)(torch.zeros(3))
-    with pytest.raises(ValueError, match="`batch`"):
-        RandomGraph(2)(torch.zeros(3, 1), batch=torch.zeros(2).long())

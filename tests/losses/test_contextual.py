@@ -78,33 +78,8 @@ def test_gradient_is_that_of_lines_through_the_steps():
     assert found.abs().max() > 0
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_half_precision_is_computed_in_float32(dtype):
-    x = torch.randn(N, 6).to(dtype)
-    loss = ContextualSimilarityLoss()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        value = loss(x, LABELS)
-    assert value.dtype == torch.float32
-    assert torch.equal(value, loss(x.float(), LABELS))
-
-
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_small_batches_have_a_finite_gradient(n):
     x = torch.randn(n, 6, requires_grad=True)
     ContextualSimilarityLoss()(x, torch.zeros(n).long()).backward()
     assert x.grad.isfinite().all()
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: ContextualSimilarityLoss(k=1), "`k`"),
-        (lambda: ContextualSimilarityLoss(lam=0.8, gamma=0.3), "`gamma`"),
-        (lambda: ContextualSimilarityLoss()(torch.ones(3), LABELS), "`embeddings`"),
-        (lambda: ContextualSimilarityLoss()(torch.ones(3, 2), LABELS), "`labels`"),
-        (lambda: ContextualSimilarityLoss()(torch.ones(N, 2), LABELS, (1,)), "`indices_tuple`"),
-    ],
-)
-def test_errors_name_the_argument(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()

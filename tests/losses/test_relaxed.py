@@ -59,36 +59,3 @@ def test_copies_and_strangers_have_a_gradient(loss: nn.Module, relation: float) 
     loss(x, torch.full((6, 6), relation)).backward()
     assert x.grad is not None
     assert x.grad.isfinite().all()
-
-
-@pytest.mark.parametrize("loss", LOSSES)
-def test_half_precision_is_computed_in_float32(loss: nn.Module) -> None:
-    x, w = torch.randn(6, 4).bfloat16(), torch.rand(6, 6)
-    with torch.autocast("cpu", torch.bfloat16):
-        found = loss(x, w)
-    assert torch.equal(found, loss(x.float(), w))
-
-
-@pytest.mark.parametrize(
-    ("x", "w", "message"),
-    [
-        (torch.ones(3), torch.ones(3, 3), "`embeddings` to be a floating-point tensor"),
-        (
-            torch.ones(3, 2),
-            torch.ones(2, 2),
-            "`relations` to have a row and a column for",
-        ),
-        (torch.ones(3, 2), torch.ones(3, 3, dtype=torch.long), "`relations` to be a floating"),
-    ],
-)
-def test_bad_input(x: Tensor, w: Tensor, message: str) -> None:
-    for loss in LOSSES:
-        with pytest.raises(ValueError, match=message):
-            loss(x, w)
-
-
-def test_margin_and_temperature_have_to_be_positive() -> None:
-    with pytest.raises(ValueError, match="`margin`"):
-        RelaxedContrastiveLoss(0.0)
-    with pytest.raises(ValueError, match="`temperature`"):
-        RelatedNeighborsLoss(0.0)

@@ -390,3 +390,25 @@ def test_the_check_of_the_size_draws_no_random_numbers() -> None:
 def test_image_size_that_is_none(size: Any) -> None:
     with pytest.raises(ValueError, match="`image_size`"):
         create_backbone(VIT, "none", image_size=size)
+
+
+@pytest.mark.parametrize("name", [TINY, LITE0])
+def test_pools_of_a_feature_map(name: str) -> None:
+    images = torch.randn(2, 3, 64, 64)
+    found = {}
+    for pool in ("default", "avg", "max", "avgmax"):
+        torch.manual_seed(0)
+        model, info = create_backbone(name, "none", pool=pool)
+        found[pool] = model.eval()(images)
+        assert found[pool].shape == (2, info.num_features)
+    maps = model.forward_features(images)
+    expected = {"avg": maps.mean((2, 3)), "max": maps.amax((2, 3))}
+    expected |= {"default": expected["avg"], "avgmax": (expected["avg"] + expected["max"]) / 2}
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "torchvision:googlenet"])
+@pytest.mark.parametrize("pool", ["max", "token"])
+def test_a_pool_that_a_model_does_not_have_is_named(name: str, pool: str) -> None:
+    with pytest.raises(ValueError, match=r"`pool`.*'(test_vit|torchvision:googlenet|token)'"):
+        create_backbone(name, "none", pool=pool)

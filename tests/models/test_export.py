@@ -29,12 +29,13 @@ CONFIG = ModelConfig(
     (BlockConfig("dybgr", {"k": 3}),),
     curvature=0.1,
     head_norm=True,
+    pool="avgmax",
 )
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    backbone, info = create_backbone(CONFIG.backbone, "none")
+    backbone, info = create_backbone(CONFIG.backbone, "none", pool=CONFIG.pool)
     save(assemble_model(backbone, info.num_features, CONFIG), tmp_path / "run", CONFIG)
     return tmp_path / "run"
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from tiny_training import make_splits
 
-from bgl.datasets import ImageDataset
+from bgl.datasets import ImageDataset, Splits
 from bgl.pipeline import options
-from bgl.pipeline.data import fit_batch, fit_batches
+from bgl.pipeline.data import at_most, fit_batch, fit_batches
 from bgl.training import TrainConfig
 
 BOTH = {"batch_size", "per_class"}
@@ -72,3 +72,44 @@ def test_values_of_files_are_given_as_well() -> None:
     command = options.parse(["--dataset", "folder", "--per-class", "3"])
     assert set(command.free) == {frozenset({"batch_size"})}
     assert command.configs[0].batch_size == 126
+
+
+@pytest.mark.parametrize(
+    ("sizes", "most", "expected"),
+    [
+        ([9] * 10, 90, {9: 10}),
+        ([9] * 10, 64, {8: 8}),  # classes go first, down to eight images of each
+        ([100] * 5, 200, {40: 5}),  # then images
+        ([100] * 50, 60, {8: 7}),
+        ([3] * 20 + [50] * 20, 110, {3: 10, 8: 10}),
+        ([9] * 10, 1, {8: 2}),  # two classes are the least
+    ],
+)
+def test_some_images_of_many(sizes: list[int], most: int, expected: dict[int, int]) -> None:
+    data = named(sizes)
+    kept = at_most(Splits("d", data, None, named([2, 2], "t")), most).train
+    found = kept.labels.bincount().tolist()
+    assert {n: found.count(n) for n in found} == expected
+    places = [data.class_names.index(name) for name in kept.class_names]
+    assert places == sorted(places)
+    assert places[0] == 0
+    assert places[-1] >= len(sizes) - 2  # spread over all
+    for name in kept.paths:  # the same images in the same classes
+        old, new = data.paths.index(name), kept.paths.index(name)
+        assert data.class_names[data.labels[old]] == kept.class_names[kept.labels[new]]
+
+
+def named(sizes: list[int], prefix: str = "c") -> ImageDataset:
+    data = dataset(*sizes)
+    names = [f"{prefix}{i}" for i in range(len(sizes))]
+    return ImageDataset(data.images, data.labels, names)
+
+
+def test_some_images_of_query_and_gallery_have_the_same_classes() -> None:
+    parts = [named([2] * 4, "c"), None, named([9] * 10, "t"), named([5, 0] + [30] * 8, "t")]
+    splits = at_most(Splits("d", *parts), 40)
+    assert splits.gallery is not None
+    assert splits.test.class_names == splits.gallery.class_names
+    assert "t1" not in splits.test.class_names  # nothing to find
+    assert len(splits.test) <= 40
+    assert at_most(Splits("d", *parts), None) == Splits("d", *parts)

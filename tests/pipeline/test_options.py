@@ -79,6 +79,23 @@ def test_without_arguments():
     assert configs[0].image_size == 64  # from configs/emoji/base.yaml
 
 
+FOLDER = ["--dataset", "folder", "--data-root", "photos"]
+
+
+def test_the_default_is_the_recipe_plain():
+    assert configuration(*FOLDER) == configuration(*FOLDER, "--recipe", "plain")
+    plain = dataclasses.asdict(configuration("--dataset", "cub", "--recipe", "plain"))
+    recipe = yaml.safe_load((CONFIGS / "recipes" / "plain.yaml").read_text())
+    for name, value in (recipe | {"method": "none"}).items():
+        assert plain[name] == getattr(TrainConfig(), name) == value
+
+
+def test_the_emoji_compare_plain_and_graph():
+    assert options.parse([]).configs == [
+        configuration("--recipe", name) for name in ("plain", "graph")
+    ]
+
+
 def test_a_comparison_changes_the_method_alone():
     configs = options.parse(["--method", "none", "dybgr", "bgformer", "batchformer"]).configs
     common = [
@@ -129,7 +146,7 @@ def test_a_recipe_works_on_any_dataset():
     plain = configuration("--recipe", "plain")
     assert (plain.method, plain.ema) == ("none", 0.99)
     assert (plain.dataset, plain.image_size) == ("emoji", 64)  # from its base.yaml
-    for words in ([], ["--dataset", "folder", "--data-root", "photos"]):
+    for words in ([], FOLDER):
         graph = configuration(*words, "--recipe", "graph")
         assert graph == configuration(*words, "--method", "dybgr")
         changed = configuration(*words, "--recipe", "graph", "--dybgr.k", "5")
@@ -162,6 +179,7 @@ def test_a_tour_is_short_whatever_the_recipe():
     assert command.quick
     assert not options.parse([]).quick
     assert (config.epochs, config.batches_per_epoch, config.image_size) == (2, 10, 32)
+    assert config.max_images == 1200
     assert (config.method, config.ema) == ("none", 0.99)
 
 

@@ -21,6 +21,7 @@ from bgl.models.config import EMBEDDINGS
 from bgl.pipeline import as_csv, markdown, options, rows, run
 from bgl.pipeline.comparison import comparison
 from bgl.pipeline.folder import locked, new_folder
+from bgl.pipeline.overview import TOUR
 from bgl.training.loop import Progress
 
 TWO = ["--method", "none", "--epochs", "2"]
@@ -322,6 +323,19 @@ def test_resume_has_the_whole_command(finished, form):
     assert command.trackers == []
     stored = [results(finished)["rows"][i]["config"] for i in (3, 6)]
     assert [config.to_dict() for config in command.configs] == stored
+
+
+def test_a_resumed_tour_is_still_a_tour(images, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert again(images, folder, "--method", "none", "--quick") == 0
+    first = capsys.readouterr().out
+    assert run.main(["--resume", str(folder)]) == 0
+    resumed = capsys.readouterr().out
+    for out in (first, resumed, (folder / "explorer.html").read_text()):
+        assert TOUR in out
+    assert results(folder)["quick"]
+    assert again(images, folder, "--method", "dybgr") == 2
+    assert "quick is False, was True" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["--lr", "0.5"], ["--dybgr.k", "4"], ["--seed", "1"]], ids=str)

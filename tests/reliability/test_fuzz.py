@@ -446,6 +446,7 @@ ENTRIES: dict[str, Entry] = {
         mean=st.just((0.5,) * 3),
         std=st.just((0.5,) * 3),
         resize=optional(mostly(st.integers(5, 9))),
+        pool=name("default", "avgmax"),
     ),
     "models.assemble_model": entry(
         models.assemble_model,
@@ -457,6 +458,7 @@ ENTRIES: dict[str, Entry] = {
         name=name("test_resnet"),
         weights=mostly(st.just("none"), path("/no/such.pth")),
         image_size=st.none(),
+        pool=name("default", "avgmax"),
         short=10,
         long=200,
     ),

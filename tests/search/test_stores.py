@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from bgl.embedding.about import About
 from bgl.hyperbolic import HyperbolicDistance, to_poincare_ball
 from bgl.search import SearchIndex, approximate
-from bgl.search.store import About, Rows, Store, create_store, open_store
+from bgl.search.store import Rows, Store, create_store, open_store
 
 COLUMNS = 8
 STORES = ["exact", "approximate", "milvus"]
@@ -33,7 +34,7 @@ def address(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch) -> str:
 
 
 def about(curvature: float | None = None) -> About:
-    return About("run", "digest", "head", COLUMNS, curvature)
+    return About("run", "digest", "head", curvature, COLUMNS)
 
 
 def some_rows(n: int = 600, first: int = 0) -> Rows:

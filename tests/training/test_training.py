@@ -50,6 +50,7 @@ from bgl.training.build import (
 )
 from bgl.training.evaluation import evaluate
 from bgl.training.history import chosen_epoch, graph_statistics
+from bgl.training.trainer import Trainer
 
 
 @pytest.fixture(scope="session")
@@ -184,7 +185,7 @@ def test_an_epoch_is_begun_once(splits, tmp_path, monkeypatch):
         options={"iaa": {"start": 0.0, "update_every": 1, "num_neighbors": 3}},
     )
     whole = train(config, splits, tmp_path / "whole")
-    load_images, epochs = loop.training_images, 0
+    load_images, epochs = Trainer.images, 0
 
     def lost(*args: Any) -> Any:
         nonlocal epochs
@@ -193,7 +194,7 @@ def test_an_epoch_is_begun_once(splits, tmp_path, monkeypatch):
             raise ChildProcessError
         return load_images(*args)
 
-    monkeypatch.setattr(loop, "training_images", lost)
+    monkeypatch.setattr(Trainer, "images", lost)
     with pytest.raises(ChildProcessError):
         train(config, splits, tmp_path / "parts")
     assert train(config, splits, tmp_path / "parts").metrics == whole.metrics
@@ -630,6 +631,7 @@ def test_graph_statistics_of_a_hand_example():
         ("lr_decay", math.nan),
         ("resize", 31),
         ("batches_per_epoch", 0),
+        ("max_images", 0),
         ("lr_decay_epochs", [3]),  # without the schedule "step"
         ("lr_decay_epochs", [0]),
     ],

@@ -70,7 +70,7 @@ def test_odd_graphs_are_drawn(plot, name):
         (Data(edge_index=torch.zeros(2, 0).long(), num_nodes=0), "at least one node"),
         (Data(edge_index=torch.tensor([[0], [5]]), num_nodes=2), "from 0 to 1"),
         (Data(edge_index=torch.zeros(2, 2).long(), edge_weight=torch.ones(3)), "edge_weight"),
-        (Data(edge_index=torch.zeros(2, 1).long(), y=torch.zeros(3), num_nodes=1), "data.y"),
+        (Data(edge_index=torch.zeros(2, 1).long(), y=torch.zeros(3), num_nodes=1), "`y`"),
         (Data(num_nodes=2), "edge_index"),
     ],
     ids=["no nodes", "edge outside", "weights", "labels", "no edge_index"],
