@@ -336,7 +336,9 @@ def test_process_that_dies_ends_the_other(tmp_path, victim):
     assert "Error" in (tmp_path / f"{1 - victim}.log").read_text()
 
 
-@pytest.mark.parametrize("at", [2, 3], ids=["step", "validation"])
+@pytest.mark.parametrize(
+    "at", [pytest.param(2, id="step"), pytest.param(3, id="validation", marks=pytest.mark.slow)]
+)
 def test_signal_to_one_process_stops_both_at_the_same_step(tmp_path, at):
     """And they go on to the same end as if nothing had happened."""
     splits = make_splits()
