@@ -92,8 +92,7 @@ def train(
         options["output_dir"] = str(output_dir)
     command = parse([word for name, value in options.items() for word in option_words(name, value)])
     config = command.configs[0]
-    own = isinstance(data, Splits)
-    splits = at_most(data, config.max_images) if own else load_splits(config)
+    splits = at_most(data, config.max_images) if isinstance(data, Splits) else load_splits(config)
     console = Console(quiet=quiet or int(os.environ.get("RANK", "0")) > 0)
     progress = TerminalProgress(console)
     with claimed(command, splits) as run, progress.bars:

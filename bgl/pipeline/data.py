@@ -54,6 +54,7 @@ def at_most(splits: Splits, most: int | None) -> Splits:
     """
     if most is None:
         return splits
+    together: list[list[ImageDataset | None]]
     together = [[splits.train], [splits.val], [splits.test, splits.gallery]]
     parts = [_some([part for part in kept if part is not None], most) for kept in together]
     (train,), val, (test, *gallery) = parts

@@ -325,8 +325,8 @@ def read_command(folder: Path) -> Command:
             f"Expected argument `--resume` to name a run folder, but {path} does not say what was "
             f"run ({' '.join(str(error).split())})"
         ) from error
-    options = (content[name] for name in ("log", "refine", "pixels", "quick"))
-    return Command(configs, folder, *options)
+    rest = (content["log"], content["refine"], content["pixels"], content["quick"])
+    return Command(configs, folder, *rest)
 
 
 def option_words(name: str, value: Any) -> list[str]:
