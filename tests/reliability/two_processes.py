@@ -56,8 +56,8 @@ CASES: dict[str, dict[str, Any]] = {
     "triplet": {"method": "dybgr", "loss": "triplet"},
 }
 # each way in which a batch of one process becomes that of several, once; the others are slow
-FAST = ["hyperbolic", "bgformer, contrastive", "iaa, full covariance, dybgr, multi-similarity"]
-FAST += ["checkpointed activations, proxies", "teachers", "memory"]
+FAST = ["hyperbolic", "iaa, full covariance, dybgr, multi-similarity"]
+FAST += ["checkpointed activations, proxies", "teachers"]
 
 
 class Float64(nn.Module):
