@@ -153,6 +153,7 @@ def test_a_recipe_works_on_any_dataset():
         assert changed.options["dybgr"]["k"] == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", options.recipe_names())
 def test_a_published_recipe_is_that_of_its_row(name):
     text = re.sub(r"[-\s]+", "", RUN_OPTIONS["recipe"])

@@ -274,7 +274,7 @@ def test_errors_on_the_command_line(run: Path, pictures: Path, tmp_path: Path, c
     assert not (tmp_path / "i").exists()
 
 
-@pytest.fixture(params=["folder", "milvus"])
+@pytest.fixture(params=["folder", pytest.param("milvus", marks=pytest.mark.slow)])
 def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "milvus":
         return str(request.getfixturevalue("milvus_file"))
