@@ -160,6 +160,23 @@ def test_the_table_of_layers_is_true(name: str) -> None:
     assert row["compile"] == found
 
 
+@pytest.mark.reliability
+@pytest.mark.parametrize("name", CALLS)
+def test_the_onnx_column_is_true(name: str) -> None:
+    """Each export takes seconds."""
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package, reason="needs bgl[export]")
+    options, arguments = CALLS[name]
+    layer = getattr(layers, name)(**options).eval()
+    try:
+        torch.onnx.export(layer, arguments, dynamo=True, verbose=False)
+    except torch.onnx.errors.OnnxExporterError:
+        found = "no"
+    else:
+        found = "yes"
+    assert section("Layers")[name]["ONNX"] == found
+
+
 def test_the_table_of_losses_is_true() -> None:
     table = section("Losses")
     assert table.keys() >= set(LOSSES)

@@ -24,6 +24,7 @@ def run(output: Path, *words: str) -> dict[str, dict[str, list[object]]]:
     return cases
 
 
+@pytest.mark.slow
 def test_parts_run_and_fill_the_page(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("<!-- machine -->\nkept\n<!-- /machine -->\n<!-- gpu -->\n<!-- /gpu -->\n")

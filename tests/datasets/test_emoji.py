@@ -17,6 +17,7 @@ import bgl.datasets
 from bgl.datasets import Splits, load_dataset, raw_pixels
 from tools import build_emoji, emoji_groups
 
+pytestmark = pytest.mark.slow  # all emoji are read
 DATA = Path(bgl.datasets.__file__).parent / "data"
 STYLES = set(build_emoji.VERSIONS)
 

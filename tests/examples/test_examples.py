@@ -69,6 +69,7 @@ def test_five_lines_make_it_a_dybgr_training():
     compile(plain, "plain", "exec")
 
 
+@pytest.mark.slow  # reads the emoji
 def test_a_picture_of_the_answer(run, tmp_path):
     """The query is a file of one's own, which the folder does not hold."""
     Image.new("RGB", (50, 40), "red").save(tmp_path / "new.png")

@@ -314,7 +314,8 @@ def test_positions_of_a_file_are_interpolated(tmp_path: Path) -> None:
     [
         ("test_vit", 96),
         pytest.param("test_vit_relpos", 96, marks=SINCE_1_0_31),
-        pytest.param("swin_tiny_patch4_window7_224", 96, marks=SINCE_1_0_31),
+        # 28 M weights
+        pytest.param("swin_tiny_patch4_window7_224", 96, marks=[SINCE_1_0_31, pytest.mark.slow]),
     ],
 )
 def test_a_file_at_another_size_is_loaded_as_timm_does(

@@ -227,7 +227,7 @@ class JoinedTeacher(training.WideTeacher):
         self.join(C, lambda dim: losses.create_loss("supcon", CLASSES, dim))
 
 
-def entry(call: Any, of: Any = None, short: int = 12, long: int = 2000, **own: Any) -> Entry:
+def entry(call: Any, of: Any = None, short: int = 8, long: int = 2000, **own: Any) -> Entry:
     """Give every parameter that is known by its name, or must be given, a strategy.
 
     Args:
@@ -433,7 +433,6 @@ ENTRIES: dict[str, Entry] = {
     "models.BatchGraphModel": entry(
         lambda images, labels=None: small_model().train()(images, labels),
         images=mostly(st.just(torch.randn(N, 3, 32, 32)), tensors()),
-        short=10,
         long=300,
     ),
     "models.BlockConfig": entry(
@@ -459,13 +458,11 @@ ENTRIES: dict[str, Entry] = {
         weights=mostly(st.just("none"), path("/no/such.pth")),
         image_size=st.none(),
         pool=name("default", "avgmax"),
-        short=10,
         long=200,
     ),
     "models.Encoder": entry(
         lambda images, batch_size, output: small_encoder().embed(images, batch_size, output),
         images=st.one_of(ARGUMENTS["images"], st.just(["/no/such.png"]), st.just([])),
-        short=10,
         long=300,
     ),
     "models.export": entry(
@@ -477,7 +474,6 @@ ENTRIES: dict[str, Entry] = {
         models.load_released_checkpoint,
         checkpoint=st.one_of(path(), st.just({}), st.just({"params": {"x": torch.zeros(1)}})),
         backbone=name("test_vit"),
-        short=10,
         long=300,
     ),
     "models.push_to_hub": entry(models.push_to_hub, repo_id=st.just("x/y")),
@@ -512,10 +508,8 @@ ENTRIES: dict[str, Entry] = {
         ),
     ),
     "training.TrainConfig": changes(lambda config: config, short=100, long=5000),
-    "training.build_model": changes(training.build_model, "backbone", "epochs", short=20, long=300),
-    "training.build_encoder": changes(
-        training.build_encoder, "backbone", "seed", short=10, long=300
-    ),
+    "training.build_model": changes(training.build_model, "backbone", "epochs", long=300),
+    "training.build_encoder": changes(training.build_encoder, "backbone", "seed", long=300),
     "training.train": entry(
         lambda splits, changes, folder: training.train(tiny(epochs=1, **changes), splits, folder),
         splits=st.builds(make_splits),
@@ -539,7 +533,6 @@ ENTRIES: dict[str, Entry] = {
             small_encoder(), workers=workers, batch_size=batch_size
         ).measure(make_splits().test),
         workers=st.sampled_from([0, -1]),
-        short=10,
         long=300,
     ),
     "training.evaluate": entry(
@@ -581,7 +574,7 @@ ENTRIES: dict[str, Entry] = {
     "visualization.explore": entry(
         visualization.explore, path=st.just("/dev/null/x.html"), classes=st.none()
     ),
-    "pipeline.explore_run": entry(pipeline.explore_run, path=st.just("/dev/null/x.html"), short=8),
+    "pipeline.explore_run": entry(pipeline.explore_run, path=st.just("/dev/null/x.html")),
 }
 
 # hold what they are given, and leave it to others to look at it; types, constants
@@ -695,7 +688,7 @@ def check_outcome(call: Callable[..., Any], arguments: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", FUZZ)
 def test_fuzz(name, length):
     case = FUZZ[name]
-    short, long = (8, 200) if name.startswith("visualization.") else (case.short, case.long)
+    short, long = (6, 200) if name.startswith("visualization.") else (case.short, case.long)
     search = profile(short, True) if length == "short" else profile(long, False)
     drawn = given(st.fixed_dictionaries(case.arguments))
     search(drawn(lambda arguments: check_outcome(case.call, arguments)))()

@@ -71,7 +71,7 @@ def signal_at(at: int, number: int = TERM) -> At:
     return At(at, lambda: os.kill(os.getpid(), number))
 
 
-@pytest.mark.parametrize(("at", "number"), [(at, (INT, TERM)[at % 2]) for at in (1, 2, 3, 4, 6)])
+@pytest.mark.parametrize(("at", "number"), [(at, (INT, TERM)[at % 2]) for at in (1, 2, 4, 5)])
 def test_signal_finishes_the_step_and_saves(splits, whole, tmp_path, number, at):
     """Batches: statistics, two steps, validation; two steps, ..."""
     listener = signal_at(at, number)
@@ -100,8 +100,7 @@ def test_stopped_again_and_again(splits, whole, tmp_path):
 @pytest.mark.parametrize(
     ("method", "number"),
     [
-        ("fork", signal.SIGINT),
-        ("fork", signal.SIGTERM),
+        ("fork", signal.SIGINT),  # SIGTERM: the next test
         pytest.param("spawn", signal.SIGTERM, marks=pytest.mark.reliability),  # imports take long
         pytest.param("forkserver", signal.SIGTERM, marks=pytest.mark.reliability),
     ],
@@ -285,10 +284,10 @@ def survive(at: int, splits: Splits, whole: tuple[Path, TrainResult], folder: Pa
     finish(whole, folder, splits)
 
 
-@pytest.mark.parametrize("part", range(5), ids="{}/5".format)
+@pytest.mark.parametrize("part", range(3), ids="{}/3".format)
 def test_killed_run_goes_on_bit_for_bit(splits, whole, moments, tmp_path, part):
     assert moments > 30
-    survive(1 + part * (moments - 1) // 4, splits, whole, tmp_path)
+    survive(1 + part * (moments - 1) // 2, splits, whole, tmp_path)
 
 
 @pytest.mark.parametrize("only", ["half", "before checkpoint.pt", "after checkpoint.pt"])

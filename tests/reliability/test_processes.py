@@ -23,7 +23,7 @@ from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 from safetensors.torch import load_file
 from tiny_training import At, assert_same_files, make_splits, tiny
 from torch.nn.functional import normalize
-from two_processes import CASES, train_all
+from two_processes import CASES, FAST, train_case
 
 import bgl.pipeline.rows as rows_of_a_run
 import bgl.training.distributed as distributed
@@ -49,19 +49,9 @@ def torchrun(*words: str) -> list[str]:
     ]
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Every case, trained by one process and by two."""
-    folders = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    for folder, processes in zip(folders, (1, 2), strict=True):
-        statuses = connected(lambda _: train_all(folder), folder, processes)  # noqa: B023
-        assert statuses == [0] * processes, (folder / "0.log").read_text()
-    return folders
-
-
-def difference(one: Path, two: Path, case: str) -> float:
+def difference(one: Path, two: Path) -> float:
     """The largest difference of a parameter or buffer, relative to it where that is above 1."""
-    mine, theirs = (load_file(folder / case / "model.safetensors") for folder in (one, two))
+    mine, theirs = (load_file(folder / "model.safetensors") for folder in (one, two))
     assert mine.keys() == theirs.keys()
     assert any(tensor.dtype == torch.float64 for tensor in mine.values())
     return max(
@@ -70,32 +60,27 @@ def difference(one: Path, two: Path, case: str) -> float:
     )
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_two_processes_train_the_same_model(runs, case):
-    largest = difference(*runs, case)
-    print(f"{case}: {largest:.1e}")
-    assert largest < 1e-6
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_two_processes_measure_the_same(runs, case):
-    one, two = (json.loads((folder / "results.json").read_text())[case] for folder in runs)
+@pytest.mark.parametrize(
+    "case", [case if case in FAST else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+)
+def test_two_processes_train_the_same_model_and_measure_the_same(case, tmp_path):
+    folders = tmp_path / "one", tmp_path / "two"
+    for folder, processes in zip(folders, (1, 2), strict=True):
+        folder.mkdir()
+        statuses = connected(lambda _: train_case(case, folder), folder, processes)  # noqa: B023
+        assert statuses == [0] * processes, (folder / "0.log").read_text()
+    assert difference(*folders) < 1e-6
+    one, two = (json.loads((folder / "results.json").read_text()) for folder in folders)
+    assert one["moved"] > 1e-4  # the comparison would be empty if nothing had been learned
     for embedding, metrics in one["metrics"].items():
         assert two["metrics"][embedding] == pytest.approx(metrics, abs=1e-9)
     for mine, theirs in zip(one["history"], two["history"], strict=True):
         mine, theirs = ({**row, "seconds": 0.0} for row in (mine, theirs))
         assert theirs == pytest.approx(mine, rel=1e-6)
-    embeddings = [load_file(folder / case / "embeddings.safetensors") for folder in runs]
+    embeddings = [load_file(folder / "embeddings.safetensors") for folder in folders]
     assert torch.equal(embeddings[0]["labels"], embeddings[1]["labels"])
     mine, theirs = (normalize(stored["embeddings"]) for stored in embeddings)
     torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5)
-
-
-def test_training_moved_the_models(runs):
-    """The comparison would be empty if nothing had been learned."""
-    states = [load_file(runs[0] / case / "model.safetensors") for case in ("dybgr", "triplet")]
-    name = "head.0.weight"
-    assert float((states[0][name] - states[1][name]).abs().max()) > 1e-4
 
 
 @pytest.mark.parametrize("sizes", [(3, 3), (2, 5), (1, 4)], ids=str)
@@ -351,7 +336,9 @@ def test_process_that_dies_ends_the_other(tmp_path, victim):
     assert "Error" in (tmp_path / f"{1 - victim}.log").read_text()
 
 
-@pytest.mark.parametrize("at", [2, 3], ids=["step", "validation"])
+@pytest.mark.parametrize(
+    "at", [pytest.param(2, id="step"), pytest.param(3, id="validation", marks=pytest.mark.slow)]
+)
 def test_signal_to_one_process_stops_both_at_the_same_step(tmp_path, at):
     """And they go on to the same end as if nothing had happened."""
     splits = make_splits()

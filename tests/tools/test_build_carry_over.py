@@ -12,6 +12,8 @@ from sklearn.datasets import load_digits
 from bgl.datasets import Splits, load_dataset
 from tools import build_carry_over
 
+pytestmark = pytest.mark.slow  # all emoji are read
+
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
