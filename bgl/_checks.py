@@ -8,6 +8,7 @@ enters: in datasets, samplers, metrics and once per step of the training loop.
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 from typing import Any
 
 import numpy as np
@@ -27,13 +28,18 @@ def describe(value: Any) -> str:
     return repr(value)
 
 
-def check_matrix(x: Tensor, name: str = "x", dims: str = "[N, C]") -> None:
-    """Raise unless ``x`` is a 2-D floating-point tensor."""
-    if not isinstance(x, Tensor) or x.dim() != 2 or not x.is_floating_point():
+def check_floating(x: Tensor, name: str, dims: str, ranks: Container[int]) -> None:
+    """Raise unless ``x`` is a floating-point tensor of one of the ranks, in words ``dims``."""
+    if not isinstance(x, Tensor) or x.dim() not in ranks or not x.is_floating_point():
         raise ValueError(
             f"Expected argument `{name}` to be a floating-point tensor of shape {dims}, "
             f"but got {describe(x)}"
         )
+
+
+def check_matrix(x: Tensor, name: str = "x", dims: str = "[N, C]") -> None:
+    """Raise unless ``x`` is a 2-D floating-point tensor."""
+    check_floating(x, name, dims, (2,))
 
 
 def check_index_vector(v: Tensor, n: int, name: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import html
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,17 +76,13 @@ class Report:
     def __str__(self) -> str:
         lines = [str(self.home)]
         for part, classes in self.classes.items():
-            counts = sorted(classes.values())
+            counts = classes.values()
             lines.append(
                 f"  {part}: {len(counts):,} classes with {sum(counts):,} images, "
-                f"{counts[0]} to {counts[-1]} each, {counts[len(counts) // 2]} in the middle"
+                f"{_range(counts, 'each')}"
             )
         if self.sizes:
-            sides = sorted(min(size) for size in self.sizes)
-            lines.append(
-                f"  shorter side of an image: {sides[0]} to {sides[-1]} px, "
-                f"{sides[len(sides) // 2]} in the middle"
-            )
+            lines.append(f"  shorter side of an image: {_range(map(min, self.sizes), 'px')}")
         lines += [f"note: {note}" for note in self.notes]
         if self.broken:
             lines.append(f"unreadable: {len(self.broken)}; --skip-broken trains without:")
@@ -235,6 +231,12 @@ def _refused(listing: Listing) -> list[str]:
     except ValueError as error:
         reasons.append(str(error))
     return reasons
+
+
+def _range(numbers: Iterable[int], unit: str) -> str:
+    """Write the smallest, the largest and the median of some numbers."""
+    ordered = sorted(numbers)
+    return f"{ordered[0]} to {ordered[-1]} {unit}, {ordered[len(ordered) // 2]} in the middle"
 
 
 def _first(lines: list[str]) -> list[str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -21,45 +23,11 @@ VANISHING = 1e-5  # of a unit vector: below it lies the rounding of float32
 CLOSEST = 3  # neighbours of which reciprocity is asked
 NAMES = {"recall@1": "R@1", "recall@8": "R@8", "map@r": "MAP@R"}
 
-
-# Fitted by `python -m benchmarks.refinement.forecast FEATURES`, which prints these lines.
-RULE: dict[str, dict[str, float]] = {
-    "recall@1": {
-        "constant": 0.0127,
-        "nearest_change": 0.2116,
-        "order": -0.0432,
-        "order_change": 0.3759,
-        "mixed_reciprocity": -0.0204,
-        "mean_cosine": 0.0018,
-    },
-    "recall@8": {
-        "constant": -0.0201,
-        "nearest_change": 0.1453,
-        "order": -0.0271,
-        "order_change": 0.3127,
-        "mixed_reciprocity": -0.0749,
-        "mean_cosine": 0.0103,
-        "hubs": 0.0034,
-        "log_k": 0.0083,
-    },
-    "map@r": {
-        "constant": 0.0083,
-        "nearest_change": 0.1241,
-        "order": 0.0148,
-        "order_change": 0.3531,
-        "mixed_reciprocity": 0.0568,
-        "mean_cosine": -0.0158,
-    },
-}
-ERROR = {
-    "recall@1": 0.0235,
-    "recall@8": 0.0231,
-    "map@r": 0.0669,
-}
-WARN_BELOW = {
-    "recall@1": 0.01,
-    "map@r": 0.01,
-}
+# Fitted by `python -m benchmarks.refinement.forecast FEATURES`, which prints this file.
+FITTED = json.loads(Path(__file__).with_name("forecasting.json").read_text(encoding="utf-8"))
+RULE: dict[str, dict[str, float]] = FITTED["RULE"]
+ERROR: dict[str, float] = FITTED["ERROR"]
+WARN_BELOW: dict[str, float] = FITTED["WARN_BELOW"]
 
 
 class Setting(NamedTuple):

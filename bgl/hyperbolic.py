@@ -12,7 +12,7 @@ import torch
 from pytorch_metric_learning.distances import BaseDistance
 from torch import Tensor, nn
 
-from bgl._checks import check_matrix, check_real, describe, readable
+from bgl._checks import check_floating, check_matrix, check_real, readable
 from bgl._precision import at_least_float32, central_point, distance_factors, exact_matmul
 
 # The constants of the published implementation, which the results follow to the last digits.
@@ -23,6 +23,8 @@ _TANH_LIMIT = 15.0
 
 # |x-y|² from inner products carries up to some 10 units of rounding of |x|² + |y|².
 _ROUNDING = 16.0
+
+_ANY_RANK = tuple(range(1, 65))  # as far as PyTorch goes
 
 
 def to_poincare_ball(x: Tensor, *, c: float, clip_radius: float | None = None) -> Tensor:
@@ -55,7 +57,7 @@ def to_poincare_ball(x: Tensor, *, c: float, clip_radius: float | None = None) -
                 [0.0000, 0.0000]])
     """
     _check_positive(c)
-    _check_floating(x, "x")
+    check_floating(x, "x", "[..., C]", _ANY_RANK)
     if clip_radius is not None:
         _check_positive(clip_radius, "clip_radius")
     with torch.autocast(x.device.type, enabled=False):
@@ -90,7 +92,7 @@ def from_poincare_ball(z: Tensor, *, c: float) -> Tensor:
         tensor([[0.5493, 0.0000]])
     """
     _check_positive(c)
-    _check_floating(z, "z")
+    check_floating(z, "z", "[..., C]", _ANY_RANK)
     with torch.autocast(z.device.type, enabled=False):
         z = at_least_float32(z)
         scaled = math.sqrt(c) * _norm(z).clamp_min(_NORM_EPS)
@@ -338,14 +340,6 @@ def _check_positive(value: float, name: str = "c") -> float:
     if torch.compiler.is_compiling():  # it may be a symbol, which cannot be asked if it is finite
         return value
     return check_real(value, name, minimum=0, exclusive=True)
-
-
-def _check_floating(x: Tensor, name: str) -> None:
-    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() == 0:
-        raise ValueError(
-            f"Expected argument `{name}` to be a floating-point tensor of shape [..., C], "
-            f"but got {describe(x)}"
-        )
 
 
 def _check_pair(x: Tensor, y: Tensor, c: float, names: tuple[str, str] = ("x", "y")) -> None:

@@ -50,8 +50,6 @@ def connected(work: Callable[[int], object], folder: Path, processes: int = 2) -
 
     What they say is in ``folder/RANK.log``.
     """
-    from accelerate.state import AcceleratorState
-
     port = free_port()
 
     def run(rank: int) -> None:
@@ -60,7 +58,8 @@ def connected(work: Callable[[int], object], folder: Path, processes: int = 2) -
             **{"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)},
             **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
         }
-        AcceleratorState._reset_state(reset_partial_state=True)  # the parent's, of one process
+        if accelerate := sys.modules.get("accelerate.state"):  # the parent's, of one process
+            accelerate.AcceleratorState._reset_state(reset_partial_state=True)
         sys.stdout = sys.stderr = (folder / f"{rank}.log").open("w", buffering=1)
         status = work(rank)
         sys.exit(status if isinstance(status, int) else 0)

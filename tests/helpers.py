@@ -39,6 +39,24 @@ def write_noisy_classes(
     return root
 
 
+def clusters(classes: int = 12, size: int = 6, channels: int = 16, noise: float = 1.0) -> Tensor:
+    """Noisy members of ``classes`` classes, one class after the other."""
+    generator = torch.Generator().manual_seed(0)
+    centers = torch.randn(classes, channels, generator=generator)
+    spread = torch.randn(classes * size, channels, generator=generator)
+    return (centers.repeat_interleave(size, 0) + noise * spread).double()
+
+
+def make_run(folder: Path, curvature: float | None = None) -> Path:
+    """A model as a run leaves it, with random weights."""
+    from bgl.models import ModelConfig, assemble_model, create_backbone, save
+
+    backbone, info = create_backbone("test_resnet", "none")
+    config = ModelConfig("test_resnet", 16, (0.5,) * 3, (0.5,) * 3, 6, curvature=curvature)
+    save(assemble_model(backbone, info.num_features, config), folder, config)
+    return folder
+
+
 def result_row(method: str, seed: int | None, value: float, **more: Any) -> dict[str, Any]:
     """A row of results.json; without a seed that of an encoder that was not trained."""
     from bgl.pipeline.comparison import METRICS

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers import write_noisy_classes
+from helpers import make_run, write_noisy_classes
 
 import bgl
 from bgl._usage import train_fields
 from bgl.cli import COMMANDS, main
 from bgl.datasets import dataset_names, load_dataset
 from bgl.metrics import retrieval_metrics
-from bgl.models import ModelConfig, assemble_model, create_backbone, load, save
+from bgl.models import load
 from bgl.training import TrainConfig
 
 
@@ -29,10 +29,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    backbone, info = create_backbone("test_resnet", "none")
-    config = ModelConfig("test_resnet", 16, (0.5,) * 3, (0.5,) * 3, 6, curvature=0.2)
-    save(assemble_model(backbone, info.num_features, config), tmp_path / "run", config)
-    return tmp_path / "run"
+    return make_run(tmp_path / "run", curvature=0.2)
 
 
 def test_eval(run: Path, folder: Path, capsys) -> None:

@@ -73,6 +73,7 @@ def test_commands_on_a_page_are_there(page: Path, known_options: Callable[[str],
             assert given <= {*known_options(command), "--plugin"}, line
 
 
+@pytest.mark.skipif(not (ROOT / "docs/results").is_dir(), reason="needs a clone")
 def test_links_between_pages_lead_somewhere() -> None:
     for page in PAGES:
         for link in re.findall(r"\]\(([^)\s#]+)", page.read_text()):
@@ -154,7 +155,26 @@ def test_the_table_of_layers_is_true(name: str) -> None:
         found = "no"
     else:
         found = "yes"
+    if found == "no" and torch.torch_version.TorchVersion(torch.__version__) < (2, 11):
+        pytest.skip("the table is of PyTorch 2.11 and newer")
     assert row["compile"] == found
+
+
+@pytest.mark.reliability
+@pytest.mark.parametrize("name", CALLS)
+def test_the_onnx_column_is_true(name: str) -> None:
+    """Each export takes seconds."""
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package, reason="needs bgl[export]")
+    options, arguments = CALLS[name]
+    layer = getattr(layers, name)(**options).eval()
+    try:
+        torch.onnx.export(layer, arguments, dynamo=True, verbose=False)
+    except torch.onnx.errors.OnnxExporterError:
+        found = "no"
+    else:
+        found = "yes"
+    assert section("Layers")[name]["ONNX"] == found
 
 
 def test_the_table_of_losses_is_true() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
+import helpers
 import numpy as np
 import pytest
 import torch
@@ -15,12 +17,7 @@ from bgl import forecast, refine
 from bgl.forecasting import ERROR, RULE, SETTINGS, WARN_BELOW, Setting, estimate, signals
 from bgl.metrics import retrieval_metrics
 
-
-def clusters(classes: int = 20, size: int = 6, channels: int = 24, noise: float = 1.0) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    centers = torch.randn(classes, channels, generator=generator)
-    spread = torch.randn(classes * size, channels, generator=generator)
-    return (centers.repeat_interleave(size, 0) + noise * spread).double()
+clusters = partial(helpers.clusters, classes=20, channels=24)
 
 
 def ranked(x: Tensor, k: int) -> list[list[int]]:

@@ -103,7 +103,7 @@ def test_no_module_hides_a_public_name() -> None:
 ORDER = [
     ["_lazy"],
     ["_checks", "_extras", "_io", "_memory", "_plugins", "_precision", "_registry", "_sizes"],
-    ["_neighbors", "_usage"],
+    ["_neighbors", "_records", "_usage"],
     ["layers", "metrics", "samplers", "images", "hyperbolic", "visualization"],
     ["losses", "graph", "readout", "datasets", "_gallery"],
     ["augment", "models", "refinement"],

@@ -11,20 +11,13 @@ import faiss
 import numpy as np
 import pytest
 import torch
+from helpers import clusters
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from bgl import RefinedGallery, gallery_readout, refine
 from bgl.layers import DyBGR
 from bgl.metrics import retrieval_metrics
-
-
-def clusters(classes: int = 12, size: int = 6, channels: int = 16, noise: float = 1.0) -> Tensor:
-    """Noisy members of ``classes`` classes, one class after the other."""
-    generator = torch.Generator().manual_seed(0)
-    centers = torch.randn(classes, channels, generator=generator)
-    spread = torch.randn(classes * size, channels, generator=generator)
-    return (centers.repeat_interleave(size, 0) + noise * spread).double()
 
 
 def by_definition(

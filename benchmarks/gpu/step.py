@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -142,17 +143,9 @@ def compiled_vit(scale: Scale) -> Iterator[float]:
     yield share
 
 
-@contextmanager
-def compiling(scale: Scale) -> Iterator[None]:
+def compiling(scale: Scale) -> AbstractContextManager[Any]:
     """Compile at full size; a trial has no minutes for it."""
-    if not scale.small:
-        yield
-        return
-    torch.compiler.set_stance("force_eager")
-    try:
-        yield
-    finally:
-        torch.compiler.set_stance("default")
+    return torch.compiler.set_stance("force_eager" if scale.small else "default")
 
 
 VIT, LITE = "ViT-S/16, 224 px, 405 images", "EfficientNet-Lite0, 64 px, 128 images"

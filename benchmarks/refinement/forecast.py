@@ -5,7 +5,7 @@ them. A case is a subset of one file's classes, refined in one setting: the esti
 computed without labels, the change of each metric with them. :data:`FIT` fits the rule by weighted
 ridge regression; its error is that of a fit without the case's data set. :data:`TEST` has other
 classes and encoders, and a data set of its own. The rule is printed as it stands in
-``bgl/forecasting.py``.
+``bgl/forecasting.json``.
 
 Embeddings are reduced to 128 directions first, so that a case takes under a second; cases land in
 ``forecast.json`` of the output folder, and what is there is not computed again.
@@ -31,7 +31,7 @@ from benchmarks.pages import make_parser, show
 from benchmarks.refinement.peers import whitened
 from bgl import refine
 from bgl._io import write_text
-from bgl.forecasting import NAMES, RULE, SETTINGS, Forecast, Setting, estimate, recommended, signals
+from bgl.forecasting import NAMES, SETTINGS, Forecast, Setting, estimate, recommended, signals
 from bgl.metrics import retrieval_metrics
 from bgl.pipeline.table import markdown_table
 from bgl.readout import fit_readout
@@ -235,10 +235,7 @@ def main() -> None:
     if options.features is not None:
         measure(options.features, [*FIT, *TEST], options.output_dir)
     cases = json.loads((options.output_dir / "forecast.json").read_text())["cases"]
-    for name, value in fit([case for case in cases if case["features"] in FIT]).items():
-        print(f"{name} = {json.dumps(value, indent=4)}")
-    if not RULE:
-        return
+    print(json.dumps(fit([case for case in cases if case["features"] in FIT]), indent=1))
     unseen = [case for case in cases if case["features"] in TEST]
     show(f"{report(unseen)}\n\n{chosen(unseen)}", "forecast-table", options.page)
 

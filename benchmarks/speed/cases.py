@@ -33,6 +33,9 @@ from bgl.training.build import build_augmentation, build_criterion, make_optimiz
 from bgl.training.loop import freeze_batch_norm
 from bgl.transforms import LearnBatchGraph
 
+Layer = Callable[..., Tensor]
+MakeLayer = Callable[[Scale], Layer]
+
 SUMS = "dense, `topk`, scatter"
 FORMULA = "the authors' formula: full sort, sum over N × k × C"
 TURN = 1e-2  # compiled code rounds otherwise, and a near tie may turn
@@ -133,7 +136,7 @@ def convolution(scale: Scale, classes: int) -> Sides:
 def graphs(scale: Scale, count: int, nodes: int) -> Sides:
     """Graphs on the nodes of a PyG batch, without gradients."""
     count, nodes, k = scale(count, 3), scale(nodes, 12), scale(15, 3)
-    x, batch = batched(scale, count, nodes)
+    x, batch = batched(scale, count, nodes, scale(64, 8))
     learn = LearnBatchGraph(AdaptiveGraph(k))
 
     def ours() -> Values:
@@ -156,40 +159,33 @@ def graphs(scale: Scale, count: int, nodes: int) -> Sides:
     return Sides({"bgl": ours}, [peer], check=check)
 
 
-def graph_steps(scale: Scale, count: int, nodes: int) -> Sides:
-    """DyBGR on the graphs of a batch, against a call for each graph."""
-    count, nodes = scale(count, 3), scale(nodes, 12)
-    x, batch = batched(scale, count, nodes)
-    mixer = DyBGR(scale(15, 3), num_iterations=1)
-    each = Peer(
-        "a call for each graph",
-        lambda: train_step(lambda x: torch.cat([mixer(part) for part in x.split(nodes)]), x),
-        target=1 / 1.3,
-    )
-    return Sides({"bgl": lambda: train_step(lambda x: mixer(x, batch=batch), x)}, [each])
-
-
-def point_clouds(scale: Scale, channels: int) -> Sides:
-    """Graphs as DGCNN draws them anew in each layer, and sums along them."""
-    count, nodes, k = scale(32, 3), scale(1024, 12), scale(20, 3)
-    x, batch = batched(scale, count, nodes, channels)
-    learner, conv = AdaptiveGraph(k), BatchGraphConv(epsilon=1.0)
-
-    def ours(x: Tensor) -> Tensor:
-        return conv(x, *learner(x, batch=batch))
+def apart(scale: Scale, make: MakeLayer, count: int, nodes: int, channels: int = 64) -> Sides:
+    """A layer on the graphs of a batch, against a call for each graph."""
+    nodes = scale(nodes, 12)
+    x, batch = batched(scale, scale(count, 3), nodes, scale(channels, min(channels, 8)))
+    layer = make(scale)
 
     def each(x: Tensor) -> Tensor:
-        return torch.cat([conv(part, *learner(part)) for part in x.split(nodes)])
+        return torch.cat([layer(part) for part in x.split(nodes)])
 
-    separate = Peer("a call for each graph", lambda: train_step(each, x), target=1 / 1.3)
-    return Sides({"bgl": lambda: train_step(ours, x)}, [separate])
+    peer = Peer("a call for each graph", lambda: train_step(each, x), target=1 / 1.3)
+    return Sides({"bgl": lambda: train_step(lambda x: layer(x, batch=batch), x)}, [peer])
 
 
-def batched(
-    scale: Scale, count: int, nodes: int, channels: int | None = None
-) -> tuple[Tensor, Tensor]:
+def one_iteration(scale: Scale) -> Layer:
+    """DyBGR with a single graph."""
+    return DyBGR(scale(15, 3), num_iterations=1)
+
+
+def drawn_anew(scale: Scale) -> Layer:
+    """Sums along graphs of points, as DGCNN draws them anew in each layer."""
+    learner, conv = AdaptiveGraph(scale(20, 3)), BatchGraphConv(epsilon=1.0)
+    return lambda x, batch=None: conv(x, *learner(x, batch=batch))
+
+
+def batched(scale: Scale, count: int, nodes: int, channels: int) -> tuple[Tensor, Tensor]:
     """Nodes of some graphs of one size, and the graph of each."""
-    x, _ = class_data(scale, count * nodes // 4, 4, channels or scale(64, 8))
+    x, _ = class_data(scale, count * nodes // 4, 4, channels)
     return x, torch.arange(count).repeat_interleave(nodes)
 
 
@@ -343,6 +339,8 @@ _STATISTICS = "class statistics, 512-d"
 _update = partial(class_statistics, n=128, classes=100, whole_set=False)
 _estimate = partial(class_statistics, n=5000, classes=1000, whole_set=True)
 _iaa, _iaa_estimated = (partial(augmentation, estimates=each) for each in (False, True))
+_steps = partial(apart, make=one_iteration)
+_points = partial(apart, make=drawn_anew, count=32, nodes=1024)
 _POINTS = "a graph on each of 32 × 1,024 points, k=20, with gradients"
 _STEP = "EfficientNet-Lite0, 64 px, N=128"
 CASES = (
@@ -353,10 +351,10 @@ CASES = (
     Case("conv-large", "the same, N=4,500", partial(convolution, classes=500)),
     Case("batch-32", "a graph on each of 32 × 512 nodes", partial(graphs, count=32, nodes=512)),
     Case("batch-8", "a graph on each of 8 × 1,024 nodes", partial(graphs, count=8, nodes=1024)),
-    Case("steps-32", "DyBGR, T=1, on 32 × 512 nodes", partial(graph_steps, count=32, nodes=512)),
-    Case("steps-8", "DyBGR, T=1, on 8 × 1,024 nodes", partial(graph_steps, count=8, nodes=1024)),
-    Case("points-3", f"{_POINTS}, positions", partial(point_clouds, channels=3)),
-    Case("points-64", f"{_POINTS}, 64 channels", partial(point_clouds, channels=64)),
+    Case("steps-32", "DyBGR, T=1, on 32 × 512 nodes", partial(_steps, count=32, nodes=512)),
+    Case("steps-8", "DyBGR, T=1, on 8 × 1,024 nodes", partial(_steps, count=8, nodes=1024)),
+    Case("points-3", f"{_POINTS}, positions", partial(_points, channels=3)),
+    Case("points-64", f"{_POINTS}, 64 channels", partial(_points, channels=64)),
     Case("pairwise-loss", "pairwise loss, 45 classes × 9, 384-d, hyperbolic", pairwise_loss),
     Case("update", f"{_STATISTICS}, N=128, 100 classes", _update),
     Case("estimate", f"{_STATISTICS}, N=5,000, 1,000 classes", _estimate),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import statistics
@@ -62,10 +63,10 @@ class Training:
 
     @property
     def slug(self) -> str:
-        """A name for its folder."""
-        given = "-".join(f"{name}={as_word(value)}" for name, value in self.options.items())
-        name = f"{self.arm}-{given}-seed{self.seed}"
-        return "".join(c if c.isalnum() or c in "-=+._" else "_" for c in name)
+        """A name for its folder: short, whatever its options."""
+        digest = hashlib.sha256(self.key.encode()).hexdigest()[:8]
+        name = f"{self.arm}-{digest}-seed{self.seed}"
+        return "".join(c if c.isalnum() or c in "-+._" else "_" for c in name)
 
     def __str__(self) -> str:
         given = " ".join(f"{name}={as_word(value)}" for name, value in self.options.items())

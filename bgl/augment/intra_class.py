@@ -95,20 +95,18 @@ class IntraClassAugmentation(nn.Module):
         self.statistics = statistics
         self.correction = correction
         self.num_samples = check_int(num_samples, "num_samples", 1)
-        self.schedule: Callable[[float], float] | None = None
+        if strength == "released":
+            strength = StrengthSchedule()
         if isinstance(strength, str):
-            if strength != "released":
-                raise ValueError(
-                    "Expected argument `strength` to be a number, a schedule or 'released', "
-                    f"got {strength!r}"
-                )
-            self.schedule = StrengthSchedule()
-        elif callable(strength):
+            raise ValueError(
+                "Expected argument `strength` to be a number, a schedule or 'released', "
+                f"got {strength!r}"
+            )
+        self.schedule: Callable[[float], float] | None = None
+        if callable(strength):
             self.schedule = strength
-        else:
-            self.strength = check_real(strength, "strength", 0.0)
-        if self.schedule is not None:
-            self.strength = check_real(self.schedule(0.0), "strength", 0.0)
+            strength = strength(0.0)
+        self.strength = check_real(strength, "strength", 0.0)
         self._factor: Tensor | None = None
         self._factor_version: tuple[tuple[int, int], ...] = ()
 

@@ -54,24 +54,20 @@ def read_folder(root: str | Path) -> Listing:
                 listing.parts[part][entry.name] = files
             else:
                 empty.append(entry)
-    if parts["train"] != root:
-        beside = [entry for entry in _folders(root) if entry not in parts.values()]
-        if spare := [entry.name for entry in beside if any(_images_below(entry))]:
-            listing.notes.append(
-                f"Folders beside train in {root} that are no part are left out: "
-                f"{join_names(spare, 5)}"
-            )
     _check_not_empty(listing, root, loose)
-    if loose:
-        names = sorted(file.relative_to(root).as_posix() for file in loose)
-        listing.notes.append(
-            f"Images in {root} that lie in no class folder are left out: {join_names(names, 5)}"
-        )
-    if empty:
-        names = [folder.relative_to(root).as_posix() for folder in empty]
-        listing.notes.append(
-            f"Class folders in {root} without images are left out: {join_names(names, 5)}"
-        )
+    beside = (
+        [] if parts["train"] == root else [f for f in _folders(root) if f not in parts.values()]
+    )
+    left_out = {
+        f"Folders beside train in {root} that are no part": [
+            f for f in beside if any(_images_below(f))
+        ],
+        f"Images in {root} that lie in no class folder": sorted(loose),
+        f"Class folders in {root} without images": empty,
+    }
+    for what, places in left_out.items():
+        if names := [place.relative_to(root).as_posix() for place in places]:
+            listing.notes.append(f"{what} are left out: {join_names(names, 5)}")
     return listing
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bgl.datasets.listing import Listing, check_header, join_names, read_lines, read_rows, to_int
+from bgl.datasets.listing import Listing, check_header, counted, read_lines, read_rows, to_int
 from bgl.datasets.source import Figures, Source
 
 _LISTS = ("Eval/list_eval_partition.txt", "list_eval_partition.txt")
@@ -40,11 +40,11 @@ def _read(source: Source, home: Path) -> Listing:
         listing.add(_PARTS[status], item, prefix + path, where)
     if found != count:
         listing.problems.append(f"{file} says it has {count} images, but lists {found}")
-    if misplaced:
-        listing.notes.append(
-            f"{len(misplaced)} images are in the folder of another item than their line says; the "
-            f"line counts, but check them: {join_names(misplaced)}"
-        )
+    listing.notes += counted(
+        misplaced,
+        "images are in the folder of another item than their line says; the line counts, but check "
+        "them",
+    )
     return listing
 
 

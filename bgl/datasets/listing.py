@@ -110,6 +110,16 @@ def join_names(names: list[str], limit: int = 20) -> str:
     return ", ".join(printable(name) for name in names[:limit]) + more
 
 
+def counted(names: list[str], what: str) -> list[str]:
+    """Make a note of some names, if there are any: how many, ``what`` of them, and which.
+
+    Example:
+        >>> counted(["a", "b"], "classes are small"), counted([], "classes are small")
+        (['2 classes are small: a, b'], [])
+    """
+    return [f"{len(names)} {what}: {join_names(names)}"] if names else []
+
+
 def read_rows(path: Path, columns: tuple[str, ...], skip: int = 0) -> Iterator[tuple[str, ...]]:
     """Yield the lines of a text file: where each is, then its columns. Blank lines are left out.
 

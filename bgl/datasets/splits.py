@@ -17,7 +17,7 @@ import torch
 from bgl._checks import check_int, check_real
 from bgl.datasets.base import ImageDataset, Splits
 from bgl.datasets.decoding import broken_images
-from bgl.datasets.listing import Classes, Listing, join_names
+from bgl.datasets.listing import Classes, Listing, counted, join_names
 from bgl.datasets.source import Source
 from bgl.images.reading import printable
 
@@ -65,12 +65,8 @@ def build_splits(
     """
     check_real(val_fraction, "val_fraction", 0.0, 1.0)
     check_int(seed, "seed", 0)
-    notes = list(listing.notes)
-    if listing.repeated:
-        notes.append(
-            f"{len(listing.repeated)} lines repeat an image of the same class, which counts once; "
-            f"remove them: {join_names(listing.repeated)}"
-        )
+    repeats = "lines repeat an image of the same class, which counts once; remove them"
+    notes = [*listing.notes, *counted(listing.repeated, repeats)]
     if resplit:
         listing.pool()
     problems = _shared_names_problems(listing, source)
@@ -221,13 +217,11 @@ def alike_names(listing: Listing) -> list[str]:
         groups.setdefault(normalize("NFC", name).casefold(), []).append(name)
     # Escaped, as both may look alike.
     twins = [" and ".join(ascii(name) for name in group) for group in groups.values() if group[1:]]
-    if not twins:
-        return []
-    return [
-        f"{len(twins)} class names in {listing.home} differ from another in case or Unicode form "
-        f"only and count as other classes; rename or merge them if they are one: "
-        f"{join_names(twins)}"
-    ]
+    return counted(
+        twins,
+        f"class names in {listing.home} differ from another in case or Unicode form only and count "
+        "as other classes; rename or merge them if they are one",
+    )
 
 
 def _incomplete(name: str, listing: Listing, source: Source | None) -> str | None:
@@ -329,18 +323,12 @@ def _unmatched(listing: Listing) -> list[str]:
     learned = {**listing.parts["train"], **listing.parts.get("val", {})}
     single = [name for name, files in learned.items() if len(files) == 1]
     single += [name for name, size in sizes.items() if size == 1]
-    notes = []
-    if single:
-        notes.append(
-            f"{len(single)} classes in {listing.home} have one image only: {join_names(single)}"
-        )
     absent = [name for name, files in query.items() if name not in gallery and len(files) > 1]
-    if absent and "gallery" in listing.parts:
-        notes.append(
-            f"{len(absent)} classes in {listing.home} have queries but nothing in the gallery, so "
-            f"these queries count for no metric: {join_names(absent)}"
-        )
-    return notes
+    return counted(single, f"classes in {listing.home} have one image only") + counted(
+        absent if "gallery" in listing.parts else [],
+        f"classes in {listing.home} have queries but nothing in the gallery, so these queries "
+        "count for no metric",
+    )
 
 
 def draw(

@@ -159,8 +159,8 @@ def _check_header(table: Path, header: list[str]) -> None:
     if absent := [column for column in _COLUMNS if column not in header]:
         raise ValueError(
             f"{table} line 1: expected the columns {' and '.join(_COLUMNS)} (perhaps "
-            f"{', '.join(_OPTIONAL)}), but {' and '.join(absent)} is not among "
-            f"{', '.join(header) or 'nothing'}: name the columns in the first line"
+            f"{', '.join(_OPTIONAL)}), but got {', '.join(header) or 'nothing'}: name "
+            f"{' and '.join(absent)} in the first line"
         )
     twice = sorted({column for column in header if header.count(column) > 1})
     if twice:

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from bgl._checks import check_choice, check_finite, check_int
-from bgl._io import read_json, remove_leftovers, write_text
+from bgl._io import remove_leftovers, write_text
+from bgl._records import read_record
 from bgl.embedding.claims import Claim, claimed, remove_abandoned
 from bgl.embedding.embedder import embed_readable, width
 from bgl.embedding.shards import (
@@ -136,7 +137,7 @@ class _Job:
     dtype: str
     shard_size: int
     listing: str
-    counts: tuple[int, ...] = ()  # images of each container
+    counts: list[int] = dataclasses.field(default_factory=list)  # images of each container
 
     def sizes(self) -> list[int]:
         """Return the number of images of each shard; no shard has images of two containers."""
@@ -166,18 +167,11 @@ def _begin(out: Path, wanted: _Job, containers: Sequence[Container]) -> _Job:
         for container in containers:
             counts.append(len(container))
             claim.beat()
-        job = dataclasses.replace(wanted, counts=tuple(counts))
+        job = dataclasses.replace(wanted, counts=counts)
         write_text(path, json.dumps(dataclasses.asdict(job)) + "\n")
 
     _once(out, JOB_FILE, write)
-    values = read_json(path)
-    try:
-        job = _Job(**{**values, "counts": tuple(values["counts"])})
-    except (TypeError, KeyError) as error:
-        raise ValueError(
-            f"Expected {path} to describe a job of bgl embed, but {type(error).__name__}: {error}: "
-            "write to a new folder"
-        ) from error
+    job = read_record(path, _Job, "write to a new folder")
     titles = {"listing": "images (their names, labels, number or order)", "model": "model"}
     differ = [
         titles.get(name, f"{name} ({then!r} then, {now!r} now)")

@@ -21,7 +21,8 @@ import numpy as np
 
 from bgl._checks import check_choice, check_int, describe
 from bgl._extras import extra
-from bgl._io import atomic_path, read_json, write_text
+from bgl._io import atomic_path, write_text
+from bgl._records import read_record
 from bgl.embedding.about import About
 
 with extra("scale"):
@@ -30,7 +31,7 @@ with extra("scale"):
 
 MANIFEST_FILE = "manifest.json"
 SKIPPED_FILE = "skipped.csv"
-FORMAT = 1  # of the folder; a later one may not be readable
+FORMAT = 1
 DTYPES = ("float16", "float32")
 ROW_GROUP = 4096  # rows that are read at a time: 6 MB of 384 columns in float32
 SKIPPED = b"bgl.skipped"  # metadata of a shard: the images that it left out, and why
@@ -56,16 +57,22 @@ class Manifest(About):
         count: Number of vectors.
         skipped: Number of images that could not be read.
         shards: Number of vectors of each shard, in order, by the name of its file.
+        format: Of the folder; a later one may not be readable.
     """
 
     dtype: str = "float32"
     count: int = 0
     skipped: int = 0
     shards: dict[str, int] = dataclasses.field(default_factory=dict)
+    format: int = FORMAT
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice(self.dtype, "dtype", DTYPES)
+        if self.format != FORMAT:
+            raise ValueError(f"this version reads format {FORMAT} only")
+        if sum(self.shards.values()) != self.count:
+            raise ValueError("the shards do not add up")
 
 
 class ShardFolder:
@@ -98,7 +105,7 @@ class ShardFolder:
                 f"Expected argument `folder` to hold finished embeddings ({MANIFEST_FILE}), but "
                 f"found none: {folder}: let bgl embed finish, or pass the folder that it wrote"
             )
-        self.manifest = _read_manifest(path)
+        self.manifest = read_record(path, Manifest, "remove it and run bgl embed again")
 
     def __len__(self) -> int:
         return self.manifest.count
@@ -259,30 +266,13 @@ def write_manifest(folder: str | Path, about: Manifest, parts: int) -> ShardFold
             writer.writerows(left_out)
             skipped += len(left_out)
     whole = dataclasses.replace(about, count=sum(shards.values()), skipped=skipped, shards=shards)
-    text = json.dumps({"format": FORMAT, **dataclasses.asdict(whole)}, indent=1) + "\n"
-    write_text(folder / MANIFEST_FILE, text)
+    write_text(folder / MANIFEST_FILE, json.dumps(dataclasses.asdict(whole), indent=1) + "\n")
     return ShardFolder(folder)
 
 
 def _text(text: str | None) -> str | None:
     """Write out the bytes of a name that are no UTF-8, which Arrow refuses."""
     return None if text is None else os.fsencode(text).decode(errors="backslashreplace")
-
-
-def _read_manifest(path: Path) -> Manifest:
-    values = read_json(path)
-    try:
-        if values.pop("format") != FORMAT:
-            raise ValueError(f"this version reads format {FORMAT} only")
-        manifest = Manifest(**values)
-        if sum(manifest.shards.values()) != manifest.count:
-            raise ValueError("the shards do not add up")
-        return manifest
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(
-            f"Expected {path} to describe embeddings, but {type(error).__name__}: {error}: remove "
-            "it and run bgl embed again"
-        ) from error
 
 
 def _block(table: pa.Table, about: Manifest) -> Block:

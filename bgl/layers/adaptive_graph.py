@@ -169,8 +169,9 @@ class AdaptiveGraph(nn.Module):
         k = max(0, min(self.k, max(possible - 1, min(possible, 1))))
         if pairs.whole and k < self.k and not torch.compiler.is_compiling():
             warnings.warn(
-                f"k={self.k} needs at least {self.k + 2} samples; "
-                f"k={k} is used for a batch of {possible + 1}",
+                # the same words for every size, so that Python shows it once
+                f"k={self.k} needs at least {self.k + 2} samples; a smaller batch has fewer "
+                "neighbours",
                 stacklevel=3,
             )
         kind = PaperProblem if self.formulation == "paper" else ReleasedProblem

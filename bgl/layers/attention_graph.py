@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bgl._checks import check_index_vectors, check_int, describe
+from bgl._checks import check_floating, check_index_vectors, check_int
 from bgl._precision import at_least_float32, exact_matmul
 from bgl.layers.pairs import Graph
 
@@ -86,11 +86,7 @@ def _scores(query: Tensor, key: Tensor) -> Tensor:
 
 def _check(query: Tensor, key: Tensor, batch: Tensor | None) -> None:
     for name, value in (("query", query), ("key", key)):
-        if not isinstance(value, Tensor) or value.dim() != 3 or not value.is_floating_point():
-            raise ValueError(
-                f"Expected argument `{name}` to be a floating-point tensor of shape [N, H, d], "
-                f"but got {describe(value)}"
-            )
+        check_floating(value, name, "[N, H, d]", (3,))
     if query.shape != key.shape:
         raise ValueError(
             f"Expected arguments `query` and `key` to have the same shape, "

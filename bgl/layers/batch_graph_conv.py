@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch_geometric.nn import MessagePassing
 
-from bgl._checks import check_edge_index, check_real, describe
+from bgl._checks import check_edge_index, check_floating, check_real, describe
 from bgl.layers.edge_sums import edge_sums
 from bgl.layers.pairs import Neighbors
 
@@ -56,11 +56,7 @@ class BatchGraphConv(MessagePassing):  # type: ignore[misc]
         Edge lists take a short way; sparse adjacencies, and PyG's explainers, which look at the
         messages, take PyG's.
         """
-        if not isinstance(x, Tensor) or x.dim() not in (2, 3) or not x.is_floating_point():
-            raise ValueError(
-                "Expected argument `x` to be a floating-point tensor of shape [N, C] or [N, H, d], "
-                f"but got {describe(x)}"
-            )
+        check_floating(x, "x", "[N, C] or [N, H, d]", (2, 3))
         edge_list = type(edge_index) is Tensor and edge_index.layout == torch.strided
         if edge_list or not hasattr(edge_index, "size"):
             check_edge_index(edge_index, x.size(0))

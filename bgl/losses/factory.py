@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from pytorch_metric_learning import distances, losses, miners
@@ -40,15 +41,9 @@ class _Loss:
         return loss
 
 
-@dataclass(frozen=True)
-class _Miner:
-    """Build a miner with the defaults that the papers use."""
-
-    make: Callable[..., nn.Module]
-    defaults: dict[str, Any] = field(default_factory=dict)
-
-    def __call__(self, distance: BaseDistance, **options: Any) -> nn.Module:
-        return self.make(**{"distance": distance, **self.defaults, **options})
+def _miner(make: Callable[..., nn.Module], distance: BaseDistance, **options: Any) -> nn.Module:
+    """Build a miner that goes by a distance."""
+    return make(distance=distance, **options)
 
 
 #: Losses by name, built from the number of classes, the dimension of the embeddings, a distance
@@ -86,11 +81,11 @@ MINERS: Registry[Callable[..., nn.Module]] = Registry(
     "miner",
     1,
     {
-        "multi-similarity": _Miner(miners.MultiSimilarityMiner, {"epsilon": 0.1}),
-        "triplet-margin": _Miner(
-            miners.TripletMarginMiner, {"margin": 0.1, "type_of_triplets": "semihard"}
+        "multi-similarity": partial(_miner, miners.MultiSimilarityMiner, epsilon=0.1),
+        "triplet-margin": partial(
+            _miner, miners.TripletMarginMiner, margin=0.1, type_of_triplets="semihard"
         ),
-        "batch-hard": _Miner(miners.BatchHardMiner),
+        "batch-hard": partial(_miner, miners.BatchHardMiner),
     },
 )
 

@@ -7,30 +7,56 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from bgl.pipeline.arrays import Arrays
 from bgl.pipeline.files import Training
-from bgl.visualization._encode import text64
+from bgl.visualization._encode import atlas, text64
 from bgl.visualization.embedding import scattered
 from bgl.visualization.projection import describe_method, project
 
-Sheet = Callable[[list[tuple[str, int]]], Any]  # of the pictures of (part, row), or None
+Readers = dict[str, Callable[[int], Tensor]]  # of images, by the part of the data they are in
+
+
+class Sheets:
+    """The pictures of a page, many on a sheet.
+
+    Args:
+        pictures: Where they are read.
+        notes: What the reader of the page should know; may be added to.
+
+    Attributes:
+        atlases: The sheets by name.
+    """
+
+    def __init__(self, pictures: Readers, notes: list[str]) -> None:
+        self.pictures, self.notes = pictures, notes
+        self.atlases: dict[str, Any] = {}
+
+    def add(self, name: str, wanted: list[tuple[str, int]]) -> str | None:
+        """Make the sheet of (part, row), unless it is there; None if they cannot be read."""
+        if name in self.atlases:
+            return name
+        if not wanted or any(part not in self.pictures for part, _ in wanted):
+            return None
+        try:
+            images = (self.pictures[part](row) for part, row in wanted)
+            self.atlases[name] = atlas(images, len(wanted))
+        except (OSError, ValueError, IndexError) as error:
+            self.notes.append(f"An image cannot be read, so some pictures are missing: {error}")
+            return None
+        return name
 
 
 def retrieval_payload(
-    pretrained: Arrays,
-    tested: list[Training],
-    sheet: Sheet,
-    atlases: dict[str, Any],
-    notes: list[str],
+    pretrained: Arrays, tested: list[Training], sheets: Sheets, notes: list[str]
 ) -> dict[str, Any]:
     """Collect the answers to the queries under every model, and the maps.
 
     Args:
         pretrained: What was recorded of the untrained encoder.
         tested: The trained models that have answers.
-        sheet: Makes the sheet of the pictures, which goes into ``atlases``.
-        atlases: The sheets of the page, by name.
+        sheets: Gets the sheet "items".
         notes: What the reader should know; may be added to.
     """
     models = [("pretrained", pretrained)] if "nearest" in pretrained else []
@@ -59,8 +85,7 @@ def retrieval_payload(
     places = [
         ("gallery", i - shift) if shift and i >= shift else ("test", i) for i in wanted.tolist()
     ]
-    if made := sheet(places):
-        atlases["items"] = made
+    sheets.add("items", places)
 
     def slots(ids: np.ndarray) -> np.ndarray:
         return np.searchsorted(wanted, ids)

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
-from torch import Tensor
 
 from bgl.datasets import Splits
-from bgl.pipeline.answers import retrieval_payload
+from bgl.pipeline.answers import Readers, Sheets, retrieval_payload
 from bgl.pipeline.arrays import RECORD_FILE, read_or_note
 from bgl.pipeline.comparison import comparison
 from bgl.pipeline.data import load_splits
 from bgl.pipeline.files import Training, is_training, read_results, read_training
 from bgl.pipeline.overview import overview
 from bgl.pipeline.results import CONFIG_FILE, Results
-from bgl.visualization._encode import atlas
 from bgl.visualization._frames import graph_payload, unpack_frames
 from bgl.visualization.curves import STYLES
 from bgl.visualization.explorer import write_page
@@ -40,9 +38,6 @@ CURVES = {
         "same_class_weight": "weight",
     },
 }
-
-
-Readers = dict[str, Callable[[int], Tensor]]  # of images, by the part of the data they are in
 
 
 def explore_run(
@@ -103,13 +98,13 @@ def run_payload(folder: Path, splits: Splits | None = None) -> dict[str, Any]:
     pictures = {} if splits is None else _readers(splits, recorded, notes)
     header, cells = comparison(results["rows"])
 
-    atlases: dict[str, Any] = {}
+    sheets = Sheets(pictures, notes)
     payload: dict[str, Any] = {
         "name": folder.resolve().name,
         "notes": notes,
         "overview": overview(results),
-        "atlases": atlases,
-        "graphs": _graphs(recorded, pictures, atlases, notes),
+        "atlases": sheets.atlases,
+        "graphs": _graphs(recorded, sheets, notes),
         "table": {"header": header, "cells": cells} if cells else None,
         "selection": results.get("selection"),
         "curves": _curves(trainings),
@@ -119,10 +114,7 @@ def run_payload(folder: Path, splits: Splits | None = None) -> dict[str, Any]:
         text = yaml.safe_dump(about, sort_keys=False, allow_unicode=True)
         payload["config"].insert(0, {"name": "About this run", "text": text})
     tested = [t for t in recorded if "nearest" in t.recorded]
-    payload |= retrieval_payload(
-        pretrained, tested, lambda places: _atlas(pictures, places, notes), atlases, notes
-    )
-    return payload
+    return payload | retrieval_payload(pretrained, tested, sheets, notes)
 
 
 def _results(folder: Path, notes: list[str]) -> Results:
@@ -167,20 +159,7 @@ def _readers(splits: Splits, recorded: list[Training], notes: list[str]) -> Read
     return {part: dataset.read for part, dataset in splits.parts().items()}
 
 
-def _atlas(pictures: Readers, wanted: list[tuple[str, int]], notes: list[str]) -> Any:
-    """Put the pictures of (part, row) on one sheet; None if they cannot be read."""
-    if not wanted or any(part not in pictures for part, _ in wanted):
-        return None
-    try:
-        return atlas((pictures[part](row) for part, row in wanted), len(wanted))
-    except (OSError, ValueError, IndexError) as error:
-        notes.append(f"An image cannot be read, so some pictures are missing: {error}")
-        return None
-
-
-def _graphs(
-    recorded: list[Training], pictures: Readers, atlases: dict[str, Any], notes: list[str]
-) -> list[dict[str, Any]]:
+def _graphs(recorded: list[Training], sheets: Sheets, notes: list[str]) -> list[dict[str, Any]]:
     graphs = []
     for training in recorded:
         arrays = training.recorded
@@ -192,9 +171,7 @@ def _graphs(
         about = [] if part == "val" else about
         batch = arrays["batch"].tolist()
         name = "batch-" + "-".join(map(str, [part, len(batch), sum(batch)]))
-        if name not in atlases and (made := _atlas(pictures, [(part, i) for i in batch], notes)):
-            atlases[name] = made
-        sheet = name if name in atlases else None
+        sheet = sheets.add(name, [(part, i) for i in batch])
         present, labels = np.unique(arrays["batch_labels"], return_inverse=True)
         classes = arrays["batch_classes"][present].tolist()
         nodes = arrays["batch_names"].tolist()

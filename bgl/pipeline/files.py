@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bgl._records import read_record
 from bgl.pipeline.arrays import RECORD_FILE, REFINED_FILE, Arrays, read_or_note
-from bgl.pipeline.results import CONFIG_FILE, RESULTS_FILE, Results, read_record
+from bgl.pipeline.results import CONFIG_FILE, RESULTS_FILE, Results
 from bgl.training import TrainConfig
 from bgl.visualization.curves import read_history
 

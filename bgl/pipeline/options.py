@@ -25,10 +25,11 @@ from jsonargparse import (
 
 from bgl._checks import check_choice
 from bgl._io import check_yaml, read_yaml, write_text
+from bgl._records import read_record
 from bgl._registry import reserve
 from bgl._usage import RUN_OPTIONS, check_options, check_train_words, dashes, option
 from bgl.pipeline.published import published_rows
-from bgl.pipeline.results import COMMAND_FILE, read_record
+from bgl.pipeline.results import COMMAND_FILE
 from bgl.training import TrainConfig
 from bgl.training.config import CIRCUMSTANCES, WITH_OPTIONS, parts
 

@@ -14,6 +14,7 @@ import torch
 from bgl import models
 from bgl._io import write_text
 from bgl._neighbors import nearest
+from bgl._records import read_record
 from bgl.datasets import Splits, recall_at
 from bgl.forecasting import Forecast, forecast
 from bgl.images import BrokenImageError
@@ -25,7 +26,7 @@ from bgl.models.storage import empty_model
 from bgl.pipeline.arrays import RECORD_FILE, REFINED_FILE, read_or_note, write_arrays
 from bgl.pipeline.comparison import OTHER_EPOCHS
 from bgl.pipeline.recorder import Tested, kept
-from bgl.pipeline.results import Row, compared, read_record
+from bgl.pipeline.results import Row, compared
 from bgl.refinement import refine
 from bgl.training import Evaluator, Progress, TrainConfig, make_accelerator
 from bgl.training.distributed import broadcast_module, on_first_process

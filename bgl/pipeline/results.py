@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, TypedDict, TypeVar, Union, get_args, get_origin, get_type_hints
-from typing import is_typeddict as is_record
+from typing import Any, Literal, TypedDict
 
-from bgl._io import read_json, read_yaml
 from bgl.training.readout import Readout
 
 RESULTS_FILE = "results.json"  # of a run
 RESULT_FILE = "result.json"  # of one trained model
 CONFIG_FILE = "config.yaml"  # of one model
 COMMAND_FILE = "command.yaml"  # of a run
-
-Record = TypeVar("Record")
 
 
 class Published(TypedDict):
@@ -123,64 +118,6 @@ class Results(About):
     """What results.json holds."""
 
     rows: list[Row]
-
-
-def read_record(path: Path, kind: type[Record], remedy: str) -> Record:
-    """Read a JSON or YAML file that holds a record.
-
-    Args:
-        path: The file; its suffix says which of the two it is.
-        kind: A TypedDict.
-        remedy: What to do if it holds anything else.
-
-    Raises:
-        OSError: If there is no such file, or it cannot be opened.
-        ValueError: If it does not hold such a record; the message names the file and the entry.
-    """
-    try:
-        content = read_json(path) if path.suffix == ".json" else read_yaml(path)
-    except ValueError as error:
-        raise ValueError(f"{error}: {remedy}") from error
-    if fault := misfit(content, kind):
-        raise ValueError(f"Expected {path} to be written by bgl, but {fault}: {remedy}")
-    return content
-
-
-def misfit(value: object, hint: Any, name: str = "it") -> str | None:
-    """Say what of a plain value, as JSON and YAML give it, is not of an annotated type.
-
-    Example:
-        >>> misfit({"a": [1, "x"]}, dict[str, list[int]])
-        "its a.1 is 'x'"
-    """
-    origin, arguments = get_origin(hint), get_args(hint)
-    inside: list[tuple[str, object, Any]] = []
-    if hint is Any:
-        return None
-    if origin in (Union, UnionType):
-        faults = [misfit(value, kind, name) for kind in arguments]
-        return None if None in faults else faults[0]
-    if is_record(hint) and isinstance(value, dict):
-        if missing := sorted(hint.__required_keys__ - value.keys()):
-            return f"{name} has no {missing[0]}"
-        hints = get_type_hints(hint)
-        inside = [(key, value[key], kind) for key, kind in hints.items() if key in value]
-    elif origin is dict and isinstance(value, dict):
-        inside = [(str(key), item, arguments[1]) for key, item in value.items()]
-        if odd := [key for key in value if not isinstance(key, arguments[0])]:
-            return f"{name} has the key {odd[0]!r}"
-    elif origin is list and isinstance(value, list):
-        inside = [(str(place), item, arguments[0]) for place, item in enumerate(value)]
-    else:
-        plain = (int, float) if hint is float else hint
-        fits = not (origin or is_record(hint)) and isinstance(value, plain)
-        if not fits or (isinstance(value, bool) and hint is not bool):
-            return f"{name} is {str(value)[:40]!r}"
-    for key, item, kind in inside:
-        below = f"its {key}" if name == "it" else f"{name}.{key}"
-        if fault := misfit(item, kind, below):
-            return fault
-    return None
 
 
 def compared(embeddings: Container[str]) -> str:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 import bgl
 from bgl._io import write_text
+from bgl._records import read_record
 from bgl.datasets import ImageDataset, Splits, raw_pixels, recall_at
 from bgl.metrics import retrieval_metrics
 from bgl.pipeline.files import read_config
@@ -33,7 +34,6 @@ from bgl.pipeline.results import (
     OtherEpochs,
     Result,
     Row,
-    read_record,
 )
 from bgl.pipeline.tracking import Trackers
 from bgl.training import (

@@ -3,8 +3,8 @@
 Without arguments: the packaged emoji, EfficientNet-Lite0 with ImageNet weights, and one table with
 the raw pixels, the pretrained encoder as it is, fine-tuned without a graph (the recipe plain), and
 with one (graph). Other data are trained on without a graph unless one is asked for. Everything
-lands in a run folder. A run that was interrupted goes on with ``--resume FOLDER``, or when the
-same command is given again with its ``--output-dir``. Several processes train as one: ``torchrun
+lands in a run folder. A run that was interrupted goes on with ``--resume FOLDER``, or when the same
+command is given again with its ``--output-dir``. Several processes train as one: ``torchrun
 --nproc-per-node=N benchmarks/run.py ...``.
 """
 

@@ -304,8 +304,8 @@ def _adapt(
         step,
         schedule,
         Checkpoint(folder, config, digest, parts, older),
-        choose=best_epoch,
-        goes_on=partial(_goes_on, config=config),
+        choose_epoch=best_epoch,
+        should_continue=partial(_should_continue, config=config),
         progress=progress,
         interruption=interruption,
     )
@@ -334,7 +334,7 @@ def _adapt(
         return gather_rows(torch.cat(found), [len(part) for part in parts])
 
     with trainer.running():
-        while trainer.goes_on(trainer.history):
+        while trainer.should_continue(trainer.history):
             if not trainer.history:
                 trainer.position.row = {"epoch": 0}  # the model as it came
             else:
@@ -350,7 +350,7 @@ def _adapt(
             one, other = (relations.metric(view(number)) for number in VIEWS)
             found = on_first_process(partial(agreement, one, other, config.k))  # all stop together
             trainer.end_epoch({"agreement": found})
-    trainer.take_chosen()
+    trainer.load_chosen()
     features = evaluator.embed(data)["backbone"].to(device)
     readout = gallery_readout(features, k=config.k, shrinkage=config.shrinkage)
     broadcast_module(readout)
@@ -365,7 +365,7 @@ def best_epoch(history: list[dict[str, Any]]) -> int:
     return int(max(history, key=lambda row: row["agreement"])["epoch"])
 
 
-def _goes_on(history: list[dict[str, Any]], config: AdaptConfig) -> bool:
+def _should_continue(history: list[dict[str, Any]], config: AdaptConfig) -> bool:
     done = len(history) - 1  # epochs
     return done < config.epochs and (done < 0 or done - best_epoch(history) < config.patience)
 

@@ -170,8 +170,8 @@ def _train(
         step,
         schedule,
         Checkpoint(folder, config, splits.digest, parts, measured),
-        choose=lambda history: chosen_epoch(trainer.history, config),
-        goes_on=lambda history: len(history) < config.epochs,
+        choose_epoch=lambda history: chosen_epoch(history, config),
+        should_continue=lambda history: len(history) < config.epochs,
         progress=progress,
         interruption=interruption,
         classes=classes,
@@ -185,7 +185,7 @@ def _train(
     )
     embed = cache(partial(evaluator.embed, data))  # once for all who begin an epoch
     with trainer.running():
-        while trainer.goes_on(trainer.history):
+        while trainer.should_continue(trainer.history):
             epoch = len(trainer.history)
             if not trainer.position.row:  # else it was begun by the process that this one resumes
                 if epoch > 0:
@@ -209,7 +209,7 @@ def _train(
             metrics, vectors = evaluate_epoch(evaluator, config, splits, epoch + 1)
             if trainer.end_epoch(metrics):
                 validation = vectors
-    trainer.take_chosen()
+    trainer.load_chosen()
     tested, readout, dimensions = finish(config, evaluator, splits, folder, validation)
     return TrainResult(
         metrics=tested,

@@ -31,7 +31,7 @@ from bgl.training.progress import Progress, TrainingRun
 from bgl.training.step import Reading, Step, Throughput
 
 
-class Begun(NamedTuple):
+class Pending(NamedTuple):
     """A step that is at work, with what is needed once its values are read."""
 
     reading: Reading
@@ -54,8 +54,8 @@ class Trainer:
         step: Trains on a batch.
         schedule: Moves the rates after each step.
         checkpoint: Where the run is kept; it is loaded here.
-        choose: Names the epoch whose model is kept, given the rows of all so far.
-        goes_on: Whether another epoch follows these rows.
+        choose_epoch: Names the epoch whose model is kept, given the rows of all so far.
+        should_continue: Whether another epoch follows these rows.
         progress: Told about the run.
         interruption: Looked at after every step.
         classes: Running means of the unit features, if there are batches of similar classes.
@@ -72,8 +72,8 @@ class Trainer:
     step: Step
     schedule: torch.optim.lr_scheduler.LRScheduler
     checkpoint: Checkpoint
-    choose: Callable[[list[Row]], int]
-    goes_on: Callable[[list[Row]], bool]
+    choose_epoch: Callable[[list[Row]], int]
+    should_continue: Callable[[list[Row]], bool]
     progress: Progress
     interruption: Interruption
     classes: ClassStatistics | None = None
@@ -94,7 +94,7 @@ class Trainer:
             self.checkpoint.folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.checkpoint.folder)
         self.throughput = Throughput()
-        self.begun: Begun | None = None  # the last step, until its values are read
+        self.pending: Pending | None = None  # the last step, until its values are read
         resumed = self.checkpoint.load()
         self.resumed = resumed is not None
         self.position = resumed or Position()
@@ -180,7 +180,7 @@ class Trainer:
             self.settle()  # the step before: this one is at work meanwhile
             where = f"epoch {epoch}, step {position.step + 1}"
             features = output.features.detach()
-            self.begun = Begun(reading, features, labels[position.step], batch, where)
+            self.pending = Pending(reading, features, labels[position.step], batch, where)
             self.schedule.step()
             row |= graph_statistics(output.graphs)
             position.step += 1
@@ -200,23 +200,23 @@ class Trainer:
         Raises:
             FloatingPointError: If they are not finite and such batches are not skipped.
         """
-        begun, self.begun = self.begun, None
-        if begun is None:
+        pending, self.pending = self.pending, None
+        if pending is None:
             return
-        values, position = begun.reading.values(), self.position
+        values, position = pending.reading.values(), self.position
         if values.finite:
             if self.classes is not None:  # every process has the whole batch
-                unit = normalize(at_least_float32(begun.features), dim=1)
-                self.classes.update(unit, begun.labels, shared=False)
+                unit = normalize(at_least_float32(pending.features), dim=1)
+                self.classes.update(unit, pending.labels, shared=False)
             for name, value in values.losses.items():
                 position.sums[name] = position.sums.get(name, 0.0) + value
             return
-        norms = begun.features.float().norm(dim=1)
+        norms = pending.features.float().norm(dim=1)
         description = (
-            f"The loss or its gradient is not finite in {begun.where}: {values.losses}; gradient "
+            f"The loss or its gradient is not finite in {pending.where}: {values.losses}; gradient "
             f"norm {values.norm:.3g}; feature norms from {float(norms.min()):.3g} to "
-            f"{float(norms.max()):.3g}; samples {list(begun.batch)}; images "
-            f"{[self.data.paths[i] for i in begun.batch]}"
+            f"{float(norms.max()):.3g}; samples {list(pending.batch)}; images "
+            f"{[self.data.paths[i] for i in pending.batch]}"
         )
         if self.config.on_nonfinite != "skip":
             raise FloatingPointError(description)
@@ -232,20 +232,20 @@ class Trainer:
         row = self.position.row | found | {"seconds": self.checkpoint.seconds}
         self.history.append(row)
         self.position = Position(self.history)
-        chosen = self.choose(self.history) == row["epoch"]
+        chosen = self.choose_epoch(self.history) == row["epoch"]
         if process_index() == 0:
             if chosen:
                 weights = self.encoder.model.state_dict()
                 self.checkpoint.weights = {n: t.to("cpu", copy=True) for n, t in weights.items()}
             write_history(self.checkpoint.folder / "metrics.csv", self.history)
-        if self.checkpoint.is_due or not self.goes_on(self.history):
+        if self.checkpoint.is_due or not self.should_continue(self.history):
             self.checkpoint.save(self.position)
         if row["epoch"] > 0:
             self.progress.epoch(row)
         self.interruption.check()
         return chosen
 
-    def take_chosen(self) -> None:
+    def load_chosen(self) -> None:
         """Give the measured model the weights of the chosen epoch, on all processes."""
         if process_index() == 0:
             self.encoder.model.load_state_dict(self.checkpoint.weights)

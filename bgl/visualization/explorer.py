@@ -68,17 +68,6 @@ def explore(
     graphs = [data] if isinstance(data, Data) else list(data)
     if not graphs:
         raise ValueError("Expected argument `data` to have at least one graph, but got none")
-    run = {"name": title, **_run(graphs, images, classes, nodes)}
-    return write_page({"title": title, "kind": "graph", "runs": [run]}, path or "explorer.html")
-
-
-def _run(
-    graphs: list[Data],
-    images: Tensor | None,
-    classes: Sequence[str] | None,
-    nodes: Sequence[str] | None,
-) -> dict[str, Any]:
-    """Describe graphs given as PyG data for the page, with pictures and notes."""
     notes: list[str] = []
     atlases: dict[str, Any] = {}
     sizes = [check_nodes(graph) for graph in graphs]
@@ -118,7 +107,8 @@ def _run(
     picked = None if labels is None else labels[chosen].tolist()
     sheet = None if images is None else "batch"
     graph = graph_payload("graph", frames, picked, names, shown, sheet)
-    return {"notes": notes, "atlases": atlases, "graphs": [graph], "steps": "step"}
+    run = {"name": title, "notes": notes, "atlases": atlases, "graphs": [graph], "steps": "step"}
+    return write_page({"title": title, "kind": "graph", "runs": [run]}, path or "explorer.html")
 
 
 def write_page(payload: dict[str, Any], path: str | Path) -> Path:

@@ -104,6 +104,13 @@ def test_options_that_are_on_or_off(value):
     assert (config.deterministic, config.options["iaa"]["schedule"]) == (value, value)
 
 
+def test_a_folder_has_a_short_name_of_its_own():
+    long = {"method": "none", "data_root": "/deep" * 60}
+    one, other = (Training("a/b", {**long, "lr": lr}, 0).slug for lr in (0.1, 0.2))
+    assert one != other
+    assert all(len(name) < 100 and "/" not in name for name in (one, other))
+
+
 def test_key_ignores_what_cannot_change_the_result():
     one = Training("none", {"method": "none"}, 0)
     other = {"workers": 2, "checkpoint_minutes": 9, "cache": "somewhere"}

@@ -114,7 +114,7 @@ TEST = "images/101/0.jpg,class 101,validation,True,True"
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (HEADER, "path,split,is_query", r"line 1: expected the columns .*label is not among path"),
+        (HEADER, "path,split,is_query", r"line 1: expected the columns .* is_query: name label in"),
         (HEADER, HEADER + ",path", r"line 1: .*\['path'\] is there twice"),
         (FIRST, FIRST + ",x", r"line 2: expected 5 columns .* got 6"),
         (FIRST, "images/1/0.jpg,class 1", r"line 2: expected 5 columns .* got 2"),

@@ -9,15 +9,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bgl.models import ModelConfig, assemble_model, create_backbone, save
-
-
-def make_run(folder: Path, curvature: float | None = None) -> Path:
-    backbone, info = create_backbone("test_resnet", "none")
-    config = ModelConfig("test_resnet", 16, (0.5,) * 3, (0.5,) * 3, 6, curvature=curvature)
-    save(assemble_model(backbone, info.num_features, config), folder, config)
-    return folder
-
 
 def jpeg(number: int) -> bytes:
     """An image that no other number has."""

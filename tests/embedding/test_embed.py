@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 import torch
 from forks import fork
-from make_images import jpeg, make_folder, make_run, make_tar
+from helpers import make_run
+from make_images import jpeg, make_folder, make_tar
 
 pytest.importorskip("pyarrow", reason="needs the extra scale")
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from make_images import jpeg, make_folder, make_run
+from helpers import make_run
+from make_images import jpeg, make_folder
 from PIL import Image
 
 from bgl import Embedder

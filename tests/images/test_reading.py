@@ -171,22 +171,25 @@ def test_grey_values_of_16_bits_are_scaled(tmp_path: Path, suffix: str) -> None:
     assert (read_image(path).numpy() == expected).all()
 
 
-def test_a_transparent_grey_of_16_bits_is_white(tmp_path: Path) -> None:
-    values = np.array([[90 * 257, 1000]], dtype=np.uint16)
-    path = save(Image.fromarray(values), tmp_path / "key.png", transparency=1000)
-    assert read_image(path)[0].tolist() == [[90, 255]]
-
-
-def test_a_transparent_colour_of_16_bits_is_white(tmp_path: Path) -> None:
-    row = b"\0" + struct.pack(">6H", 0x4000, 0x5000, 0x6000, 0x1234, 0x1234, 0x1234)
+@pytest.mark.parametrize(
+    ("kind", "colour", "key", "expected"),
+    [(0, [90 * 257], [1000], [90] * 3), (2, [0x4000, 0x5000, 0x6000], [0x1234] * 3, [64, 80, 96])],
+    ids=["grey", "colour"],
+)
+def test_a_transparent_value_of_16_bits_is_white(
+    tmp_path: Path, kind: int, colour: list[int], key: list[int], expected: list[int]
+) -> None:
+    """Two pixels, the second of the transparent value; older Pillows do not write such files."""
+    channels = len(key)
+    row = b"\0" + struct.pack(f">{2 * channels}H", *colour, *key)
     (tmp_path / "key.png").write_bytes(
         b"\x89PNG\r\n\x1a\n"
-        + png_chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0))
-        + png_chunk(b"tRNS", struct.pack(">3H", 0x1234, 0x1234, 0x1234))
+        + png_chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, kind, 0, 0, 0))
+        + png_chunk(b"tRNS", struct.pack(f">{channels}H", *key))
         + png_chunk(b"IDAT", zlib.compress(row))
         + png_chunk(b"IEND", b"")
     )
-    assert read_image(tmp_path / "key.png")[:, 0].T.tolist() == [[0x40, 0x50, 0x60], [255] * 3]
+    assert read_image(tmp_path / "key.png")[:, 0].T.tolist() == [expected, [255] * 3]
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])

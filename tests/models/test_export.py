@@ -13,12 +13,11 @@ from bgl.models import (
     BlockConfig,
     Encoder,
     ModelConfig,
-    assemble_model,
-    create_backbone,
     export,
     load,
     save,
 )
+from bgl.models.storage import empty_model
 
 CONFIG = ModelConfig(
     "test_resnet",
@@ -35,8 +34,7 @@ CONFIG = ModelConfig(
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    backbone, info = create_backbone(CONFIG.backbone, "none", pool=CONFIG.pool)
-    save(assemble_model(backbone, info.num_features, CONFIG), tmp_path / "run", CONFIG)
+    save(empty_model(CONFIG), tmp_path / "run", CONFIG)
     return tmp_path / "run"
 
 

@@ -14,21 +14,19 @@ import torch
 from bgl.models import (
     BlockConfig,
     ModelConfig,
-    assemble_model,
-    create_backbone,
     load,
     model_digest,
     push_to_hub,
     save,
 )
+from bgl.models.storage import empty_model
 
 CONFIG = ModelConfig("test_resnet", 32, (0.5,) * 3, (0.5,) * 3, 4, (BlockConfig("dybgr"),))
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    backbone, info = create_backbone(CONFIG.backbone, "none")
-    save(assemble_model(backbone, info.num_features, CONFIG), tmp_path / "run", CONFIG)
+    save(empty_model(CONFIG), tmp_path / "run", CONFIG)
     (tmp_path / "run" / "secret.txt").write_text("not for the hub")
     return tmp_path / "run"
 

@@ -23,7 +23,6 @@ from bgl.models import (
     Encoder,
     ModelConfig,
     assemble_model,
-    create_backbone,
     load,
     make_head,
     save,
@@ -50,8 +49,7 @@ CONFIG = ModelConfig(
 
 
 def make(config: ModelConfig = CONFIG) -> BatchGraphModel:
-    backbone, info = create_backbone(config.backbone, "none")
-    model = assemble_model(backbone, info.num_features, config)
+    model = storage.empty_model(config)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.uniform_(-1, 1)

@@ -180,7 +180,7 @@ def test_a_tour_is_short_whatever_the_recipe():
     assert command.quick
     assert not options.parse([]).quick
     assert (config.epochs, config.batches_per_epoch, config.image_size) == (2, 10, 32)
-    assert config.max_images == 1200
+    assert config.max_images == 1000
     assert (config.method, config.ema) == ("none", 0.99)
 
 

@@ -138,6 +138,14 @@ def again(images: Path, folder: Path, *words: str) -> int:
     return run.main([*SMALL, "--data-root", str(images), "--output-dir", str(folder), *words])
 
 
+def error_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that a mistake ends in."""
+    said = capsys.readouterr()
+    assert "Traceback" not in said.out + said.err
+    (line,) = [line for line in said.err.splitlines() if line.startswith("error:")]
+    return line
+
+
 def never(*_: Any, **__: Any) -> None:
     raise AssertionError("trained again")
 
@@ -413,7 +421,7 @@ def test_a_file_that_is_not_ours_is_not_overwritten(images, tmp_path, content, c
     folder.mkdir()
     (folder / "results.json").write_text(content)
     assert again(images, folder, "--method", "none") == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    line = error_line(capsys)
     assert "results.json" in line
     assert "move it away" in line
     assert (folder / "results.json").read_text() == content
@@ -471,11 +479,9 @@ def test_damaged_files_are_named_in_one_line(finished, name, content, tmp_path, 
         (place.parent / "result.json").unlink()
         (place.parent / "checkpoint.pt").touch()
     assert run.main(["--resume", str(folder)]) in (1, 2)
-    captured = capsys.readouterr()
-    (line,) = [line for line in captured.err.splitlines() if line.startswith("error:")]
+    line = error_line(capsys)
     assert name in line
     assert len(line) < 1000
-    assert "Traceback" not in captured.out + captured.err
 
 
 @pytest.mark.parametrize("content", [None, "", "- 1", "configs: [{lrate: 1}]\nlog: []", "{"])
@@ -513,11 +519,9 @@ def test_broken_image_is_named(images, tmp_path, capsys):
         file.write_bytes(file.read_bytes()[:50])
     words = ["--method", "none", "--workers", "1"]
     assert again(root, tmp_path / "run", *words) != 0
-    captured = capsys.readouterr()
-    (line,) = [line for line in captured.err.splitlines() if line.startswith("error:")]
+    line = error_line(capsys)
     assert re.search(r"but 8 of \d+ cannot be used: \S+/train\d/1\.png, ", line)
     assert line.endswith("on the command line --skip-broken")
-    assert "Traceback" not in captured.out + captured.err
     # the rest of every class is enough
     assert again(root, tmp_path / "run2", "--method", "none", "--skip-broken") == 0
     assert "note: Left out 8 images" in capsys.readouterr().err
@@ -527,7 +531,7 @@ def test_broken_image_is_named(images, tmp_path, capsys):
 def test_too_few_classes_for_a_batch(images, tmp_path, capsys):
     """... is said in the words of the user, before anything is written."""
     assert again(images, tmp_path / "run", "--batch-size", "14") == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    line = error_line(capsys)
     assert "--batch-size" in line
     assert "6 training classes (2 of 8 held out for validation) allow up to 12" in line
     assert line.endswith("--per-class 2, got 14")
@@ -554,11 +558,7 @@ def test_too_few_classes_for_a_batch(images, tmp_path, capsys):
 def test_error_is_one_line(images, tmp_path, monkeypatch, capsys, words, named):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert again(images, tmp_path / "run", *words) in (1, 2)
-    captured = capsys.readouterr()
-    lines = [line for line in captured.err.splitlines() if line.startswith("error:")]
-    assert len(lines) == 1
-    assert named in lines[0]
-    assert "Traceback" not in captured.out + captured.err
+    assert named in error_line(capsys)
 
 
 def test_markdown():

@@ -16,15 +16,21 @@ from bgl.pipeline.tracking import Trackers, check_trackers, log_picture
 from bgl.training import ProgressList, train
 
 
+def tracked(name: str, folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run that a tracker has listened to."""
+    splits = make_splits()
+    recorder = Recorder(folder, splits)
+    trackers = Trackers([name], folder / "logs", recorder)
+    result = train(small(), splits, folder, ProgressList(recorder, trackers))
+    trackers.finish()
+    return result.history
+
+
 def test_tensorboard(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    splits = make_splits()
-    recorder = Recorder(tmp_path, splits)
-    trackers = Trackers(["tensorboard"], tmp_path / "logs", recorder)
-    result = train(small(), splits, tmp_path, ProgressList(recorder, trackers))
-    trackers.finish()
+    history = tracked("tensorboard", tmp_path)
     events = EventAccumulator(str(tmp_path / "logs" / "training"))
     events.Reload()
     scalars, images = events.Tags()["scalars"], events.Tags()["images"]
@@ -37,7 +43,7 @@ def test_tensorboard(tmp_path: Path) -> None:
         "graph/weight_entropy",
     } <= set(scalars)
     logged = [(e.step, e.value) for e in events.Scalars("loss/loss")]
-    expected = [(row["epoch"], pytest.approx(row["loss"], rel=1e-5)) for row in result.history]
+    expected = [(row["epoch"], pytest.approx(row["loss"], rel=1e-5)) for row in history]
     assert logged == expected
     assert images == ["graph/picture"]
     assert [e.step for e in events.Images("graph/picture")] == [0, 1, 2]
@@ -80,18 +86,13 @@ class Notebook(GeneralTracker):
 def test_any_registered_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The way of wandb, mlflow and the others, with a tracker that needs no server."""
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "notebook", Notebook)
-    splits = make_splits()
-    recorder = Recorder(tmp_path, splits)
-    trackers = Trackers(["notebook"], tmp_path / "logs", recorder)
-    result = train(small(), splits, tmp_path, ProgressList(recorder, trackers))
-    trackers.finish()
+    history = tracked("notebook", tmp_path)
     (book,) = Notebook.opened
     assert (book.project, book.closed) == ("training", True)
     assert book.config["dybgr.k"] == 3
     assert book.config["method"] == "dybgr"
-    assert [values["loss/loss"] for values in book.scalars.values()] == [
-        row["loss"] for row in result.history
-    ]
+    logged = [values["loss/loss"] for values in book.scalars.values()]
+    assert logged == [row["loss"] for row in history]
     assert book.scalars.keys() == {1, 2}
     assert book.images.keys() == {0, 1, 2}
     assert book.images[2][0].dtype == np.uint8

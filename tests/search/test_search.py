@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import make_run
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save as save_bytes
@@ -23,20 +24,13 @@ from safetensors.torch import save_file
 
 from bgl.hyperbolic import HyperbolicDistance
 from bgl.images import BrokenImageError
-from bgl.models import ModelConfig, assemble_model, create_backbone, load, save
+from bgl.models import load
 from bgl.search import SearchIndex, find_images
 from bgl.search.__main__ import main
 from bgl.search.folder import INDEX_FILE
 from bgl.search.store import open_store
 
 ODD = 'a"<b>&.png'
-
-
-def make_run(folder: Path, curvature: float | None = None) -> Path:
-    backbone, info = create_backbone("test_resnet", "none")
-    config = ModelConfig("test_resnet", 16, (0.5,) * 3, (0.5,) * 3, 6, curvature=curvature)
-    save(assemble_model(backbone, info.num_features, config), folder, config)
-    return folder
 
 
 @pytest.fixture

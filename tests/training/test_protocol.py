@@ -90,7 +90,6 @@ def test_honest_protocol_may_look_at_every_epoch_and_chooses_by_validation_alone
 def test_paper_protocol_goes_on_where_it_stopped(splits, tmp_path):
     config = tiny(protocol="paper", eval_every=2, epochs=3)
     whole = train(config, splits, tmp_path / "whole")
-
     with pytest.raises(KeyboardInterrupt):
         train(config, splits, tmp_path / "parts", StopAfter(2))
     parts = train(config, splits, tmp_path / "parts")

@@ -489,23 +489,19 @@ def schedule_of(config: TrainConfig, steps: int) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("warmup", "steps", "expected"),
+    ("schedule", "warmup", "steps", "expected"),
     [
-        (0.4, 5, [1.0, 2.0, 2.0, 4 / 3, 2 / 3, 0.0]),
-        (0.0, 4, [2.0, 2.0, 4 / 3, 2 / 3, 0.0]),
-        (1.0, 4, [0.5, 1.0, 1.5, 2.0, 0.0]),
-        (0.05, 1, [2.0, 0.0]),
+        ("linear", 0.4, 5, [1.0, 2.0, 2.0, 4 / 3, 2 / 3, 0.0]),
+        ("linear", 0.0, 4, [2.0, 2.0, 4 / 3, 2 / 3, 0.0]),
+        ("linear", 1.0, 4, [0.5, 1.0, 1.5, 2.0, 0.0]),
+        ("linear", 0.05, 1, [2.0, 0.0]),
+        ("constant", 0.0, 7, [2.0] * 8),
+        ("constant", 0.4, 10, [0.5, 1.0, 1.5] + [2.0] * 8),
     ],
-    ids=["warm-up", "none", "all", "one step"],
 )
-def test_schedule(warmup, steps, expected):
-    assert schedule_of(tiny(warmup=warmup), steps) == pytest.approx(expected)
-
-
-def test_constant_schedule():
-    assert schedule_of(tiny(schedule="constant", warmup=0.0), 7) == [2.0] * 8
-    warm = schedule_of(tiny(schedule="constant", warmup=0.4), 10)
-    assert warm == pytest.approx([0.5, 1.0, 1.5] + [2.0] * 8)
+def test_schedule(schedule, warmup, steps, expected):
+    rates = schedule_of(tiny(schedule=schedule, warmup=warmup), steps)
+    assert rates == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("batches", [1, 3, 7])
@@ -641,29 +637,19 @@ def test_wrong_values_are_refused_by_name(field, value):
         tiny(**{field: value})
 
 
-def test_the_schedule_of_steps_needs_their_epochs():
-    with pytest.raises(ValueError, match=r"`lr_decay_epochs`.* got \[\] with 'step'"):
-        tiny(schedule="step")
-
-
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"dybgr": {"kk": 3}}, "'dybgr' to be among k, num_iterations.* but got kk"),
-        ({"gat": {"k": 3}}, "`block`.*'gat'.*--plugin"),
-        ({"iaa": 3}, "`iaa` to hold options"),
+        ({"schedule": "step"}, r"`lr_decay_epochs`.* got \[\] with 'step'"),
+        ({"per_class": 3}, r"`batch_size`.*`per_class` \(3\), got 16"),
+        ({"options": {"dybgr": {"kk": 3}}}, "'dybgr' to be among k, num_iterations.* but got kk"),
+        ({"options": {"gat": {"k": 3}}}, "`block`.*'gat'.*--plugin"),
+        ({"options": {"iaa": 3}}, "`iaa` to hold options"),
     ],
 )
-def test_wrong_options_of_a_part_are_refused(options, named):
+def test_values_that_do_not_fit_together(options, named):
     with pytest.raises(ValueError, match=named):
-        tiny(options=options)
-
-
-def test_values_that_do_not_fit_together():
-    with pytest.raises(ValueError, match=r"`batch_size`.*`per_class` \(3\), got 16"):
-        tiny(per_class=3)
-    with pytest.raises(ValueError, match=r"`lr_decay_epochs`.*'step'"):
-        tiny(schedule="step")
+        tiny(**options)
 
 
 def test_cuda_that_is_not_there(splits, tmp_path, monkeypatch):
