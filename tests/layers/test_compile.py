@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from helpers import without_values
+from pytorch_metric_learning.distances import CosineSimilarity
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch_geometric.nn import GATv2Conv
@@ -149,30 +150,28 @@ def test_a_learned_graph_breaks_a_compiled_one_less_than_pyg():
 
 
 @pytest.fixture(scope="module")
-def _traced_sizes() -> None:
-    """pytorch-metric-learning makes a ``torch.Size``, which PyTorch 2.7 cannot trace."""
-
-    def make(x: Tensor) -> Tensor:
-        return x.view(torch.Size((x.size(0),)))
-
+def _traced_distances() -> None:
+    """The distances of pytorch-metric-learning, which PyTorch 2.7 cannot trace."""
+    compiled = torch.compile(CosineSimilarity(), fullgraph=True, dynamic=True, backend="eager")
     try:
-        torch.compile(make, fullgraph=True, backend="eager")(torch.zeros(3))
+        compiled(torch.eye(3), torch.eye(3))
     except torch._dynamo.exc.Unsupported:
-        pytest.skip("this PyTorch cannot trace torch.Size")
+        pytest.skip("this PyTorch cannot trace the distances of pytorch-metric-learning")
 
 
-@pytest.mark.usefixtures("_traced_sizes")
+@pytest.mark.usefixtures("_traced_distances")
 def test_pairwise_loss_compiles_once_for_all_batch_sizes():
     assert_compiles_once(PairwiseCrossEntropyLoss(), (12, 20, 36))
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("_traced_sizes")
+@pytest.mark.usefixtures("_traced_distances")
 def test_hyperbolic_head_and_loss_compile_once_for_all_batch_sizes():
     ball, loss = ToPoincareBall(), PairwiseCrossEntropyLoss(0.2, HyperbolicDistance(c=0.1))
     assert_compiles_once(lambda x, y: loss(ball(x), y), (12, 20, 36))
 
 
+@pytest.mark.usefixtures("_traced_distances")
 def test_compiled_pairwise_loss_of_unequal_classes_is_nan():
     torch._dynamo.reset()
     loss = torch.compile(PairwiseCrossEntropyLoss(), fullgraph=True, backend="aot_eager")
