@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bgl._checks import check_edge_index, check_real, describe
+from bgl._checks import check_edge_index, check_matrix, check_real, describe
 from bgl._precision import at_least_float32
 from bgl.losses.batch import check_pairs, cosines
 
@@ -99,7 +99,8 @@ def diffuse(targets: Tensor, edge_index: Tensor, edge_weight: Tensor, w: float) 
         tensor([[0.6667, 0.3333],
                 [0.3333, 0.6667]])
     """
-    n = len(targets) if isinstance(targets, Tensor) else 0
+    check_matrix(targets, "targets", "[N, N]")
+    n = len(targets)
     check_pairs(targets, "targets", n)
     check_edge_index(edge_index, n)
     if not isinstance(edge_weight, Tensor) or edge_weight.shape != edge_index.shape[1:]:

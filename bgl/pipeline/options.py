@@ -155,9 +155,9 @@ def parse(argv: Sequence[str], description: str | None = None) -> Command:
         dataset = layers(parser, files, words)["dataset"]
         words += ["--dataset", dataset]  # that of a recipe does not count
         quick = bool(given.get("quick"))
-        recipe = recipe_files(given.get("recipe"), dataset) + ([QUICK] if quick else [])
-        # the dataset's file names the methods that are compared by default
-        options = layers(parser, [*packaged(dataset, "base"), *recipe, *files], words)
+        recipe, tour = recipe_files(given.get("recipe"), dataset), [QUICK] if quick else []
+        # the dataset's file, or that of the tour, names the methods that are compared by default
+        options = layers(parser, [*packaged(dataset, "base"), *tour, *recipe, *files], words)
         methods, seeds, trackers = (as_list(options[name]) for name in ("method", "seed", "log"))
         if not methods or not seeds:
             raise ValueError("Expected at least one --method and one --seed, but got none")
@@ -165,7 +165,7 @@ def parse(argv: Sequence[str], description: str | None = None) -> Command:
         free: list[frozenset[str]] = []
         for method in methods:
             own = packaged(dataset, "base", *str(method).split("+"))
-            values = layers(parser, [*own, *recipe, *files], words).as_dict()
+            values = layers(parser, [*own, *recipe, *tour, *files], words).as_dict()
             values = {name: value for name, value in values.items() if name not in OF_A_RUN}
             # the batch of a recipe still follows the data
             set_by_user = layers(parser, [*own, *files], words, Namespace()).as_dict()

@@ -74,6 +74,7 @@ def draw_batch_graph(
     n = check_nodes(data)
     check_images(images, n)
     check_int(max_edges, "max_edges", 0)
+    check_int(seed, "seed", 0)
     check_choice(layout, "layout", ("spring", "embedding"))
     if labels is not None and len(labels) != n:
         raise ValueError(

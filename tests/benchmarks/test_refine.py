@@ -231,6 +231,7 @@ def features(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_fitted_rule_finds_what_made_the_changes(features, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(fitting, "FIT", ["a-val.one", "b-val.one"])
     monkeypatch.setattr(fitting, "TEST", ["a-test.two"])

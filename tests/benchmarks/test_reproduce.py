@@ -127,6 +127,7 @@ def test_every_published_row_has_one_recipe_and_no_other_row_has():
     assert files == {recipe.path for recipe in ALL}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", TABLES)
 def test_recipes_have_the_published_values_and_leave_the_protocol_open(table):
     for recipe in recipes(table):
@@ -148,6 +149,7 @@ def test_a_comparison_on_a_papers_dataset_changes_the_method_alone():
     assert configs[1].options["dybgr"]["k"] == 30  # of configs/cub/dybgr.yaml
 
 
+@pytest.mark.slow
 def test_each_recipe_is_compared_with_its_own_row():
     for recipe in ALL:
         embedding = "backbone" if "backbone" in recipe.published.embedding else "head"
@@ -230,6 +232,7 @@ TINY = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_reproduce_trains_what_it_can_and_goes_on(tmp_path, capsys, monkeypatch):
     write_standin("cub", tmp_path / "data" / "cub")

@@ -54,8 +54,7 @@ def batch() -> tuple[Tensor, Tensor]:
     return torch.randn(N, C, requires_grad=True), torch.arange(N) % 4
 
 
-@pytest.mark.parametrize("graphs", [False, True], ids=["one-graph", "graphs"])
-@pytest.mark.parametrize("labels", [False, True], ids=["no-labels", "labels"])
+@pytest.mark.parametrize(("labels", "graphs"), [(False, False), (True, True)])
 @blocks
 def test_blocks(fake, make, labels, graphs):
     x, y = batch()

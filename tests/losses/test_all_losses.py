@@ -60,6 +60,7 @@ PAIRS = [RelaxedContrastiveLoss(), RelatedNeighborsLoss(), SoftTargetLoss()]
         (lambda: SoftTargetLoss(0.0), "`temperature`"),
         (lambda: SoftTargetLoss().targets(X.long()), "`embeddings`"),
         (lambda: diffuse(torch.ones(2, 3), EDGES, WEIGHT, 0.5), "`targets`"),
+        (lambda: diffuse(torch.tensor(1.0), EDGES, WEIGHT, 0.5), "`targets`"),
         (lambda: diffuse(P, EDGES + 2, WEIGHT, 0.5), "`edge_index`"),
         (lambda: diffuse(P, EDGES, torch.ones(3), 0.5), "`edge_weight`.*2 edges"),
         (lambda: diffuse(P, EDGES, WEIGHT, 1.0), "`w`"),

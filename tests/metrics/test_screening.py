@@ -40,7 +40,9 @@ KINDS += ["one far point", "tiny"]
 
 @distances
 @pytest.mark.parametrize("own", [True, False], ids=["own-gallery", "gallery"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [*KINDS[:3], *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[3:])]
+)
 def test_equals_float64_throughout(monkeypatch, kind, own, distance):
     x, labels = points(kind, 230), torch.arange(230) % 20
     if isinstance(distance, HyperbolicDistance):

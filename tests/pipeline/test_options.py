@@ -184,6 +184,14 @@ def test_a_tour_is_short_whatever_the_recipe():
     assert (config.method, config.ema) == ("none", 0.99)
 
 
+def test_a_tour_shows_a_graph_unless_a_method_or_recipe_is_named():
+    def methods(*words):
+        return [c.method for c in options.parse(["--dataset", "folder", "--quick", *words]).configs]
+
+    assert methods() == ["none", "dybgr"]
+    assert methods("--recipe", "plain") == methods("--method", "none") == ["none"]
+
+
 def test_a_recipe_in_python_keeps_its_method(monkeypatch):
     seen = []
 

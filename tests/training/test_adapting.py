@@ -175,7 +175,7 @@ def test_the_command_from_a_pretrained_backbone_to_a_search(
     assert len(record["skipped"]) == 1
     assert main(words) == 0  # again: what is finished is taken as it is
     assert main(["adapt", "no_such_model", *words[2:]]) == 2
-    assert "name of a backbone of timm, got 'no_such_model'" in capsys.readouterr().err
+    assert "or a backbone of timm, got 'no_such_model'" in capsys.readouterr().err
     assert main([*words, "--k", "4"]) == 2
     assert "k differ; use another --output-dir" in capsys.readouterr().err
     words[words.index(str(tmp_path / "m"))] = str(tmp_path / "start")

@@ -126,6 +126,8 @@ def test_labels_under_the_nodes():
         draw_batch_graph(graph(), pictures(8))
     with pytest.raises(ValueError, match="`max_edges`"):
         draw_batch_graph(graph(), max_edges=-1)
+    with pytest.raises(ValueError, match="`seed`"):
+        draw_batch_graph(graph(), seed=2.5)
 
 
 def test_layout_by_embedding():
