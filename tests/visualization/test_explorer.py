@@ -96,6 +96,7 @@ def test_odd_graphs(data, tmp_path):
     assert payload(explore(data, path=tmp_path / "p.html"))["graphs"][0]["n"] == data.num_nodes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labelled", [True, False])
 def test_ten_thousand_nodes_become_a_thousand(labelled, tmp_path):
     n = 10_000

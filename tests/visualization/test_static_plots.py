@@ -283,6 +283,7 @@ def test_curves(tmp_path):
         training_curves([])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labelled", [True, False])
 def test_ten_thousand_nodes(labelled):
     """The plots answer all the same; the diagram shows a part and says so."""
