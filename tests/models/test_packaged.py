@@ -43,6 +43,7 @@ def test_a_packaged_model_is_small_and_has_a_card(name: str) -> None:
     assert model_digest(name) == model_digest(folder)
 
 
+@pytest.mark.slow
 def test_the_emoji_model_orders_unseen_drawings_better_than_pixels(drawings: ImageDataset) -> None:
     encoder = load("emoji")
     assert encoder.config.embedding == "readout"
@@ -63,6 +64,7 @@ def test_its_card_has_the_figures_of_the_weights() -> None:
         assert float(said[title]) == pytest.approx(100 * found[name], abs=0.1)
 
 
+@pytest.mark.slow
 def test_its_name_is_taken_wherever_a_model_is(drawings: ImageDataset, tmp_path: Path) -> None:
     paths = write_pngs(tmp_path, [drawings.read(i) for i in range(6)])
     vectors = load("emoji").embed(paths)

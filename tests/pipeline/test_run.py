@@ -193,6 +193,7 @@ def test_ctrl_c_leaves_a_readable_state_to_go_on_from(images, interrupted, capsy
     assert not (folder / "checkpoint.pt").exists()
 
 
+@pytest.mark.slow
 def test_signal_in_the_middle_of_an_epoch_and_resume(images, tmp_path, monkeypatch, capsys):
     """The end is that of a run that nobody interrupted; --resume needs nothing but the folder."""
     words = ["--method", "none", "dybgr", "--epochs", "2"]
@@ -333,6 +334,7 @@ def test_resume_has_the_whole_command(finished, form):
     assert [config.to_dict() for config in command.configs] == stored
 
 
+@pytest.mark.slow
 def test_a_resumed_tour_is_still_a_tour(images, tmp_path, capsys):
     folder = tmp_path / "run"
     assert again(images, folder, "--method", "none", "--quick") == 0
@@ -354,6 +356,7 @@ def test_resume_takes_nothing_that_defines_the_result(finished, words):
             options.parse(order)
 
 
+@pytest.mark.slow
 def test_resume_takes_what_does_not_define_the_result(images, interrupted, tmp_path):
     """... and comes to the same end: on other workers, with the data in another place."""
     moved = Path(shutil.copytree(images, tmp_path / "moved"))
@@ -449,6 +452,7 @@ def test_runs_that_begin_in_the_same_second_have_folders_of_their_own(tmp_path):
     assert all(path.is_dir() for path in folders)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content", [b"", b"PK\x03\x04 broken", None], ids=["empty", "cut", "folder"]
 )

@@ -107,6 +107,7 @@ def test_missing_files_are_named(copy, lost, said):
     assert any(note.startswith(said) for note in notes), notes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "file",
     [
@@ -152,6 +153,7 @@ def test_damaged_arrays_are_left_out(copy):
 BOMB = "\n".join(["a0: &a0 [x, x]", *(f"a{n}: &a{n} [{f'*a{n - 1}, ' * 9}]" for n in range(1, 9))])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["results.json", "dybgr-seed0/config.yaml"])
 @pytest.mark.parametrize("content", [BOMB, "[" * 50_000], ids=["bomb", "nested"])
 def test_files_that_grow_or_nest(copy, file, content):

@@ -169,6 +169,7 @@ def test_default_number_of_loading_processes(monkeypatch, cores, processes, expe
     assert loading.num_workers(3) == 3
 
 
+@pytest.mark.slow
 def test_loading_process_that_is_stuck(dying, tmp_path, monkeypatch):
     monkeypatch.setattr(loading, "TIMEOUT", 2.0)
     monkeypatch.setattr(Dies, "number", signal.SIGSTOP)
@@ -246,6 +247,7 @@ class Sleepy:
         return torch.zeros(3, 2, 2, dtype=torch.uint8)
 
 
+@pytest.mark.slow
 def test_loading_processes_end_when_the_main_one_is_killed(tmp_path):
     """Those of two loaders at once, of which the second inherits what is open in the first."""
 

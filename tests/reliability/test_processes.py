@@ -181,6 +181,7 @@ class StopAfterAnEpoch(Progress):
         os.kill(os.getpid(), signal.SIGTERM)
 
 
+@pytest.mark.slow
 def test_no_process_but_the_first_needs_the_run_folder(tmp_path, monkeypatch):
     """As on two machines without a file system in common: begin, stop, resume, refine again."""
     splits, config = make_splits(), tiny(method="dybgr", loss="proxy-anchor", epochs=2)

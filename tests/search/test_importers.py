@@ -43,6 +43,7 @@ def nearest(x: np.ndarray, rows: list[int]) -> list[str]:
     return [f"{i}.jpg" for i in sorted(rows, key=lambda i: -float(unit[0] @ unit[i]))[:10]]
 
 
+@pytest.mark.slow
 def test_lancedb_finds_what_is_nearest(vectors: np.ndarray) -> None:
     pytest.importorskip("lancedb", reason="lancedb is not installed")
     found = run_block("lancedb")["found"]

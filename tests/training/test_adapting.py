@@ -211,6 +211,7 @@ def test_copies_are_told_of(tmp_path: Path) -> None:
         bgl.adapt(encoder(), images, output_dir=tmp_path / "m", quiet=True, **{**TINY, "epochs": 1})
 
 
+@pytest.mark.slow
 def test_two_processes_adapt_as_one(tmp_path: Path) -> None:
     config = AdaptConfig(**{**TINY, "epochs": 1})
 

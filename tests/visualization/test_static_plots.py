@@ -302,6 +302,7 @@ def test_ten_thousand_nodes(labelled):
     assert sum(int(text.rpartition("(")[2][:-1]) for text in legend) == edges
 
 
+@pytest.mark.slow
 def test_large_batch_stays_readable():
     """N = 405 with 30 neighbours: an edge budget, and a note that says so."""
     data = to_batch_graph(torch.randn(405, 16), torch.arange(405) // 9, AdaptiveGraph(30))
