@@ -35,7 +35,7 @@ __all__ = ["main"]
 DATA = ("dataset", "data_root", "table", "skip_broken", "allow_partial")
 
 FIRST_STEPS = """\
-bgl trains image encoders through a graph of each batch. To begin:
+bgl trains image encoders, with or without a graph of each batch. To begin:
 
   bgl train --quick                                a tour on the packaged emoji, two minutes
   bgl check photos                                 your images (photos/CLASS/*.jpg): are they fit?

@@ -2,7 +2,7 @@
 
 A small network of timm, trained from scratch on the packaged emoji, so that no one else's weights
 are in it. Blocks are left out and weights stored in half precision; the card has the figures of the
-run. Takes about a quarter of an hour of one core.
+run. Takes about half an hour of one core.
 """
 
 from __future__ import annotations

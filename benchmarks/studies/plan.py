@@ -145,7 +145,9 @@ class Study:
 
     @classmethod
     def load(cls, path: Path) -> Study:
-        """Read a file. Fields that it leaves out are those of the file named by ``like``.
+        """Read a file.
+
+        What it leaves out, options of ``base`` too, it takes from the file named by ``like``.
 
         Raises:
             ValueError: If a field is unknown or missing, or names no arm or option.
@@ -232,7 +234,10 @@ def read_fields(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"Expected {path} to hold the fields of a study, got {values!r}")
     other = values.pop("like", None)
-    return values if other is None else {**read_fields(path.parent / other), **values}
+    if other is None:
+        return values
+    like = read_fields(path.parent / other)
+    return {**like, **values, "base": {**like.get("base", {}), **values.get("base", {})}}
 
 
 def validation(entry: Entry) -> float:

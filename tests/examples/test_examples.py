@@ -70,6 +70,11 @@ def test_five_lines_make_it_a_dybgr_training():
 
 
 @pytest.mark.slow  # reads the emoji
+def test_a_query_among_the_images(run):
+    assert_figures(run(OWN_IMAGES, "--short"))
+
+
+@pytest.mark.slow  # reads the emoji
 def test_a_picture_of_the_answer(run, tmp_path):
     """The query is a file of one's own, which the folder does not hold."""
     Image.new("RGB", (50, 40), "red").save(tmp_path / "new.png")

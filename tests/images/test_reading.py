@@ -258,3 +258,10 @@ def test_names_are_shown_without_what_a_terminal_would_obey(tmp_path: Path) -> N
     with pytest.raises(BrokenImageError) as caught:
         read_image(tmp_path / "\x1b]0;title\x07.png")
     assert str(caught.value).isprintable()
+
+
+def test_a_heic_image_is_read(tmp_path: Path) -> None:
+    pytest.importorskip("pillow_heif", reason="needs the extra heic")
+    image = read_image(save(Image.new("RGB", (64, 48), (250, 250, 250)), tmp_path / "x.heic"))
+    assert image.shape == (3, 48, 64)
+    assert image.float().mean() > 240

@@ -54,7 +54,8 @@ def batch() -> tuple[Tensor, Tensor]:
     return torch.randn(N, C, requires_grad=True), torch.arange(N) % 4
 
 
-@pytest.mark.parametrize(("labels", "graphs"), [(False, False), (True, True)])
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("labels", [False, True])
 @blocks
 def test_blocks(fake, make, labels, graphs):
     x, y = batch()

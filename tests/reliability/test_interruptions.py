@@ -38,10 +38,9 @@ INT, TERM = signal.SIGINT, signal.SIGTERM
 
 def config() -> TrainConfig:
     """Statistics are estimated before epochs 1 and 3; two steps each; graph, IAA and proxies;
-    batches that depend on the features so far."""
-    return tiny(
-        method="dybgr", augmentation="iaa", loss="proxy-anchor", epochs=3, class_neighbors=1
-    )
+    averaged weights; batches that depend on the features so far."""
+    options = {"augmentation": "iaa", "loss": "proxy-anchor", "ema": 0.9}
+    return tiny(method="dybgr", epochs=3, class_neighbors=1, **options)
 
 
 @pytest.fixture(scope="module")
