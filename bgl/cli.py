@@ -154,13 +154,15 @@ def _cells(values: dict[str, float]) -> str:
 
 def _splits(options: argparse.Namespace) -> Any:
     """Load the data that are named, or those that the run was trained on."""
+    from bgl.models.files import is_name
     from bgl.pipeline import load_splits, read_config
     from bgl.training import TrainConfig
 
     given = {name: value for name in DATA if (value := getattr(options, name)) is not None}
-    config = TrainConfig()
-    if options.dataset is None and Path(options.run, "config.yaml").is_file():
-        config = read_config(Path(options.run))
+    config, run = TrainConfig(), Path(options.run)
+    own = options.dataset is None and not is_name(options.run)
+    if own and (run / "config.yaml").is_file():
+        config = read_config(run)
     return load_splits(dataclasses.replace(config, **{**given, "download": False}))
 
 

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -187,12 +186,14 @@ class _Views:
         near = _nearest(x, min(CLOSEST, len(x) - 1))
         mutual = (near[near] == torch.arange(len(x), device=x.device)[:, None, None]).any(2)
         self.reciprocity = float(mutual.double().mean())
-        self.plain = cache(self._plain)
+        self._known: dict[int, tuple[list[Tensor], float, float]] = {}
 
-    def _plain(self, k: int) -> tuple[list[Tensor], float, float]:
+    def plain(self, k: int) -> tuple[list[Tensor], float, float]:
         """The neighbours in both views as they are, their agreement, and how uneven they are."""
-        near = [_nearest(half, k) for half in self.halves]
-        return near, _order(*near), _skewness(_nearest(self.x, k))
+        if k not in self._known:
+            near = [_nearest(half, k) for half in self.halves]
+            self._known[k] = near, _order(*near), _skewness(_nearest(self.x, k))
+        return self._known[k]
 
     def signals(self, setting: Setting) -> dict[str, float]:
         k, epsilon, shrinkage = setting

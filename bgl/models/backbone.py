@@ -90,6 +90,9 @@ def create_backbone(
             f"{', '.join(close) or 'none'}; timm.list_models() lists all {len(known)}. "
             f"From torchvision there is {', '.join(TORCHVISION)}"
         )
+    if image_size is not None:
+        check_at_most(check_int(image_size, "image_size", 1), "image_size")
+    check_choice(pool, "pool", POOLS)
     maker = TORCHVISION.get(name) or timm.model_entrypoint(name)
     build = _builder(maker, name, image_size, pool)
     if weights == "none":
@@ -129,11 +132,10 @@ class _Builder:
         self.usual: Any = None if name in TORCHVISION else timm.get_pretrained_cfg(name)
         self.options: dict[str, Any] = {}
         if image_size is not None:
-            check_at_most(check_int(image_size, "image_size", 1), "image_size")
             usual, size = self.usual, (image_size, image_size)
             if usual is not None and usual.fixed_input_size and usual.input_size[1:] != size:
                 self.options["img_size"] = image_size  # which timm then takes
-        if check_choice(pool, "pool", POOLS) != "default":
+        if pool != "default":
             self._set_pool(pool)
         with torch.device("meta"), torch.no_grad():
             try:

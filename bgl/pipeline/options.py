@@ -119,14 +119,17 @@ class Command:
     free: tuple[frozenset[str], ...] = ()  # of each configuration: what may follow the data
 
 
-class StoredCommand(TypedDict):
-    """What command.yaml holds."""
-
+class _StoredCommand(TypedDict):
     configs: list[dict[str, Any]]
     log: list[str]
     refine: bool
     pixels: bool | None
-    quick: bool
+
+
+class StoredCommand(_StoredCommand, total=False):
+    """What command.yaml holds."""
+
+    quick: bool  # which earlier versions did not write
 
 
 def parse(argv: Sequence[str], description: str | None = None) -> Command:
@@ -326,8 +329,8 @@ def read_command(folder: Path) -> Command:
             f"Expected argument `--resume` to name a run folder, but {path} does not say what was "
             f"run ({' '.join(str(error).split())})"
         ) from error
-    rest = (content["log"], content["refine"], content["pixels"], content["quick"])
-    return Command(configs, folder, *rest)
+    rest = (content["log"], content["refine"], content["pixels"])
+    return Command(configs, folder, *rest, quick=content.get("quick", False))
 
 
 def option_words(name: str, value: Any) -> list[str]:

@@ -295,6 +295,7 @@ def _adapt(
 
     step = Step(training, model, optimizer, device, losses, average=average)
     parts = {**step.parts, "schedule": schedule, "relations": relations}
+    del parts["teachers"]  # there are none
     trainer = Trainer(
         training,
         data,

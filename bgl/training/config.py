@@ -64,8 +64,8 @@ class TrainConfig:
         allow_partial: Train on an incomplete dataset, with a warning that says what is missing.
         resplit: Pool the images of all parts of a folder or table of your own, and split them
             anew by class.
-        max_images: Images of each part to take at most, to look around in large data; by default
-            all.
+        max_images: About how many images of each part to take at most, but of two classes or
+            more, to look around in large data; by default all.
         protocol: "honest": the epoch is chosen on validation classes and the test classes are
             measured once. "paper": as most papers do it, all train classes are trained on
             (val_fraction does not count) and the epoch with the best Recall@1 on the test

@@ -391,8 +391,9 @@ def test_the_check_of_the_size_draws_no_random_numbers() -> None:
     assert_has(create_backbone(TINY, "none", 64)[0], plain)
 
 
-@pytest.mark.parametrize("size", [0, 32.0, "32", 10**9])
+@pytest.mark.parametrize("size", [0, 32.0, "32", [32], 10**9])
 def test_image_size_that_is_none(size: Any) -> None:
+    create_backbone(VIT, "none", image_size=32)  # equal to 32.0
     with pytest.raises(ValueError, match="`image_size`"):
         create_backbone(VIT, "none", image_size=size)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import socket
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 from helpers import write_pngs
 
+from bgl import cli
 from bgl.datasets import ImageDataset, load_dataset, raw_pixels
 from bgl.metrics import retrieval_metrics
 from bgl.models import export, load, model_digest
@@ -83,6 +85,16 @@ def test_its_name_is_taken_by_embed(drawings: ImageDataset, tmp_path: Path) -> N
     paths = write_pngs(tmp_path, [drawings.read(i) for i in range(6)])
     shards = embed("emoji", paths, tmp_path / "shards")
     torch.testing.assert_close(torch.from_numpy(shards.vectors()), load("emoji").embed(paths))
+
+
+def test_a_folder_of_its_name_does_not_say_its_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "emoji").mkdir()
+    (tmp_path / "emoji" / "config.yaml").write_text("dataset: folder\n")
+    options = dict.fromkeys(cli.DATA) | {"run": "emoji"}
+    assert cli._splits(argparse.Namespace(**options)).name == "emoji"
 
 
 def test_a_path_is_always_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -334,6 +334,14 @@ def test_resume_has_the_whole_command(finished, form):
     assert [config.to_dict() for config in command.configs] == stored
 
 
+def test_a_run_of_before_there_were_tours_can_be_resumed(finished, tmp_path):
+    stored = yaml.safe_load((finished / "command.yaml").read_text())
+    del stored["quick"]
+    (tmp_path / "command.yaml").write_text(yaml.safe_dump(stored))
+    command = options.read_command(tmp_path)
+    assert (len(command.configs), command.quick) == (len(stored["configs"]), False)
+
+
 @pytest.mark.slow
 def test_a_resumed_tour_is_still_a_tour(images, tmp_path, capsys):
     folder = tmp_path / "run"

@@ -75,6 +75,8 @@ def test_a_run_learns_and_its_model_is_like_any_other(tmp_path: Path) -> None:
     assert str(result).count("\n") == 4
     for name, tensor in before.model.state_dict().items():  # the model given is left as it is
         assert torch.equal(tensor, weights[name])
+    stored = torch.load(tmp_path / "m" / "checkpoint.pt", weights_only=True)
+    assert "teachers" not in stored["parts"]  # as before there were any
     loaded = bgl.models.load(tmp_path / "m")
     assert loaded.config.embedding == "readout"
     torch.testing.assert_close(loaded.embed(test), result.encoder.embed(test))
