@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, filter_trackers
 from explorer_runs import make_splits, small
 
 from bgl.pipeline import tracking
@@ -86,6 +86,10 @@ class Notebook(GeneralTracker):
 def test_any_registered_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The way of wandb, mlflow and the others, with a tracker that needs no server."""
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "notebook", Notebook)
+    try:
+        filter_trackers(["notebook"])
+    except ValueError:
+        pytest.skip("this accelerate takes no trackers but its own")
     history = tracked("notebook", tmp_path)
     (book,) = Notebook.opened
     assert (book.project, book.closed) == ("training", True)

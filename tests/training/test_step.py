@@ -149,6 +149,11 @@ def test_automatic_precision(monkeypatch, native):
         choose_precision("tf32", CPU)
 
 
+two_apis = pytest.mark.skipif(
+    not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="since PyTorch 2.9"
+)
+
+
 def switches() -> list[Any]:
     def old(place: Any) -> bool | str:
         try:
@@ -160,9 +165,7 @@ def switches() -> list[Any]:
     return [matmul.fp32_precision, cudnn.conv.fp32_precision, old(matmul), old(cudnn)]
 
 
-@pytest.mark.skipif(
-    not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="since PyTorch 2.9"
-)
+@two_apis
 @pytest.mark.parametrize(
     "before", [("none", "tf32"), ("tf32", "ieee"), ("ieee", "none")], ids="-".join
 )
@@ -185,6 +188,7 @@ def test_tf32_is_a_matter_of_the_step_alone(before, allowed):
     assert switches() == start
 
 
+@two_apis
 def test_on_a_cpu_no_switch_is_touched():
     start = switches()
     with Precision("auto", CPU, benchmark=True).switches():
