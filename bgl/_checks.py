@@ -42,6 +42,17 @@ def check_matrix(x: Tensor, name: str = "x", dims: str = "[N, C]") -> None:
     check_floating(x, name, dims, (2,))
 
 
+def as_tensor(values: Any, name: str) -> Tensor:
+    """Convert numbers to a tensor; unlike PyTorch's errors, that of others names the argument."""
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"Expected argument `{name}` to be a tensor of integers, or a list of them, "
+            f"but got {describe(values)}"
+        ) from error
+
+
 def check_index_vector(v: Tensor, n: int, name: str) -> None:
     """Raise unless ``v`` is a 1-D integer tensor with ``n`` entries (labels, batch vectors)."""
     if (

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torch.utils.data import Sampler
 
-from bgl._checks import check_finite, check_index_vector, check_int, check_matrix
+from bgl._checks import as_tensor, check_finite, check_index_vector, check_int, check_matrix
 from bgl._neighbors import smallest_products
 from bgl._registry import Registry
 
@@ -95,7 +95,7 @@ class ClassBalancedSampler(Sampler[list[int]]):
         batches_per_epoch: int | None = None,
         neighbors: int = 0,
     ) -> None:
-        labels = torch.as_tensor(labels)
+        labels = as_tensor(labels, "labels")
         check_index_vector(labels, labels.numel(), "labels")
         if labels.numel() == 0:
             raise ValueError("Expected argument `labels` to have at least one entry, but got 0")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -240,13 +241,15 @@ def test_no_warning_without_small_classes() -> None:
         ([], {}, "labels"),
         ([0.0, 0.0, 1.0, 1.0], {}, "labels"),
         (torch.zeros(2, 2).long(), {}, "labels"),
+        (None, {}, "labels"),
+        ([0, "b"], {}, "labels"),
         ([0, 0, 1, 1], {"seed": -1}, "seed"),
         ([0, 0, 1, 1], {"neighbors": -1}, "neighbors"),
         ([0, 0, 1, 1, 2, 2, 3, 3, 4, 4], {"batches_per_epoch": 2}, "batches_per_epoch"),
         ([0, 0, 1, 1], {"batches_per_epoch": 0}, "batches_per_epoch"),
     ],
 )
-def test_bad_arguments_are_named(labels: list[int], arguments: dict[str, int], name: str) -> None:
+def test_bad_arguments_are_named(labels: Any, arguments: dict[str, int], name: str) -> None:
     with pytest.raises(ValueError, match=f"argument `{name}`"):
         ClassBalancedSampler(labels, **{"batch_size": 4, "per_class": 2, **arguments})
 

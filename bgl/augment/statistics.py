@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from bgl._checks import (
+    as_tensor,
     check_choice,
     check_index_vector,
     check_int,
@@ -100,7 +101,7 @@ class ClassStatistics(nn.Module):
         if curvature is not None:
             curvature = check_real(curvature, "curvature", 0.0, exclusive=True)
         self.curvature = curvature
-        known = torch.arange(num_classes) if labels is None else torch.as_tensor(labels)
+        known = torch.arange(num_classes) if labels is None else as_tensor(labels, "labels")
         check_index_vector(known, num_classes, "labels")
         known = known.long().sort().values
         if not bool((known.diff() > 0).all()):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from bgl._checks import check_index_vector, check_within, describe
+from bgl._checks import as_tensor, check_index_vector, check_within, describe
 from bgl.datasets.items import Item, read_items
 from bgl.images import ImageCache, Transform, read_image
 
@@ -200,7 +200,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
 
 def _index_vector(values: Tensor | Sequence[int], name: str, limit: int) -> Tensor:
     """Convert ``values`` to an int64 vector, if they are integers from 0 to ``limit - 1``."""
-    vector = torch.as_tensor(values)
+    vector = as_tensor(values, name)
     if vector.numel() == 0:
         return vector.long()
     check_index_vector(vector, vector.numel(), name)
