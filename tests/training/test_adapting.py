@@ -109,7 +109,14 @@ class _Stop(Interruption):
             raise Interrupted(15)
 
 
-@pytest.mark.parametrize(("after", "ema"), [(1, 0.9), (5, 0.0), (9, 0.9)])
+@pytest.mark.parametrize(
+    ("after", "ema"),
+    [
+        pytest.param(1, 0.9, marks=pytest.mark.slow),
+        (5, 0.0),
+        pytest.param(9, 0.9, marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_that_was_interrupted_resumes_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int, ema: float
 ) -> None:
