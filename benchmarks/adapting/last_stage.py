@@ -13,9 +13,8 @@ import warnings
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
 
-from benchmarks.adapting.run import ARMS, START, compare, halves_of, load, make_parser
+from benchmarks.adapting.run import START, arms_of, compare, halves_of, load, make_parser
 from bgl.datasets import ImageDataset
 from bgl.images import train_transform
 from bgl.losses import RelatedNeighborsLoss, RelaxedContrastiveLoss
@@ -111,19 +110,9 @@ def adapt(
             schedule.step()
 
 
-class Labels(Relations):
-    """Images of a class are related, and meet in batches."""
-
-    def __init__(self, labels: Tensor, channels: int) -> None:
-        super().__init__(len(labels), channels, AdaptConfig.k, AdaptConfig.shrinkage)
-        self.labels = labels
-
-    def learn(self, features: Tensor) -> None:
-        super().learn(features)
-        self.refined = one_hot(self.labels).float()
-
-    def forward(self, batch: Tensor) -> Tensor:
-        return (self.labels[batch][:, None] == self.labels[batch]).float()
+def make_relations(arm: str, data: ImageDataset, channels: int, config: AdaptConfig) -> Relations:
+    """The relations of an arm, of images with so many features."""
+    return arms_of(data.labels)[arm](len(data), channels, config.k, config.shrinkage)
 
 
 def main() -> None:
@@ -139,9 +128,10 @@ def main() -> None:
     if options.labelled:
         train, scale = splits.train, AdaptConfig.crop_scale
         torch.manual_seed(0)
-        labels = Labels(train.labels, info.num_features)
-        maps_of = whole(encoder, train), crops(encoder, train, scale)
-        adapt(start, *maps_of, labels, RelatedNeighborsLoss(), AdaptConfig(**settings))
+        config = AdaptConfig(**settings)
+        relations = make_relations("labels", train, info.num_features, config)
+        inputs = whole(encoder, train), crops(encoder, train, scale)
+        adapt(start, *inputs, relations, RelatedNeighborsLoss(), config)
     clean = [whole(encoder, half) for half in halves]
     cropped = crops(encoder, halves[0], AdaptConfig.crop_scale)
 
@@ -149,7 +139,7 @@ def main() -> None:
         stage = copy.deepcopy(start)
         if arm != START:
             torch.manual_seed(config.seed)
-            relations = ARMS[arm](len(clean[0]), info.num_features, config.k, config.shrinkage)
+            relations = make_relations(arm, halves[0], info.num_features, config)
             loss = LOSSES.get(arm, RelatedNeighborsLoss)()
             adapt(stage, clean[0], cropped, relations, loss, config)
         return [stage.embed(part) for part in clean]

@@ -1,16 +1,20 @@
 """Where relations of unlabelled images come from without a learned graph: peers of ``bgl.adapt``.
 
-They share everything else with it: augmentation, optimiser, stopping and readout.
+They share everything else with it: augmentation, optimiser, stopping and readout. Labels, which it
+never has, say how much there is to gain.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, one_hot
 
 from bgl._neighbors import nearest
+from bgl.readout import LinearReadout
 from bgl.training.adapting import Relations
 
 
@@ -19,11 +23,14 @@ class SelfTaught(Relations):
 
     The relations of Kim et al., *Self-Taught Metric Learning without Labels*, CVPR 2022: the mean
     of exp(−d²/σ), here with the mean square distance for σ, and of the overlap of mutual
-    neighbours, here of the whole gallery instead of the batch.
+    neighbours, here of the whole gallery instead of the batch. The output learns them, without a
+    metric, in which the relaxed loss collapses.
     """
 
     def learn(self, features: Tensor) -> None:
         super().learn(features)
+        channels = features.size(1)
+        self.metric = LinearReadout(torch.zeros(channels), torch.eye(channels)).to(features.device)
         self.refined = normalize(features)
         rows = torch.arange(len(features), device=features.device)
         self.near = nearest(self.refined, rows, self.k)
@@ -70,3 +77,19 @@ class TwoViews(Relations):
 
     def forward(self, batch: Tensor) -> Tensor:
         return (batch[:, None] == batch).float()
+
+
+class Labels(Relations):
+    """Images of a class are related, and meet in batches."""
+
+    def __init__(self, labels: Tensor, *sizes: Any) -> None:
+        super().__init__(*sizes)
+        self.labels = labels
+
+    def learn(self, features: Tensor) -> None:
+        super().learn(features)
+        self.refined = one_hot(self.labels).float()
+
+    def forward(self, batch: Tensor) -> Tensor:
+        labels = self.labels[batch]
+        return (labels[:, None] == labels).float()

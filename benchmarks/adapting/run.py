@@ -15,6 +15,7 @@ import math
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.adapting import peers
+from benchmarks.refinement.peers import (
+    Ranking,
+    diffusion,
+    k_reciprocal,
+    ranking_metrics,
+    refined,
+)
 from bgl import gallery_readout
 from bgl._io import write_text
 from bgl.datasets import ImageDataset, Splits, load_dataset
@@ -32,19 +40,29 @@ from bgl.readout import fit_readout
 from bgl.training import TrainConfig, build_encoder
 from bgl.training.adapting import AdaptConfig, Relations, adapt_encoder
 
-ARMS: dict[str, Callable[..., Relations]] = {
-    "graph": Relations,
-    "STML-like": peers.SelfTaught,
-    "k-means": peers.PseudoLabels,
-    "SimCLR": peers.TwoViews,
-}
+ARMS = ("graph", "STML-like", "k-means", "SimCLR", "labels")
 START = "start"  # the encoder as it comes
 METRIC = "gallery's metric"  # the readout that adapting gives
+TRANSDUCTIVE: dict[str, Callable[[Tensor], Ranking]] = {  # in their usual settings, no training
+    "refined": partial(refined, k=7, shrinkage=0.1),
+    "k-reciprocal": k_reciprocal,
+    "diffusion": partial(diffusion, k=10),
+}
 SHOWN = {name: METRICS[name] for name in ("recall@1", "recall@8", "map@r")}
 Row = dict[str, Any]
-
-
 Halves = tuple[ImageDataset, ImageDataset]
+
+
+def arms_of(labels: Tensor) -> dict[str, Callable[..., Relations]]:
+    """Where each arm has its relations from; the labels are those of the last one."""
+    made = (
+        Relations,
+        peers.SelfTaught,
+        peers.PseudoLabels,
+        peers.TwoViews,
+        partial(peers.Labels, labels),
+    )
+    return dict(zip(ARMS, made, strict=True))
 
 
 def load(data: str) -> Splits:
@@ -67,15 +85,19 @@ def measure(x: Sequence[Tensor], halves: Halves, about: Row, config: AdaptConfig
         "whitened": fit_readout(x[0]),
         METRIC: gallery_readout(x[0], k=config.k, shrinkage=config.shrinkage),
     }
-    return [
-        {
-            **about,
-            "readout": name,
-            "half": half,
-            "metrics": retrieval_metrics(readout(features), data.labels, k=(1, 8)),
-        }
+    found = [
+        (name, half, retrieval_metrics(readout(features), data.labels, k=(1, 8)))
         for name, readout in readouts.items()
         for half, features, data in zip(("own", "other"), x, halves, strict=True)
+    ]
+    if about["arm"] == START:
+        found += [
+            (name, "own", ranking_metrics(rank(x[0]), halves[0].labels, k=(1, 8)))
+            for name, rank in TRANSDUCTIVE.items()
+        ]
+    return [
+        {**about, "readout": name, "half": half, "metrics": metrics}
+        for name, half, metrics in found
     ]
 
 
@@ -91,8 +113,9 @@ def table(rows: list[Row]) -> str:
         groups.setdefault((row["arm"], row["readout"], row["half"]), []).append(row)
     best = {
         half: max(
-            (row for row in rows if row["arm"] == START and row["half"] == half),
-            key=lambda row: row["metrics"]["map@r"],
+            groups[START, name, half][0]["metrics"]["map@r"]
+            for arm, name, part in groups
+            if arm == START and part == half and name not in TRANSDUCTIVE
         )
         for half in halves
     }
@@ -100,12 +123,16 @@ def table(rows: list[Row]) -> str:
     for arm, readout in dict.fromkeys(key[:2] for key in groups):
         if arm != START and readout != METRIC:
             continue
-        line = [f"{arm}, {readout}" if arm == START else arm, ""]
+        line = [arm, str(len(groups[arm, readout, "own"]))]
+        if arm == START:
+            line = [f"{arm}, {readout}", ""]
         for half in halves:
-            found = groups[arm, readout, half]
-            line[1] = "" if arm == START else str(len(found))
-            line += [percent([row["metrics"][metric] for row in found]) for metric in SHOWN]
-            line.append(signed([row["metrics"]["map@r"] for row in found], best[half]["metrics"]))
+            if (arm, readout, half) not in groups:  # transductive
+                line += [""] * (len(SHOWN) + 1)
+                continue
+            found = [row["metrics"] for row in groups[arm, readout, half]]
+            line += [percent([row[metric] for row in found]) for metric in SHOWN]
+            line.append(signed([row["map@r"] - best[half] for row in found]))
         lines.append(line)
     for arm in ARMS:
         line, ours = [f"graph − {arm}", ""], [groups.get(("graph", METRIC, h), []) for h in halves]
@@ -122,10 +149,9 @@ def table(rows: list[Row]) -> str:
     return markdown_table(header, lines)
 
 
-def signed(values: list[float], base: dict[str, float] | None = None) -> str:
-    """Format the mean difference and its interval, in points."""
-    below = 0.0 if base is None else base["map@r"]
-    mean, half = mean_and_interval([100 * (value - below) for value in values])
+def signed(values: list[float]) -> str:
+    """Format a mean difference and its interval, in points."""
+    mean, half = mean_and_interval([100 * value for value in values])
     return f"{mean:+.1f}" + ("" if math.isnan(half) else f" ± {half:.1f}")
 
 
@@ -138,7 +164,7 @@ def make_parser(
     parser.add_argument("--part", default="val", choices=("train", "val", "test"))
     parser.add_argument("--per-class", type=int, help="Only so many images of each class.")
     parser.add_argument("--image-size", type=int, default=64)
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--arms", nargs="+", default=ARMS, choices=ARMS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--epochs", type=int, default=epochs)
     parser.add_argument("--lr", type=float, default=lr)
@@ -184,7 +210,7 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore")  # an image is drawn twice for two views of it
     halves = halves_of(getattr(load(options.data), options.part), options.per_class)
-    size = options.image_size
+    size, arms = options.image_size, arms_of(halves[0].labels)
 
     def embed(arm: str, config: AdaptConfig) -> list[Tensor]:
         encoder, _ = build_encoder(
@@ -193,7 +219,7 @@ def main() -> None:
         if arm != START:
             with tempfile.TemporaryDirectory() as out:
                 encoder, history = adapt_encoder(
-                    encoder, halves[0], out, config, make_relations=ARMS[arm]
+                    encoder, halves[0], out, config, make_relations=arms[arm]
                 )
             print(arm, config.seed, [round(row["agreement"], 4) for row in history], flush=True)
         return [encoder.embed(half, output="backbone") for half in halves]
