@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from bgl import models
-from bgl._checks import check_choice, check_int, check_real
+from bgl._checks import check_int, check_real
 from bgl._memory import out_of_memory
 from bgl._neighbors import nearest
 from bgl.datasets import ImageDataset
-from bgl.losses import RelatedNeighborsLoss, RelaxedContrastiveLoss
+from bgl.losses import RelatedNeighborsLoss
 from bgl.models import BatchGraphOutput, Encoder
 from bgl.readout import LinearReadout
 from bgl.refinement import RefinedGallery, gallery_readout
@@ -46,7 +46,6 @@ from bgl.training.progress import Progress
 from bgl.training.step import Step
 from bgl.training.trainer import Trainer
 
-LOSSES = {"related": RelatedNeighborsLoss, "relaxed": RelaxedContrastiveLoss}
 VIEWS = (1, 2)  # seeds of the two augmented views whose neighbours are compared
 VIEWED = 4096  # images at most whose neighbours are compared: enough for a third decimal
 
@@ -58,8 +57,6 @@ class AdaptConfig:
     Args:
         epochs: Number of epochs at most.
         patience: Epochs without a better agreement after which it ends.
-        loss: "related": :class:`bgl.losses.RelatedNeighborsLoss`, or "relaxed":
-            :class:`bgl.losses.RelaxedContrastiveLoss`.
         k: Neighbours of an image in the learned graph; about the size of a class is good.
         shrinkage: Of the gallery's metric, see :class:`bgl.RefinedGallery`.
         batch_size: Images in a batch.
@@ -78,7 +75,6 @@ class AdaptConfig:
 
     epochs: int = 10
     patience: int = 2
-    loss: str = "related"
     k: int = 7
     shrinkage: float = 1.0
     batch_size: int = 128
@@ -96,7 +92,6 @@ class AdaptConfig:
     def __post_init__(self) -> None:
         for name, minimum in {"patience": 1, "k": 1, "batch_size": 2, "group": 2}.items():
             check_int(getattr(self, name), name, minimum)
-        check_choice(self.loss, "loss", tuple(LOSSES))
         check_real(self.shrinkage, "shrinkage", 1e-6, 1e6)
         if self.group > self.batch_size:
             raise ValueError(
@@ -107,7 +102,7 @@ class AdaptConfig:
 
     def as_training(self) -> TrainConfig:
         """Describe the optimisation to the parts of the training loop; the rest is checked."""
-        shared = {field.name for field in dataclasses.fields(TrainConfig)} - {"loss"}
+        shared = {field.name for field in dataclasses.fields(TrainConfig)}
         own = {name: value for name, value in self.to_dict().items() if name in shared}
         return TrainConfig(method="none", per_class=1, readout="none", **own)
 
@@ -205,9 +200,10 @@ def adapt_encoder(
 
     After every epoch, and before the first, an older copy of the encoder embeds all images, of
     which :class:`Relations` learns the gallery's metric and graph. Batches are groups of
-    neighbours; the encoder's output learns their relations in that metric by ``config.loss``, from
-    augmented images. The older copy is what is measured: by the :func:`agreement` of its
-    neighbours under two augmented views, in that metric. When that has not risen for
+    neighbours; the encoder's output learns their relations in that metric by
+    :class:`bgl.losses.RelatedNeighborsLoss`, from augmented images. The older copy is
+    what is measured: by the :func:`agreement` of its neighbours under two augmented views, in that
+    metric. When that has not risen for
     ``config.patience`` epochs the run ends. The model of the best epoch is kept, which may be the
     one as it came (epoch 0), with the gallery's metric as its readout.
 
@@ -288,7 +284,7 @@ def _adapt(
     )
     optimizer = make_optimizer(training, model)
     schedule = make_schedule(training, optimizer, steps=config.epochs * len(sampler))
-    criterion = LOSSES[config.loss]()
+    criterion = RelatedNeighborsLoss()
 
     def losses(output: BatchGraphOutput, batch: Tensor, *_: Any) -> dict[str, Tensor]:
         return {"loss": criterion(relations.metric(output.features), relations(batch))}
