@@ -312,7 +312,7 @@ def _adapt(
         """Features of an augmented view of the images, or of some of them where there are many."""
         generator = torch.Generator().manual_seed(config.seed)
         chosen = torch.randperm(len(data), generator=generator)[:VIEWED].tolist()
-        keys = [(i, number * 2**32 + i) for i in chosen]
+        keys = [(i, number * len(data) + i) for i in chosen]
         parts = shares(len(keys), num_processes())
         part = parts[process_index()]
         keys = keys[part.start : part.stop]

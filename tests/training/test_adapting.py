@@ -75,6 +75,7 @@ def test_a_run_learns_and_its_model_is_like_any_other(
     weights = {n: t.clone() for n, t in before.model.state_dict().items()}
     result = bgl.adapt(before, data, output_dir=tmp_path / "m", measure=test, quiet=True, **options)
     assert [row["epoch"] for row in result.history] == [0, 1, 2]
+    assert all(row["agreement"] < 1 for row in result.history)  # of views that differ
     features = [e.embed(data, output="backbone") for e in (before, result.encoder)]
     relations = Relations(len(data), features[0].size(1), k=3, shrinkage=1.0)
     relations.learn(features[0])
