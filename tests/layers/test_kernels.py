@@ -1,4 +1,4 @@
-"""How many kernels a block would launch on a GPU, counted on fake tensors with a GPU's blocks."""
+"""Kernels that a block or a loss would launch on a GPU, counted on fake tensors with its sizes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.gpu.case import Kernels
 from bgl import _sizes
+from bgl.hyperbolic import HyperbolicDistance, ToPoincareBall
 from bgl.layers import BatchFormerBlock, BGFormerBlock, DyBGRBlock
+from bgl.losses import PairwiseCrossEntropyLoss
 
 C = 384
 BLOCKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
@@ -19,6 +21,12 @@ BLOCKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "dybgr-paper": (lambda: DyBGRBlock(C, formulation="paper"), 340),
     "bgformer": (lambda: BGFormerBlock(C), 100),
     "batchformer": (lambda: BatchFormerBlock(C), 60),
+}
+
+
+LOSSES: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "cosine": (PairwiseCrossEntropyLoss, 105),
+    "hyperbolic": (lambda: PairwiseCrossEntropyLoss(0.2, HyperbolicDistance()), 132),
 }
 
 
@@ -41,3 +49,21 @@ def test_kernels_of_a_block_forward_and_backward(name, samples):
     with Kernels() as kernels:
         block(x, y=y).sum().backward()
     assert ceiling / 2 < kernels.count <= ceiling
+
+
+@pytest.mark.parametrize("samples", [405, 4095])
+@pytest.mark.parametrize("name", LOSSES)
+def test_kernels_of_a_loss_forward_and_backward(name, samples):
+    make, ceiling = LOSSES[name]
+    loss, x = make(), torch.randn(samples, C, requires_grad=True)
+    y = torch.arange(samples) // 9
+    with Kernels() as kernels:
+        loss(x, y).backward()
+    assert ceiling / 2 < kernels.count <= ceiling
+
+
+def test_kernels_of_the_way_into_the_ball_forward_and_backward():
+    x = torch.randn(405, C, requires_grad=True)
+    with Kernels() as kernels:
+        ToPoincareBall()(x).sum().backward()
+    assert 20 < kernels.count <= 44
