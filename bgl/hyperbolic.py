@@ -406,8 +406,8 @@ def _squared_distances(x: Tensor, y: Tensor, centre: Tensor) -> tuple[Tensor, Te
 class _Distance(torch.autograd.Function):
     r"""Distance from :math:`s = |x - y|^2 \ge 0` and :math:`\delta - cs`, with few passes.
 
-    With :math:`w = \cosh^2(\sqrt c\, d / 2) / (\delta + \varepsilon)` and
-    :math:`q = \sqrt{\delta / s}`, at a fixed :math:`s` or :math:`\delta`,
+    With :math:`r = \tanh(\sqrt c\, d / 2)`,
+    :math:`w = 1 / \big((1 - r^2) (\delta + \varepsilon)\big)` and :math:`q = \sqrt{\delta / s}`, at a fixed :math:`s` or :math:`\delta`,
 
     .. math::
         \frac{\partial d}{\partial s} = w q, \qquad
@@ -437,7 +437,8 @@ class _Distance(torch.autograd.Function):
         delta, squared = delta.masked_fill(flat, 1.0), squared.masked_fill(flat, 1.0)
         q = (delta / squared).sqrt()
         wide = delta + _RATIO_EPS
-        w = grad * (math.sqrt(ctx.c) / 2 * distance).cosh().square() / wide
+        ratio = (math.sqrt(ctx.c) / 2 * distance).tanh()
+        w = grad / torch.addcmul(wide, wide, ratio.square(), value=-1)
         w = w.masked_fill(flat, 0.0)
         by_delta = w * (2 * _RATIO_EPS - wide) / (wide * q)
         return torch.add(w * q, by_delta, alpha=ctx.c), by_delta, None

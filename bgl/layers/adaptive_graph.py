@@ -355,11 +355,9 @@ class ReleasedProblem(Problem):
         same = self.same(block.rows, block.columns)
         if same is None:
             return self.square.new_zeros(1, 1)
-        if block.barred is not None:
-            same &= ~block.barred
-        size = same.sum(1, keepdim=True, dtype=self.square.dtype) + 1
-        share = size.reciprocal_().mul_(2 * self.beta)
-        return (share * same).scatter_(1, block.itself, 2 * share)
+        label = (same if block.barred is None else same & ~block.barred).to(self.square.dtype)
+        share = (label.sum(1, keepdim=True) + 1).reciprocal_().mul_(2 * self.beta)
+        return label.mul_(share).scatter_(1, block.itself, 2 * share)
 
     def cost(self, i: Tensor, j: Tensor, dots: Tensor, span: Tensor, label: Tensor) -> Tensor:
         """d − 2βL − 1e-5·N(HHᵀ) from ⟨h_i, h_j⟩ and its range, up to a number for each row i."""
