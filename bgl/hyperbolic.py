@@ -406,8 +406,8 @@ def _squared_distances(x: Tensor, y: Tensor, centre: Tensor) -> tuple[Tensor, Te
 class _Distance(torch.autograd.Function):
     r"""Distance from :math:`s = |x - y|^2 \ge 0` and :math:`\delta - cs`, with few passes.
 
-    With :math:`r = \tanh(\sqrt c\, d / 2)`,
-    :math:`w = 1 / \big((1 - r^2) (\delta + \varepsilon)\big)` and :math:`q = \sqrt{\delta / s}`, at a fixed :math:`s` or :math:`\delta`,
+    At a fixed :math:`\delta` or :math:`s`, with :math:`r = \tanh(\sqrt c\, d / 2)`,
+    :math:`w^{-1} = (1 - r^2) (\delta + \varepsilon)` and :math:`q = \sqrt{\delta / s}`,
 
     .. math::
         \frac{\partial d}{\partial s} = w q, \qquad
