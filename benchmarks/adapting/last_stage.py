@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.adapting.last_stage DATA``: halves, arms and table are those of
 ``python -m benchmarks.adapting``; the stages before the last one keep their ImageNet weights, and
-see each image once whole and in a few random crops. Nothing is stopped early.
+see each image once whole and in a few random crops. Nothing is stopped early. With ``--labelled``
+the last stage is first trained on the training classes with their labels, in the same way.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import warnings
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
-from benchmarks.adapting.run import ARMS, PRETRAINED, compare, halves_of, make_parser
+from benchmarks.adapting.run import ARMS, START, compare, halves_of, load, make_parser
 from bgl.datasets import ImageDataset
 from bgl.images import train_transform
 from bgl.losses import RelatedNeighborsLoss, RelaxedContrastiveLoss
@@ -103,23 +105,49 @@ def adapt(
             if views == 2:  # next to each other: another crop of the same image
                 view[1::2] = (view[::2] + 1 + view[1::2] % (CROPS - 1)) % CROPS
             optimizer.zero_grad()
-            loss(stage(cropped[view, batch]), relations(batch)).backward()
+            loss(relations.metric(stage(cropped[view, batch])), relations(batch)).backward()
             nn.utils.clip_grad_norm_(stage.parameters(), 3.0)
             optimizer.step()
             schedule.step()
 
 
+class Labels(Relations):
+    """Images of a class are related, and meet in batches."""
+
+    def __init__(self, labels: Tensor, channels: int) -> None:
+        super().__init__(len(labels), channels, AdaptConfig.k, AdaptConfig.shrinkage)
+        self.labels = labels
+
+    def learn(self, features: Tensor) -> None:
+        super().learn(features)
+        self.refined = one_hot(self.labels).float()
+
+    def forward(self, batch: Tensor) -> Tensor:
+        return (self.labels[batch][:, None] == self.labels[batch]).float()
+
+
 def main() -> None:
-    options = make_parser(__doc__, epochs=8, lr=2e-4, batch_size=64).parse_args()
+    parser = make_parser(__doc__, epochs=8, lr=2e-4, batch_size=64)
+    parser.add_argument("--labelled", action="store_true", help="Train with labels first.")
+    options = parser.parse_args()
     warnings.simplefilter("ignore")  # an image is drawn twice for two views of it
-    halves, size = halves_of(options.data, options.part, options.classes), options.image_size
+    splits, size = load(options.data), options.image_size
+    halves = halves_of(getattr(splits, options.part), options.per_class)
     encoder, info = build_encoder(TrainConfig(image_size=size, resize=size, method="none"))
+    start = LastStage(encoder.model.backbone)
+    settings = {name: getattr(options, name) for name in ("epochs", "lr", "batch_size")}
+    if options.labelled:
+        train, scale = splits.train, AdaptConfig.crop_scale
+        torch.manual_seed(0)
+        labels = Labels(train.labels, info.num_features)
+        maps_of = whole(encoder, train), crops(encoder, train, scale)
+        adapt(start, *maps_of, labels, RelatedNeighborsLoss(), AdaptConfig(**settings))
     clean = [whole(encoder, half) for half in halves]
     cropped = crops(encoder, halves[0], AdaptConfig.crop_scale)
 
     def embed(arm: str, config: AdaptConfig) -> list[Tensor]:
-        stage = LastStage(encoder.model.backbone)
-        if arm != PRETRAINED:
+        stage = copy.deepcopy(start)
+        if arm != START:
             torch.manual_seed(config.seed)
             relations = ARMS[arm](len(clean[0]), info.num_features, config.k, config.shrinkage)
             loss = LOSSES.get(arm, RelatedNeighborsLoss)()

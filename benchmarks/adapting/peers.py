@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from bgl._neighbors import nearest
+from bgl.readout import LinearReadout
 from bgl.training.adapting import Relations
 
 
@@ -19,11 +20,14 @@ class SelfTaught(Relations):
 
     The relations of Kim et al., *Self-Taught Metric Learning without Labels*, CVPR 2022: the mean
     of exp(−d²/σ), here with the mean square distance for σ, and of the overlap of mutual
-    neighbours, here of the whole gallery instead of the batch.
+    neighbours, here of the whole gallery instead of the batch. Its loss, of distances, takes the
+    output itself: in the gallery's metric it drives the encoder away.
     """
 
     def learn(self, features: Tensor) -> None:
         super().learn(features)
+        channels = features.size(1)
+        self.metric = LinearReadout(features.new_zeros(channels), torch.eye(channels).to(features))
         self.refined = normalize(features)
         rows = torch.arange(len(features), device=features.device)
         self.near = nearest(self.refined, rows, self.k)

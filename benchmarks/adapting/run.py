@@ -2,17 +2,19 @@
 
 The classes of one part of a dataset are halved. Encoders adapt to the images of the first half
 without their labels, and both halves are measured: the other classes, and the gallery's own, which
-is transductive. Settings are chosen on *validation* classes; *test* classes are for the last look.
+is transductive. Settings are chosen on *validation* or training classes; *test* classes are for the
+last look.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import math
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,9 @@ from torch import Tensor
 from benchmarks.adapting import peers
 from bgl import gallery_readout
 from bgl._io import write_text
-from bgl.datasets import ImageDataset, load_dataset
+from bgl.datasets import ImageDataset, Splits, load_dataset
 from bgl.metrics import retrieval_metrics
-from bgl.pipeline.comparison import METRICS, percent
+from bgl.pipeline.comparison import METRICS, mean_and_interval, paired_difference, percent
 from bgl.pipeline.table import markdown_table
 from bgl.readout import fit_readout
 from bgl.training import TrainConfig, build_encoder
@@ -36,7 +38,8 @@ ARMS: dict[str, Callable[..., Relations]] = {
     "k-means": peers.PseudoLabels,
     "SimCLR": peers.TwoViews,
 }
-PRETRAINED = "pretrained"  # the encoder as it comes
+START = "start"  # the encoder as it comes
+METRIC = "gallery's metric"  # the readout that adapting gives
 SHOWN = {name: METRICS[name] for name in ("recall@1", "recall@8", "map@r")}
 Row = dict[str, Any]
 
@@ -44,12 +47,17 @@ Row = dict[str, Any]
 Halves = tuple[ImageDataset, ImageDataset]
 
 
-def halves_of(data: str, part: str, classes: int | None) -> Halves:
-    """Every other class of a part, and the rest."""
-    splits = load_dataset("emoji") if data == "emoji" else load_dataset("folder", data)
-    images: ImageDataset = getattr(splits, part)
-    chosen = list(range(images.num_classes))[:classes]
-    return images.select_classes(chosen[::2]), images.select_classes(chosen[1::2])
+def load(data: str) -> Splits:
+    """Load the packaged emoji, or a folder of classes."""
+    return load_dataset("emoji") if data == "emoji" else load_dataset("folder", data)
+
+
+def halves_of(images: ImageDataset, per_class: int | None) -> Halves:
+    """Every other class, and the rest; of each class at most so many images."""
+    classes = range(images.num_classes)
+    rows = [(images.labels == c).nonzero().flatten().tolist()[:per_class] for c in classes]
+    images = images.subset(sorted(itertools.chain(*rows)))
+    return images.select_classes(classes[::2]), images.select_classes(classes[1::2])
 
 
 def measure(x: Sequence[Tensor], halves: Halves, about: Row, config: AdaptConfig) -> list[Row]:
@@ -57,7 +65,7 @@ def measure(x: Sequence[Tensor], halves: Halves, about: Row, config: AdaptConfig
     readouts = {
         "output": torch.nn.Identity(),
         "whitened": fit_readout(x[0]),
-        "gallery's metric": gallery_readout(x[0], k=config.k, shrinkage=config.shrinkage),
+        METRIC: gallery_readout(x[0], k=config.k, shrinkage=config.shrinkage),
     }
     return [
         {
@@ -72,16 +80,53 @@ def measure(x: Sequence[Tensor], halves: Halves, about: Row, config: AdaptConfig
 
 
 def table(rows: list[Row]) -> str:
-    """Format the rows, one for each arm, readout and half, over seeds."""
+    """Compare the arms in the gallery's metric with the start under its best readout.
+
+    ± is a 95 % interval over seeds; the last lines are the differences of the graph to its peers,
+    seed by seed.
+    """
+    halves = ("other", "own")
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row["half"], row["arm"], row["readout"]), []).append(row)
+        groups.setdefault((row["arm"], row["readout"], row["half"]), []).append(row)
+    best = {
+        half: max(
+            (row for row in rows if row["arm"] == START and row["half"] == half),
+            key=lambda row: row["metrics"]["map@r"],
+        )
+        for half in halves
+    }
     lines = []
-    for key, found in sorted(groups.items(), key=lambda item: item[0][0]):
-        figures = [percent([row["metrics"][metric] for row in found]) for metric in SHOWN]
-        lines.append([*key, *figures, str(len(found))])
-    header = ["classes", "arm", "readout", *SHOWN.values(), "seeds"]
-    return markdown_table(header, lines, left=(0, 1, 2))
+    for arm, readout in dict.fromkeys(key[:2] for key in groups):
+        if arm != START and readout != METRIC:
+            continue
+        line = [f"{arm}, {readout}" if arm == START else arm, ""]
+        for half in halves:
+            found = groups[arm, readout, half]
+            line[1] = "" if arm == START else str(len(found))
+            line += [percent([row["metrics"][metric] for row in found]) for metric in SHOWN]
+            line.append(signed([row["metrics"]["map@r"] for row in found], best[half]["metrics"]))
+        lines.append(line)
+    for arm in ARMS:
+        line, ours = [f"graph − {arm}", ""], [groups.get(("graph", METRIC, h), []) for h in halves]
+        theirs = [groups.get((arm, METRIC, half), []) for half in halves]
+        if arm == "graph" or not all((*ours, *theirs)):
+            continue
+        for mine, other in zip(ours, theirs, strict=True):
+            line += [signed(paired_difference(mine, other, metric)) for metric in SHOWN] + [""]
+        lines.append(line)
+    header = ["arm", "seeds"]
+    for half in halves:
+        header += [f"{half}: R@1" if name == "recall@1" else SHOWN[name] for name in SHOWN]
+        header.append("Δ MAP@R")
+    return markdown_table(header, lines)
+
+
+def signed(values: list[float], base: dict[str, float] | None = None) -> str:
+    """Format the mean difference and its interval, in points."""
+    below = 0.0 if base is None else base["map@r"]
+    mean, half = mean_and_interval([100 * (value - below) for value in values])
+    return f"{mean:+.1f}" + ("" if math.isnan(half) else f" ± {half:.1f}")
 
 
 def make_parser(
@@ -90,22 +135,22 @@ def make_parser(
     """Make the parser of a comparison of arms."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("data", help="'emoji', or a folder of classes.")
-    parser.add_argument("--part", default="val", choices=("val", "test"))
-    parser.add_argument("--classes", type=int, help="Only so many classes of it.")
+    parser.add_argument("--part", default="val", choices=("train", "val", "test"))
+    parser.add_argument("--per-class", type=int, help="Only so many images of each class.")
     parser.add_argument("--image-size", type=int, default=64)
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--epochs", type=int, default=epochs)
     parser.add_argument("--lr", type=float, default=lr)
     parser.add_argument("--batch-size", type=int, default=batch_size)
-    parser.add_argument("--results", type=Path, help="JSON file to write.")
+    parser.add_argument("--results", type=Path, help="JSON file to write, or to go on with.")
     return parser
 
 
 def compare(
     options: argparse.Namespace, halves: Halves, embed: Callable[[str, AdaptConfig], list[Tensor]]
 ) -> None:
-    """Measure the pretrained encoder and every arm with every seed; each row is kept at once.
+    """Measure the encoder as it comes and every arm with every seed; each row is kept at once.
 
     Args:
         options: Those of :func:`make_parser`.
@@ -113,7 +158,12 @@ def compare(
         embed: Adapts as an arm does, or not at all, and embeds both halves.
     """
     rows: list[Row] = []
-    for seed, arm in [(None, PRETRAINED), *product(options.seeds, options.arms)]:
+    if options.results and options.results.exists():
+        rows = json.loads(options.results.read_text())
+    done = {(row["seed"], row["arm"]) for row in rows}
+    for seed, arm in [(None, START), *itertools.product(options.seeds, options.arms)]:
+        if (seed, arm) in done:
+            continue
         config = AdaptConfig(
             epochs=options.epochs,
             patience=options.epochs,
@@ -122,9 +172,10 @@ def compare(
             seed=options.seeds[0] if seed is None else seed,
         )
         rows += measure(embed(arm, config), halves, {"arm": arm, "seed": seed}, config)
-        print(table(rows[-6:]), flush=True)
+        print(f"{arm}, seed {seed}", flush=True)
         if options.results:
-            write_text(options.results, json.dumps(rows, indent=1))
+            lines = ",\n".join(json.dumps(row) for row in rows)
+            write_text(options.results, f"[\n{lines}\n]\n")
     print(table(rows))
 
 
@@ -132,13 +183,14 @@ def main() -> None:
     parser = make_parser(__doc__, AdaptConfig.epochs, AdaptConfig.lr, AdaptConfig.batch_size)
     options = parser.parse_args()
     warnings.simplefilter("ignore")  # an image is drawn twice for two views of it
-    halves, size = halves_of(options.data, options.part, options.classes), options.image_size
+    halves = halves_of(getattr(load(options.data), options.part), options.per_class)
+    size = options.image_size
 
     def embed(arm: str, config: AdaptConfig) -> list[Tensor]:
         encoder, _ = build_encoder(
             TrainConfig(image_size=size, resize=size, method="none", seed=config.seed)
         )
-        if arm != PRETRAINED:
+        if arm != START:
             with tempfile.TemporaryDirectory() as out:
                 encoder, history = adapt_encoder(
                     encoder, halves[0], out, config, make_relations=ARMS[arm]

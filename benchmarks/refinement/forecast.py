@@ -175,7 +175,7 @@ def report(cases: list[Case]) -> str:
     """Tabulate how often the estimate has the right sign, and what the warning avoids."""
     forecasts = [forecast_of(case) for case in cases]
     header = ["metric"]
-    for some in ("cases", "changes > 0.5", "changes > 1"):
+    for some in ("cases", "changes > 1", "estimates > 1", "clear estimates"):
         header += [some, "right sign", "always +"]
     header += ["error", "losses > 1", "warned"]
     warned = np.array([each.harmful for each in forecasts])
@@ -184,10 +184,14 @@ def report(cases: list[Case]) -> str:
         true = np.array([case["change"][metric] for case in cases])
         guess = np.array([each.changes[metric].change for each in forecasts])
         line = [title]
-        for least in (0.0, 0.005, 0.01):
-            far = np.abs(true) > least
-            right = ((guess > 0) == (true > 0))[far]
-            line += [str(far.sum()), f"{right.mean():.0%}", f"{(true > 0)[far].mean():.0%}"]
+        size, clear = np.abs(guess), np.abs(guess) > forecasts[0].changes[metric].error
+        for some in (true != 0, np.abs(true) > 0.01, size > 0.01, clear):
+            some = some & (true != 0)
+            signs = ((guess > 0) == (true > 0), true > 0)
+            line += [
+                str(some.sum()),
+                *(f"{x[some].mean():.0%}" if some.any() else "" for x in signs),
+            ]
         lost = true < -0.01
         line.append(f"{100 * np.sqrt(((guess - true) ** 2).mean()):.1f}")
         lines.append([*line, str(lost.sum()), f"{(lost & warned).sum()}"])

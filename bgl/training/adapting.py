@@ -205,8 +205,8 @@ def adapt_encoder(
 
     After every epoch, and before the first, an older copy of the encoder embeds all images, of
     which :class:`Relations` learns the gallery's metric and graph. Batches are groups of
-    neighbours; the encoder's output learns their relations by ``config.loss``, from augmented
-    images. The older copy is what is measured: by the :func:`agreement` of its
+    neighbours; the encoder's output learns their relations in that metric by ``config.loss``, from
+    augmented images. The older copy is what is measured: by the :func:`agreement` of its
     neighbours under two augmented views, in that metric. When that has not risen for
     ``config.patience`` epochs the run ends. The model of the best epoch is kept, which may be the
     one as it came (epoch 0), with the gallery's metric as its readout.
@@ -291,7 +291,7 @@ def _adapt(
     criterion = LOSSES[config.loss]()
 
     def losses(output: BatchGraphOutput, batch: Tensor, *_: Any) -> dict[str, Tensor]:
-        return {"loss": criterion(output.features, relations(batch))}
+        return {"loss": criterion(relations.metric(output.features), relations(batch))}
 
     step = Step(training, model, optimizer, device, losses, average=average)
     parts = {**step.parts, "schedule": schedule, "relations": relations}
