@@ -15,6 +15,10 @@ _CPU_KEPT = 2**22
 # (products, costs, masks, and what is selected) and half of the free memory may be used.
 _CUDA_BLOCK = 2**24
 _CUDA_BYTES = 2 * 32
+# Up to so many pairs (16 MiB), sums over the edges of a graph are products with its matrix: three
+# kernels. Those of lists sort them, which takes some 18.
+_CUDA_SPREAD = 2**22
+_CPU_SPREAD = 0
 # Scores of a search held at once (128 MiB on a CPU). On a GPU one takes up to 16 bytes where its
 # products are computed in float64; up to 2³⁰ are numbered in 32 bits.
 _CPU_SCORES = 2**25
@@ -50,6 +54,11 @@ def kept_pairs(device: torch.device, wanted: int) -> int:
     if device.type == "cpu" and not torch.compiler.is_compiling():
         return _CPU_KEPT
     return block_pairs(device, wanted)
+
+
+def spreads(device: torch.device, pairs: int) -> bool:
+    """Whether to sum over edges by a matrix of so many pairs."""
+    return pairs <= (_CUDA_SPREAD if device.type == "cuda" else _CPU_SPREAD)
 
 
 def fitting_scores(device: torch.device) -> int:

@@ -7,8 +7,10 @@ converted first, and the results stay float32.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from pytorch_metric_learning.distances import BaseDistance
 from torch import Tensor, nn
 
@@ -19,7 +21,6 @@ from bgl._precision import at_least_float32, central_point, distance_factors, ex
 _NORM_EPS = 1e-5  # added to a norm before dividing by it
 _BALL_EPS = 1e-3  # points stay this far (relatively) inside the ball
 _RATIO_EPS = 1e-5  # distance of the artanh argument from 1, and offset of the Möbius denominator
-_TANH_LIMIT = 15.0
 
 # |x-y|² from inner products carries up to some 10 units of rounding of |x|² + |y|².
 _ROUNDING = 16.0
@@ -62,13 +63,16 @@ def to_poincare_ball(x: Tensor, *, c: float, clip_radius: float | None = None) -
         _check_positive(clip_radius, "clip_radius")
     with torch.autocast(x.device.type, enabled=False):
         x = at_least_float32(x)
+        norm, shrink = _norm(x), None
         if clip_radius is not None:
-            x = x * (clip_radius / (_norm(x) + _NORM_EPS)).clamp_max(1.0)
-        scaled = math.sqrt(c) * _norm(x).clamp_min(_NORM_EPS)
-        z = scaled.clamp_max(_TANH_LIMIT).tanh() * x / scaled
-        norm = _norm(z).clamp_min(_NORM_EPS)
-        limit = (1 - _BALL_EPS) / math.sqrt(c)
-        return torch.where(norm > limit, z / norm * limit, z)
+            shrink = F.hardtanh(clip_radius / (norm + _NORM_EPS), 0.0, 1.0)
+            norm = norm * shrink
+        norm = F.threshold(norm, _NORM_EPS, _NORM_EPS)
+        scaled = math.sqrt(c) * norm
+        factor = scaled.tanh() / scaled
+        if clip_radius is None or math.tanh(math.sqrt(c) * clip_radius) > 1 - _BALL_EPS:
+            factor = torch.minimum(factor, (1 - _BALL_EPS) / math.sqrt(c) / norm)
+        return x * (factor if shrink is None else shrink * factor)
 
 
 def from_poincare_ball(z: Tensor, *, c: float) -> Tensor:
@@ -147,7 +151,9 @@ def distance_matrix(x: Tensor, y: Tensor, *, c: float) -> Tensor:
         squared, scale = _squared_distances(x, y, y.detach().mean(dim=0))
         rounding = _ROUNDING * torch.finfo(squared.dtype).eps * scale.detach()
         squared = squared.masked_fill(squared <= rounding, 0.0)
-        return _distance(squared, _squared_norm(x), _squared_norm(y).T, c)
+        x_inside = _inside(x, c)
+        y_inside = x_inside if y is x else _inside(y, c)
+        return _Distance.apply(squared, x_inside * y_inside.T, c)
 
 
 def paired_distance(x: Tensor, y: Tensor, *, c: float) -> Tensor:
@@ -173,7 +179,7 @@ def paired_distance(x: Tensor, y: Tensor, *, c: float) -> Tensor:
         raise ValueError(f"Expected argument `y` to have {len(x)} rows like `x`, but got {len(y)}")
     with torch.autocast(x.device.type, enabled=False):
         x, y = _one_type(x, y)
-        return _distance(_squared_norm(x - y), _squared_norm(x), _squared_norm(y), c).squeeze(-1)
+        return _Distance.apply(_squared_norm(x - y), _inside(x, c) * _inside(y, c), c).squeeze(-1)
 
 
 @torch.no_grad()
@@ -201,7 +207,7 @@ def rank_matrix(x: Tensor, y: Tensor, *, c: float) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):
         x, y = _one_type(x, y)
         squared = _squared_distances(x, y, central_point(y))[0].clamp_min_(0)
-        inside = (1 - c * _squared_norm(x)) * (1 - c * _squared_norm(y).T)
+        inside = _inside(x, c) * _inside(y, c).T
         delta = inside.add_(squared, alpha=c).clamp_min_(0)
         return squared * delta / (delta + _RATIO_EPS).square_()
 
@@ -379,25 +385,60 @@ def _squared_norm(x: Tensor) -> Tensor:
     return x.square().sum(dim=-1, keepdim=True)
 
 
+def _inside(x: Tensor, c: float) -> Tensor:
+    """1 - c|x|²."""
+    return 1 - c * _squared_norm(x)
+
+
 def _squared_distances(x: Tensor, y: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
     """|x-y|² of all pairs, and the size of the terms that it is the difference of.
 
     Distances do not change with the origin; a central one loses the fewest digits.
     """
-    x, y = x - centre, y - centre
-    scale = _squared_norm(x) + _squared_norm(y).T
-    return scale - 2 * exact_matmul(x, y.T), scale
+    same = y is x
+    x = x - centre
+    y = x if same else y - centre
+    x_norm = _squared_norm(x)
+    scale = x_norm + (x_norm if same else _squared_norm(y)).T
+    return torch.add(scale, exact_matmul(x, y.T), alpha=-2), scale
 
 
-def _distance(squared: Tensor, x_norm: Tensor, y_norm: Tensor, c: float) -> Tensor:
-    """Distance from |x-y|², |x|² and |y|²."""
-    delta = c * squared + (1 - c * x_norm) * (1 - c * y_norm)
-    numerator = delta * squared
-    # sqrt has no finite derivative at 0: those entries take another argument, then another value.
-    apart = (squared > 0) & (delta > 0)
-    numerator = torch.where(apart, numerator, 1.0).sqrt()
-    ratio = math.sqrt(c) * torch.where(apart, numerator / (delta + _RATIO_EPS), 0.0)
-    # Beyond the cap: the capped value, with the gradient of the argument left on.
-    cap = 1 - _RATIO_EPS
-    ratio = torch.where(ratio < cap, ratio, cap + (ratio - ratio.detach()))
-    return 2 / math.sqrt(c) * ratio.atanh()
+class _Distance(torch.autograd.Function):
+    r"""Distance from :math:`s = |x - y|^2 \ge 0` and :math:`\delta - cs`, with few passes.
+
+    At a fixed :math:`\delta` or :math:`s`, with :math:`r = \tanh(\sqrt c\, d / 2)`,
+    :math:`w^{-1} = (1 - r^2) (\delta + \varepsilon)` and :math:`q = \sqrt{\delta / s}`,
+
+    .. math::
+        \frac{\partial d}{\partial s} = w q, \qquad
+        \frac{\partial d}{\partial \delta}
+            = \frac wq \cdot \frac{\varepsilon - \delta}{\varepsilon + \delta}.
+
+    Beyond the cap the capped d is in w, and all of the rest as it is.
+    """
+
+    @staticmethod
+    def forward(squared: Tensor, inside: Tensor, c: float) -> Tensor:
+        delta = torch.add(inside, squared, alpha=c).clamp_(min=0)
+        ratio = (delta * squared).sqrt_().div_(delta.add_(_RATIO_EPS)).mul_(math.sqrt(c))
+        return ratio.clamp_(max=1 - _RATIO_EPS).atanh_().mul_(2 / math.sqrt(c))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        squared, inside, ctx.c = inputs
+        ctx.save_for_backward(squared, inside, output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        # in differentiable operations, for derivatives of a higher order
+        squared, inside, distance = ctx.saved_tensors
+        delta = torch.add(inside, squared, alpha=ctx.c)
+        flat = delta * squared <= 0  # coincident points, and those outside of the ball
+        delta, squared = delta.masked_fill(flat, 1.0), squared.masked_fill(flat, 1.0)
+        q = (delta / squared).sqrt()
+        wide = delta + _RATIO_EPS
+        ratio = (math.sqrt(ctx.c) / 2 * distance).tanh()
+        w = grad / torch.addcmul(wide, wide, ratio.square(), value=-1)
+        w = w.masked_fill(flat, 0.0)
+        by_delta = w * (2 * _RATIO_EPS - wide) / (wide * q)
+        return torch.add(w * q, by_delta, alpha=ctx.c), by_delta, None

@@ -150,7 +150,9 @@ def test_pairwise_distance_is_the_diagonal():
 @pytest.mark.parametrize("function", [distance_matrix, paired_distance])
 def test_distance_gradcheck(function):
     x, y = ball_points(4, 3, c=0.5).requires_grad_(), ball_points(4, 3, c=0.5).requires_grad_()
-    assert torch.autograd.gradcheck(lambda a, b: function(a, b, c=0.5), (x, y))
+    distance = lambda a, b: function(a, b, c=0.5)  # noqa: E731
+    assert torch.autograd.gradcheck(distance, (x, y))
+    assert torch.autograd.gradgradcheck(distance, (x, y))
 
 
 @pytest.mark.parametrize("function", [distance_matrix, paired_distance])

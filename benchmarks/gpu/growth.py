@@ -45,7 +45,7 @@ def block_and_losses(scale: Scale, samples: int) -> Iterator[float]:
 
 def whole_step(scale: Scale, images: int) -> Iterator[float]:
     """A step with activations computed again."""
-    config = replace(vit(scale, images, 8), checkpoint_activations=256)
+    config = replace(vit(scale, images, 8), checkpoint_activations=128)
     trial = Trial(config, scale)
     yield 1000 * config.batch_size / milliseconds(trial, scale, warmup=1, calls=1)
     yield peak_gb(trial, scale)

@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.gpu.case import Part, Scale, Target, milliseconds, peak_gb
 from bgl.training.build import (
+    build_average,
     build_criterion,
     build_encoder,
     deterministic_algorithms,
@@ -20,6 +21,7 @@ from bgl.training.build import (
 from bgl.training.config import TrainConfig
 from bgl.training.loop import compute_losses, freeze_batch_norm
 from bgl.training.step import Reading, Step
+from bgl.training.teachers import Teachers
 
 
 class Trial:
@@ -39,7 +41,8 @@ class Trial:
         classes = config.batch_size // config.per_class
         self.criterion = build_criterion(config, classes).to(device)
         optimizer = make_optimizer(config, model, self.criterion)
-        self.step = Step(config, model, optimizer, device, compute_losses)
+        average = build_average(config, model, Teachers())
+        self.step = Step(config, model, optimizer, device, compute_losses, average=average)
         self.labels = torch.arange(classes, device=device).repeat_interleave(config.per_class)
         self.sizes = [config.batch_size]
         size = (config.batch_size, 3, config.image_size, config.image_size)

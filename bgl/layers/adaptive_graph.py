@@ -286,7 +286,9 @@ class PaperProblem(Problem):
     """c_ij = |ĥ_i − ĥ_j|² − 2βS_ij − λ⟨f̂_i, f̂_j⟩, solved exactly for each context."""
 
     def features(self, x: Tensor) -> Tensor:
-        return F.normalize(at_least_float32(x), dim=1, eps=NORM_FLOOR)
+        x = at_least_float32(x)
+        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+        return x / F.threshold(norm, NORM_FLOOR, NORM_FLOOR)
 
     def set_up(self) -> None:
         self.products = self.pairs.products(self.h)
@@ -298,8 +300,8 @@ class PaperProblem(Problem):
         pairs = self.pairs
         nodes, dots, context_dots, found = pairs.select(choose, self.h, f, products=self.products)
         gap, degree = self.gaps(self.cost(pairs.rows, nodes, dots, context_dots), found)
-        total, size = gap.sum(1, keepdim=True), degree.clamp(min=1).to(gap.dtype)
-        weight = 1 / size + (gap - total / size) / total.clamp(min=GAP_FLOOR)
+        total, share = gap.sum(1, keepdim=True), degree.clamp(min=1).to(gap.dtype).reciprocal()
+        weight = share + (gap - total * share) / F.threshold(total, GAP_FLOOR, GAP_FLOOR)
         return nodes[:, : self.k], weight, degree
 
     def cost(self, i: Tensor, j: Tensor, dots: Tensor, context_dots: Tensor) -> Tensor:
@@ -318,83 +320,91 @@ class ReleasedProblem(Problem):
 
         def choose(block: Block, dots: Tensor) -> tuple[Tensor, ...]:
             """Where ⟨h_i, h_j⟩ is smallest and largest, the k + 1 smallest D, D's own extremes."""
-            ends = _extremes(dots)
-            span, label = _range(dots.gather(1, ends)), self.label(block)
+            itself = block.itself
+            dots.scatter_(1, itself, at(self.square, block.rows)[:, None])  # so that d_ii is 0
+            low, high, label = _lowest(dots), _highest(dots), self.label(block)
+            span = _range(low.values, high.values)
             cost = self.cost(block.rows, block.columns, dots, span, label)
             nearest, found = self.nearest(cost, block)
-            first, itself = nearest[:, :1], block.itself  # the smallest is one of the two
-            low = torch.where(cost.gather(1, itself) < cost.gather(1, first), itself, first)
-            position = torch.cat([ends, nearest, low, _highest(cost)], dim=1)
-            return position, position[:, 2 : k + 2], label, found
+            first = nearest[:, :1]  # the smallest is one of the two
+            least = torch.where(cost.gather(1, itself) < cost.gather(1, first), itself, first)
+            places = [low.indices, high.indices, nearest, least, _highest(cost).indices]
+            position = torch.cat(places, dim=1)
+            chosen = position[:, 2:]
+            return position, chosen[:, :k], label.expand_as(cost).gather(1, chosen), found
 
         nodes, dots, self.position, label, found = pairs.select(choose, self.h)
-        ends, rest = dots.split([2, k + 3], dim=1)
-        cost = self.cost(pairs.rows, nodes[:, 2:], rest, _range(ends), label)
-        near, ends = cost.split([k + 1, 2], dim=1)
+        low, high, rest = dots.split([1, 1, k + 3], dim=1)
+        span = _range(low, high)
+        self.chosen, self.own = nodes[:, 2 : k + 2].contiguous(), (low, span, rest[:, :k])
+        cost = self.cost(pairs.rows, nodes[:, 2:], rest, span, label)
+        near, low, high = cost.split([k + 1, 1, 1], dim=1)
         gap, self.degree = self.gaps(near, found)
-        gap = gap / _range(ends)  # D_(k+1) − D_(p)
-        size = self.degree.clamp(min=1).to(gap.dtype)
+        gap = gap / _range(low, high)  # D_(k+1) − D_(p)
+        share = self.degree.clamp(min=1).to(gap.dtype).reciprocal()
         total = gap.sum(1, keepdim=True)  # 2γ_i; γ is a mean over the graph
-        self.scale = scale = (_graph_mean(total, pairs) + 1e-8).clamp(min=GAMMA_FLOOR)
+        self.scale = F.threshold(_graph_mean(total, pairs) + 1e-8, GAMMA_FLOOR, GAMMA_FLOOR)
+        rate = self.scale.reciprocal()  # 1 / 2γ
         # 1/k + (mean_p D_i(p) − D_ij) / 2γ = η_i − D_ij / 2γ
-        self.without_context = torch.addcdiv(1 / size, gap - total / size, scale)
+        self.without_context = share + (gap - total * share) * rate
         # λ / 2γ, or 0 so that the only possible neighbour has weight 1
-        self.context_share = torch.where(found > 1, self.lam / scale, 0)
-        self.chosen, self.own_dots = nodes[:, 2 : k + 2].contiguous(), dots[:, : k + 2]
+        self.context_share = self.lam * rate * (found > 1)
 
     def label(self, block: Block) -> Tensor:
-        """2β / (n_i + 1) [R, 1]."""
+        """2βL_ij [R, W]."""
         same = self.same(block.rows, block.columns)
         if same is None:
-            return self.square.new_zeros(block.rows.size(0), 1)
-        classmates = same if block.barred is None else same & ~block.barred
-        return 2 * self.beta / (classmates.sum(1, keepdim=True) + 1).to(self.square.dtype)
+            return self.square.new_zeros(1, 1)
+        label = (same if block.barred is None else same & ~block.barred).to(self.square.dtype)
+        share = (label.sum(1, keepdim=True) + 1).reciprocal_().mul_(2 * self.beta)
+        return label.mul_(share).scatter_(1, block.itself, 2 * share)
 
     def cost(self, i: Tensor, j: Tensor, dots: Tensor, span: Tensor, label: Tensor) -> Tensor:
         """d − 2βL − 1e-5·N(HHᵀ) from ⟨h_i, h_j⟩ and its range, up to a number for each row i."""
-        own = i[:, None] == j
         d2 = torch.add(at(self.square, i)[:, None] + at(self.square, j), dots, alpha=-2)
-        d = d2.masked_fill(own, 0).clamp(min=1e-12).sqrt()
-        cost = torch.addcdiv(d, dots, span, value=-1e-5)
-        same = self.same(i, j)
-        return cost if same is None else torch.addcmul(cost, label, same.to(cost) + own, value=-1)
+        d = F.threshold(d2, 1e-12, 1e-12).sqrt()
+        return torch.addcdiv(d, dots, span, value=-1e-5) - label
 
     def weigh(self, f: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         def choose(block: Block, dots: Tensor) -> tuple[Tensor]:
-            return (torch.cat([_extremes(dots), at(self.position, block.rows)], dim=1),)
+            position = at(self.position, block.rows)
+            ends = [_lowest(dots).indices, _highest(dots).indices]
+            return (torch.cat([*ends, position], dim=1),)
 
-        dots = self.own_dots if f is self.h else self.pairs.select(choose, f)[1]
-        ends, dots = dots.split([2, self.k], dim=1)
-        share = self.context_share / _range(ends)
-        weight = torch.addcmul(self.without_context, share, dots - ends[:, :1])
+        if f is self.h:
+            low, span, dots = self.own
+        else:
+            _, dots = self.pairs.select(choose, f)
+            low, high, dots = dots.split([1, 1, self.k], dim=1)
+            span = _range(low, high)
+        weight = self.without_context + self.context_share / span * (dots - low)
         return self.chosen, weight, self.degree
 
 
-def _extremes(values: Tensor) -> Tensor:
-    """Positions [R, 2] of each row's smallest and largest number, where there is one."""
-    low = values.nan_to_num(torch.inf, torch.inf, torch.inf).argmin(1, keepdim=True)
-    return torch.cat([low, _highest(values)], dim=1)
+def _lowest(values: Tensor) -> torch.return_types.min:
+    """Each row's smallest number [R, 1], where there is one, and its position."""
+    return values.nan_to_num(torch.inf, torch.inf, torch.inf).min(1, keepdim=True)
 
 
-def _highest(values: Tensor) -> Tensor:
-    """Position [R, 1] of each row's largest number, where there is one."""
-    return values.nan_to_num(-torch.inf, -torch.inf, -torch.inf).argmax(1, keepdim=True)
+def _highest(values: Tensor) -> torch.return_types.max:
+    """Each row's largest number [R, 1], where there is one, and its position."""
+    return values.nan_to_num(-torch.inf, -torch.inf, -torch.inf).max(1, keepdim=True)
 
 
-def _range(ends: Tensor) -> Tensor:
-    """high − low [R, 1] of a row's smallest and largest value [R, 2], held above `RANGE_FLOOR`."""
-    largest = torch.linalg.vector_norm(ends.detach(), torch.inf, dim=1, keepdim=True)
-    low, high = ends.split(1, dim=1)
-    return (high - low).clamp(min=RANGE_FLOOR * largest.clamp(min=1))
+def _range(low: Tensor, high: Tensor) -> Tensor:
+    """high − low [R, 1] of a row's smallest and largest value, held above `RANGE_FLOOR`."""
+    span = high - low
+    floor = RANGE_FLOOR * torch.maximum(high, -low).detach().clamp(min=1)
+    return torch.where(span < floor, floor, span)  # its gradient takes fewer kernels than clamp's
 
 
 def _graph_mean(values: Tensor, pairs: Pairs) -> Tensor:
     """Mean of the finite values [R, 1] over all rows, or [R, 1] over those of each row's graph."""
     finite = values.detach() < torch.inf  # they are never negative
-    values, count = torch.where(finite, values, 0), finite.to(values.dtype)
+    values = values.masked_fill(~finite, 0)
     if pairs.graph is None:
-        return values.sum() / count.sum().clamp(min=1)
+        return values.sum() / finite.sum().clamp(min=1)
     rows = pairs.graph[pairs.rows]
     zeros = values.new_zeros(pairs.graph.size(0), 1)
-    total, size = zeros.index_add(0, rows, values), zeros.index_add(0, rows, count)
+    total, size = (zeros.index_add(0, rows, part) for part in (values, finite.to(values.dtype)))
     return (total / size.clamp(min=1))[rows]

@@ -188,7 +188,8 @@ class Pairs:
                 dots += [block.products(x) for x in features[len(dots) :]]
                 position, *rest = choose(block, *dots)
                 chosen = [each.gather(1, position) for each in dots]
-                part = [block.nodes(position), *chosen, *rest]
+                nodes = position if self.whole else block.nodes(position)
+                part = [nodes, *chosen, *rest]
                 if len(self.blocks) == 1:
                     found = part
                     break

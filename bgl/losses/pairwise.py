@@ -84,12 +84,12 @@ class PairwiseCrossEntropyLoss(WholeBatchLoss):
 
     def compute(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         labels = labels.to(embeddings.device)
+        position, sizes = positions(labels)
         if readable(labels):
-            _check_balanced(labels)
+            _check_balanced(sizes)
         with torch.autocast(embeddings.device.type, enabled=False):
             embeddings = at_least_float32(embeddings)
-            position = positions(labels)
-            n, classes = labels.numel(), (position == 0).sum()
+            n = labels.numel()
             if n * n <= DENSE_PAIRS or torch.compiler.is_compiling():
                 total = self._sum(embeddings, labels, position, 0, n)
             else:
@@ -103,29 +103,28 @@ class PairwiseCrossEntropyLoss(WholeBatchLoss):
                     for first in range(0, n, height)
                 ]
                 total = torch.stack(blocks).sum()
-            total = (total / classes).where(_balanced(labels), torch.nan)
-            if self.reduction == "sum":
-                return total
-            per_class = n / classes
-            return total / (per_class * (per_class - 1))
+            per_class = sizes[0]
+            terms = n / per_class if self.reduction == "sum" else n * (per_class - 1)
+            return (total / terms).masked_fill(~_balanced(sizes), torch.nan)
 
     def _sum(
         self, embeddings: Tensor, labels: Tensor, position: Tensor, first: int, height: int
     ) -> Tensor:
         """Sum the losses of the pairs of ``height`` anchors, from the ``first`` on."""
         wide = for_exact_products(embeddings)
-        similarity = self.distance(wide[first : first + height], wide).to(embeddings.dtype)
-        if not self.distance.is_inverted:
-            similarity = -similarity
-        return pair_losses(similarity / self.temperature, labels, position, first).sum()
+        anchors = wide[first : first + height] if height < len(wide) else wide
+        similarity = self.distance(anchors, wide).to(embeddings.dtype)
+        scale = self.temperature if self.distance.is_inverted else -self.temperature
+        return pair_losses(similarity / scale, labels, position, first).sum()
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}, reduction={self.reduction!r}"
 
 
-def positions(labels: Tensor) -> Tensor:
-    """Count for each sample [N] the earlier samples of its class."""
-    return (labels[:, None] == labels).tril(-1).sum(dim=1)
+def positions(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Count for each sample [N] the earlier samples of its class, and all of them."""
+    same = labels[:, None] == labels
+    return same.tril(-1).sum(dim=1), same.sum(dim=1)
 
 
 def pair_losses(logits: Tensor, labels: Tensor, position: Tensor, first: int = 0) -> Tensor:
@@ -157,9 +156,10 @@ def pair_losses(logits: Tensor, labels: Tensor, position: Tensor, first: int = 0
     lowest = torch.finfo(logits.dtype).min  # finite, so that an empty group's scale is no NaN
     peak = logits.new_full((rows, groups), lowest)
     peak = peak.scatter_reduce(1, group, others.detach(), "amax")
-    mass = _group_sums((others - peak.gather(1, group)).exp(), position, groups)
+    peak_other = peak.gather(1, group)
+    peak_own = peak_other.diagonal(first)[:, None]
+    mass = _group_sums((others - peak_other).exp(), position, groups)
 
-    peak_own, peak_other = peak.gather(1, own), peak.gather(1, group)
     scale = torch.maximum(peak_own, peak_other)
     denominator = mass.gather(1, own) * (peak_own - scale).exp()
     denominator = denominator + mass.gather(1, group) * (peak_other - scale).exp()
@@ -176,23 +176,18 @@ def _group_sums(x: Tensor, group: Tensor, groups: int) -> Tensor:
     return exact_matmul(x, (group[:, None] == torch.arange(groups, device=x.device)).to(x.dtype))
 
 
-def _check_balanced(labels: Tensor) -> None:
+def _check_balanced(sizes: Tensor) -> None:
     """Raise unless all classes have the same number of samples, two or more."""
-    if labels.numel() == 0:
+    if sizes.numel() == 0:
         raise ValueError("Expected argument `labels` to hold two samples per class or more, got 0")
-    if not _balanced(labels):
-        fewest, most = _class_sizes(labels).aminmax()
+    if not _balanced(sizes):
+        fewest, most = sizes.aminmax()
         raise ValueError(
             "Expected argument `labels` to hold the same number of samples (≥ 2) of every class, "
             f"but got between {int(fewest)} and {int(most)} samples per class"
         )
 
 
-def _balanced(labels: Tensor) -> Tensor:
-    sizes = _class_sizes(labels)
-    return (sizes == sizes[0]).all() & (sizes[0] > 1)
-
-
-def _class_sizes(labels: Tensor) -> Tensor:
-    """For each sample, the number of samples of its class [N]."""
-    return (labels[:, None] == labels).sum(dim=1)
+def _balanced(sizes: Tensor) -> Tensor:
+    """Whether the classes of all samples have equal sizes, two or more."""
+    return (sizes == sizes[0].clamp(min=2)).all()

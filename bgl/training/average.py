@@ -52,8 +52,10 @@ class WeightAverage(nn.Module):
     def _follow(self, model: BatchGraphModel, decay: float) -> None:
         move = get_ema_multi_avg_fn(decay)
         move(tuple(self.model.parameters()), tuple(model.parameters()), 0)
-        for buffer, newer in zip(self.model.buffers(), model.buffers(), strict=True):
-            buffer.copy_(newer)
+        mine, newer = list(self.model.buffers()), list(model.buffers())
+        for dtype in {buffer.dtype for buffer in mine}:  # in one kernel, not one of each
+            alike = [i for i, buffer in enumerate(mine) if buffer.dtype == dtype]
+            torch._foreach_copy_([mine[i] for i in alike], [newer[i] for i in alike])
 
     @torch.no_grad()
     def forward(

@@ -7,6 +7,7 @@ import torch
 from helpers import assert_close
 from torch_geometric.utils import to_torch_csr_tensor
 
+from bgl import _sizes
 from bgl.layers import BatchGraphConv, DyBGR, DyBGRBlock
 from bgl.layers.edge_sums import neighbor_products, neighbor_sums
 
@@ -145,7 +146,9 @@ def test_derivatives_along_an_edge_list(heads):
     assert torch.autograd.gradgradcheck(call, (x, weight), fast_mode=True)
 
 
-def test_derivatives_along_neighbours():
+@pytest.mark.parametrize("matrix", [False, True], ids=["list", "matrix"])
+def test_derivatives_along_neighbours(monkeypatch, matrix):
+    monkeypatch.setattr(_sizes, "_CPU_SPREAD", _sizes._CUDA_SPREAD if matrix else 0)
     source = torch.randint(6, (4, 3))
     x = torch.randn(6, 2, dtype=torch.float64, requires_grad=True)
     a = torch.randn(4, 2, dtype=torch.float64, requires_grad=True)

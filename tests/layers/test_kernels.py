@@ -1,4 +1,4 @@
-"""How many kernels a block would launch on a GPU, counted on fake tensors with a GPU's blocks."""
+"""Kernels that a block or a loss would launch on a GPU, counted on fake tensors with its sizes."""
 
 from __future__ import annotations
 
@@ -11,25 +11,59 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.gpu.case import Kernels
 from bgl import _sizes
+from bgl.hyperbolic import HyperbolicDistance, ToPoincareBall
 from bgl.layers import BatchFormerBlock, BGFormerBlock, DyBGRBlock
+from bgl.losses import PairwiseCrossEntropyLoss
 
 C = 384
 BLOCKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
-    "dybgr": (lambda: DyBGRBlock(C), 400),
-    "dybgr-paper": (lambda: DyBGRBlock(C, formulation="paper"), 390),
+    "dybgr": (lambda: DyBGRBlock(C), 330),
+    "dybgr-paper": (lambda: DyBGRBlock(C, formulation="paper"), 340),
     "bgformer": (lambda: BGFormerBlock(C), 100),
     "batchformer": (lambda: BatchFormerBlock(C), 60),
 }
 
 
+LOSSES: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "cosine": (PairwiseCrossEntropyLoss, 105),
+    "hyperbolic": (lambda: PairwiseCrossEntropyLoss(0.2, HyperbolicDistance()), 132),
+}
+
+
+@pytest.fixture(autouse=True)
+def gpu(monkeypatch):
+    """The sizes of a GPU's blocks, on tensors without values."""
+    monkeypatch.setattr(_sizes, "_CPU_BLOCK", _sizes._CUDA_BLOCK)
+    monkeypatch.setattr(_sizes, "_CPU_KEPT", _sizes._CUDA_BLOCK)
+    monkeypatch.setattr(_sizes, "_CPU_SPREAD", _sizes._CUDA_SPREAD)
+    with FakeTensorMode():
+        yield
+
+
 @pytest.mark.parametrize("samples", [405, 4096])
 @pytest.mark.parametrize("name", BLOCKS)
-def test_kernels_of_a_block_forward_and_backward(monkeypatch, name, samples):
-    for place in ("_CPU_BLOCK", "_CPU_KEPT"):
-        monkeypatch.setattr(_sizes, place, _sizes._CUDA_BLOCK)
+def test_kernels_of_a_block_forward_and_backward(name, samples):
     make, ceiling = BLOCKS[name]
-    with FakeTensorMode():
-        block, x = make(), torch.randn(samples, C, requires_grad=True)
-        with Kernels() as kernels:
-            block(x, y=torch.arange(samples) // 9).sum().backward()
+    block, x = make(), torch.randn(samples, C, requires_grad=True)
+    y = torch.arange(samples) // 9
+    with Kernels() as kernels:
+        block(x, y=y).sum().backward()
     assert ceiling / 2 < kernels.count <= ceiling
+
+
+@pytest.mark.parametrize("samples", [405, 4095])
+@pytest.mark.parametrize("name", LOSSES)
+def test_kernels_of_a_loss_forward_and_backward(name, samples):
+    make, ceiling = LOSSES[name]
+    loss, x = make(), torch.randn(samples, C, requires_grad=True)
+    y = torch.arange(samples) // 9
+    with Kernels() as kernels:
+        loss(x, y).backward()
+    assert ceiling / 2 < kernels.count <= ceiling
+
+
+def test_kernels_of_the_way_into_the_ball_forward_and_backward():
+    x = torch.randn(405, C, requires_grad=True)
+    with Kernels() as kernels:
+        ToPoincareBall()(x).sum().backward()
+    assert 20 < kernels.count <= 44

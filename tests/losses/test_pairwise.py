@@ -61,8 +61,10 @@ def test_one_ordered_pair_equals_reference(golden, case, c):
     x = torch.cat([x0, x1])
     logits = similarity(reference_distance(c), x, x) / TEMPERATURE
     labels = torch.arange(n).repeat(2)
-    assert positions(labels).tolist() == [0] * n + [1] * n
-    losses = pair_losses(logits, labels, positions(labels))
+    position, sizes = positions(labels)
+    assert position.tolist() == [0] * n + [1] * n
+    assert sizes.tolist() == [2] * (2 * n)
+    losses = pair_losses(logits, labels, position)
     loss = losses[:n, n:].diagonal().mean()
     assert_close(loss, arrays["loss"])
     grads = torch.autograd.grad(loss, (x0, x1))
