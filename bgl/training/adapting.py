@@ -62,7 +62,9 @@ class AdaptConfig:
         batch_size: Images in a batch.
         group: Images that enter a batch together: a seed and its nearest ones.
         crop_scale: Smallest share of an image that a training crop shows.
-        lr: Learning rate of the encoder.
+        lr: Learning rate of the encoder's last layer.
+        layer_decay: What it is multiplied by from each layer to the one before. Early layers,
+            which hold for all images, hardly move: few images would spoil them.
         ema: Decay of the older copy, a moving average of the weights; 0: the copy is renewed
             after every epoch.
         weight_decay: The optimiser's weight decay.
@@ -80,7 +82,8 @@ class AdaptConfig:
     batch_size: int = 128
     group: int = 4
     crop_scale: float = 0.5
-    lr: float = 1e-4
+    lr: float = 2e-4
+    layer_decay: float = 0.5
     ema: float = 0.0
     weight_decay: float = 1e-2
     seed: int = 0
