@@ -36,6 +36,9 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     query.add_argument("images", nargs="+", help=f"{IMAGES} Or paths in the index.")
     query.add_argument("-k", type=int, default=10, help="Results for each image (10).")
     query.add_argument("--label", help="Find only images with this label (their folder's name).")
+    query.add_argument(
+        "--check", action="store_true", help="Estimate whether refining the index would help."
+    )
     query.add_argument("--page", type=Path, help="HTML file to write (search.html in the index).")
     add = commands.add_parser("add", help="Embed the images that the index lacks and add them.")
     update = commands.add_parser("update", help="Embed images again, or add them.")
@@ -124,6 +127,10 @@ def _query(options: argparse.Namespace, index: SearchIndex) -> None:
         for rank, hit in enumerate(hits, start=1):
             print(f"{rank:4d}  {hit.score:8.4f}  {printable(hit.path)}")
     about = f"{len(index)} images in {options.store}; model {index.store.about.run}"
+    if options.check:
+        expected = str(index.forecast())
+        print(expected)
+        about = f"{about}. {expected}"
     folder = Path() if options.store.startswith(MILVUS) else Path(options.store)
     page = write_results(results, options.page or folder / "search.html", index.measure, about)
     print(f"look at it: {printable(page)}")

@@ -102,6 +102,11 @@ class FolderStore:
             found = exact_search(asked.to(self.device), self._entries, count).cpu()
         return [self._rows(row[row >= 0].tolist()) for row in found]
 
+    @property
+    def vectors(self) -> Tensor:
+        """Those of all images [N, D]."""
+        return self._vectors
+
     def find(self, keys: Sequence[str]) -> Rows:
         """Look up images; those that are not there are left out."""
         return self._rows([self._place[key] for key in keys if key in self._place])

@@ -13,12 +13,14 @@ from torch.nn.functional import cosine_similarity
 from bgl._checks import check_choice, check_finite, check_int, check_matrix
 from bgl.embedding.about import About
 from bgl.embedding.embedder import width
+from bgl.forecasting import Forecast, Setting, forecast
 from bgl.hyperbolic import paired_distance
 from bgl.images import BrokenImageError
 from bgl.images.finding import find_images
 from bgl.models import Encoder, load, model_digest
 from bgl.models.files import address
 from bgl.search.approximate import candidates
+from bgl.search.folder import FolderStore
 from bgl.search.store import Rows, Store, create_store, open_store
 
 Progress = Callable[[int, int], None]
@@ -170,6 +172,22 @@ class SearchIndex:
     def engine(self) -> str:
         """What finds the nearest, with the measured recall where it is approximate."""
         return self.store.engine
+
+    def forecast(self) -> Forecast:
+        """Estimate what :func:`bgl.refine` would change among the images (:func:`bgl.forecast`).
+
+        Raises:
+            ValueError: If the index is not in a folder or not compared by cosine, or as
+                :func:`bgl.forecast`.
+        """
+        if not isinstance(self.store, FolderStore) or self.store.about.curvature is not None:
+            raise ValueError(
+                "Expected an index in a folder that is compared by cosine, whose vectors can be "
+                f"refined, got {self.address}, compared by {self.measure}: pass embeddings to "
+                "bgl.forecast"
+            )
+        x = self.store.vectors
+        return forecast(x, k=max(1, min(Setting().k, len(x) - 1)))
 
     def add(
         self,

@@ -22,6 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save as save_bytes
 from safetensors.torch import save_file
 
+import bgl
 from bgl.hyperbolic import HyperbolicDistance
 from bgl.images import BrokenImageError
 from bgl.models import load
@@ -244,6 +245,18 @@ def test_command_line(run: Path, pictures: Path, tmp_path: Path, capsys) -> None
     assert ODD not in page
     assert "http://" not in page
     assert "https://" not in page
+
+
+def test_a_query_tells_whether_refining_would_help(
+    run: Path, pictures: Path, tmp_path: Path, capsys
+) -> None:
+    main(["build", str(run), str(pictures), "--store", str(tmp_path)])
+    main(["query", str(pictures / "00.png"), "--check", "--store", str(tmp_path)])
+    index = SearchIndex.load(tmp_path)
+    expected = str(bgl.forecast(index.store.vectors))
+    assert str(index.forecast()) == expected
+    assert expected in capsys.readouterr().out
+    assert html.escape(expected) in (tmp_path / "search.html").read_text()
 
 
 def test_names_that_a_terminal_cannot_show(
