@@ -36,6 +36,10 @@ class Setting(NamedTuple):
     epsilon: float = 0.5
     shrinkage: float | None = 0.1
 
+    def lowered(self, n: int) -> Setting:
+        """Take fewer neighbours where ``n`` images have no more."""
+        return self._replace(k=min(self.k, max(1, n - 1)))
+
 
 # From a few neighbours to many, and from the metric alone (ε = 0) to an even mix.
 SETTINGS = (Setting(7, 0.0), Setting(7, 0.25), Setting(3), Setting(7), Setting(15))

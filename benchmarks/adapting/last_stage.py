@@ -14,7 +14,15 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from benchmarks.adapting.run import START, arms_of, compare, halves_of, load, make_parser
+from benchmarks.adapting.run import (
+    START,
+    arms_of,
+    compare,
+    config_of,
+    halves_of,
+    load,
+    make_parser,
+)
 from bgl.datasets import ImageDataset
 from bgl.images import train_transform
 from bgl.losses import RelatedNeighborsLoss, RelaxedContrastiveLoss
@@ -124,11 +132,10 @@ def main() -> None:
     halves = halves_of(getattr(splits, options.part), options.per_class)
     encoder, info = build_encoder(TrainConfig(image_size=size, resize=size, method="none"))
     start = LastStage(encoder.model.backbone)
-    settings = {name: getattr(options, name) for name in ("epochs", "lr", "batch_size")}
     if options.labelled:
         train, scale = splits.train, AdaptConfig.crop_scale
         torch.manual_seed(0)
-        config = AdaptConfig(**settings)
+        config = config_of(options, seed=0)
         relations = make_relations("labels", train, info.num_features, config)
         inputs = whole(encoder, train), crops(encoder, train, scale)
         adapt(start, *inputs, relations, RelatedNeighborsLoss(), config)

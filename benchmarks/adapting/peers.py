@@ -28,7 +28,6 @@ class SelfTaught(Relations):
     """
 
     def learn(self, features: Tensor) -> None:
-        super().learn(features)
         channels = features.size(1)
         self.metric = LinearReadout(features.new_zeros(channels), torch.eye(channels).to(features))
         self.refined = normalize(features)

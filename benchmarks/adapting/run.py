@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.adapting import peers
+from benchmarks.pages import signed
 from benchmarks.refinement.peers import (
     Ranking,
     diffusion,
@@ -34,7 +34,7 @@ from bgl import gallery_readout
 from bgl._io import write_text
 from bgl.datasets import ImageDataset, Splits, load_dataset
 from bgl.metrics import retrieval_metrics
-from bgl.pipeline.comparison import METRICS, mean_and_interval, paired_difference, percent
+from bgl.pipeline.comparison import METRICS, paired_difference, percent
 from bgl.pipeline.table import markdown_table
 from bgl.readout import fit_readout
 from bgl.training import TrainConfig, build_encoder
@@ -149,12 +149,6 @@ def table(rows: list[Row]) -> str:
     return markdown_table(header, lines)
 
 
-def signed(values: list[float]) -> str:
-    """Format a mean difference and its interval, in points."""
-    mean, half = mean_and_interval([100 * value for value in values])
-    return f"{mean:+.1f}" + ("" if math.isnan(half) else f" ± {half:.1f}")
-
-
 def make_parser(
     description: str | None, epochs: int, lr: float, batch_size: int
 ) -> argparse.ArgumentParser:
@@ -171,6 +165,17 @@ def make_parser(
     parser.add_argument("--batch-size", type=int, default=batch_size)
     parser.add_argument("--results", type=Path, help="JSON file to write, or to go on with.")
     return parser
+
+
+def config_of(options: argparse.Namespace, seed: int) -> AdaptConfig:
+    """How an arm adapts, with a seed: in all epochs, whatever the agreement is."""
+    return AdaptConfig(
+        epochs=options.epochs,
+        patience=options.epochs,
+        lr=options.lr,
+        batch_size=options.batch_size,
+        seed=seed,
+    )
 
 
 def compare(
@@ -190,13 +195,7 @@ def compare(
     for seed, arm in [(None, START), *itertools.product(options.seeds, options.arms)]:
         if (seed, arm) in done:
             continue
-        config = AdaptConfig(
-            epochs=options.epochs,
-            patience=options.epochs,
-            lr=options.lr,
-            batch_size=options.batch_size,
-            seed=options.seeds[0] if seed is None else seed,
-        )
+        config = config_of(options, options.seeds[0] if seed is None else seed)
         rows += measure(embed(arm, config), halves, {"arm": arm, "seed": seed}, config)
         print(f"{arm}, seed {seed}", flush=True)
         if options.results:

@@ -16,7 +16,7 @@ from bgl._io import write_text
 from bgl._neighbors import nearest
 from bgl._records import read_record
 from bgl.datasets import Splits, recall_at
-from bgl.forecasting import Forecast, forecast
+from bgl.forecasting import Forecast, Setting, forecast
 from bgl.images import BrokenImageError
 from bgl.images.finding import find_images
 from bgl.images.loading import num_workers
@@ -152,7 +152,7 @@ def check_refinement(
         )
         if broken:
             warnings.warn(f"{len(broken)} image(s) left out; the first: {broken[0]}", stacklevel=2)
-    return forecast(x, **{**setting, "k": min(setting.get("k", K), max(1, len(x) - 1))})
+    return forecast(x, **Setting(**setting).lowered(len(x))._asdict())
 
 
 def embed_to_refine(evaluator: Evaluator, splits: Splits) -> Tested:

@@ -93,7 +93,7 @@ class FolderStore:
             among = self._labelled(label)
             if len(among) == 0:
                 return [self._rows([])] * len(x)
-            entries = self._converted(self._vectors[among], entry_factors)
+            entries = self._converted(self.vectors[among], entry_factors)
             found = among[exact_search(asked.to(self.device), entries, count).cpu()]
         elif self._faiss is not None:
             count = min(count, len(self))
@@ -101,11 +101,6 @@ class FolderStore:
         else:
             found = exact_search(asked.to(self.device), self._entries, count).cpu()
         return [self._rows(row[row >= 0].tolist()) for row in found]
-
-    @property
-    def vectors(self) -> Tensor:
-        """Those of all images [N, D]."""
-        return self._vectors
 
     def find(self, keys: Sequence[str]) -> Rows:
         """Look up images; those that are not there are left out."""
@@ -131,7 +126,7 @@ class FolderStore:
         return len(self._keys)
 
     def _rows(self, places: list[int]) -> Rows:
-        vectors = self._vectors[torch.tensor(places, dtype=torch.long)]
+        vectors = self.vectors[torch.tensor(places, dtype=torch.long)]
         return Rows([self._keys[i] for i in places], [self._labels[i] for i in places], vectors)
 
     def _parts(self, kept: Tensor) -> Iterator[Rows]:
@@ -157,17 +152,17 @@ class FolderStore:
                 raise ValueError("it was built anew with another model since it was opened")
             self.about, self._kind, self._recall = about, kind, recall
             self._keys, self._labels = (_texts(tensors[name]) for name in ("keys", "labels"))
-            self._vectors = tensors["embeddings"]
+            self.vectors = tensors["embeddings"]
             if os.name == "nt":  # which replaces no file that is mapped
-                self._vectors = self._vectors.clone()
+                self.vectors = self.vectors.clone()
             if not self._keys:
                 raise ValueError("there are no images")
             shape = (len(self._keys), self.about.dim)
-            if self._vectors.dtype != torch.float32 or self._vectors.shape != shape:
-                raise ValueError(f"{len(self._keys)} images have {describe(self._vectors)}")
+            if self.vectors.dtype != torch.float32 or self.vectors.shape != shape:
+                raise ValueError(f"{len(self._keys)} images have {describe(self.vectors)}")
             if len(self._labels) != len(self._keys):
                 raise ValueError(f"{len(self._keys)} images have {len(self._labels)} labels")
-            if _digest(self._vectors) != digest:
+            if _digest(self.vectors) != digest:
                 raise ValueError("the embeddings are not those that were written")
             self._faiss = approximate.faiss_or_none() if self._kind else None
             if self._faiss is not None:
@@ -181,7 +176,7 @@ class FolderStore:
                 f"{type(error).__name__}: {error}: build the index again"
             ) from error
         self._place = {key: i for i, key in enumerate(self._keys)}
-        self._entries: Tensor | Converted = self._converted(self._vectors, entry_factors)
+        self._entries: Tensor | Converted = self._converted(self.vectors, entry_factors)
         if not approximate.factory(*shape):  # small enough to be kept
             self._entries = self._entries[:]
 

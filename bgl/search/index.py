@@ -187,7 +187,7 @@ class SearchIndex:
                 "bgl.forecast"
             )
         x = self.store.vectors
-        return forecast(x, k=max(1, min(Setting().k, len(x) - 1)))
+        return forecast(x, **Setting().lowered(len(x))._asdict())
 
     def add(
         self,

@@ -204,11 +204,10 @@ def adapt_encoder(
     After every epoch, and before the first, an older copy of the encoder embeds all images, of
     which :class:`Relations` learns the gallery's metric and graph. Batches are groups of
     neighbours; the encoder's output learns their relations in that metric by
-    :class:`bgl.losses.RelatedNeighborsLoss`, from augmented images. The older copy is
-    what is measured: by the :func:`agreement` of its neighbours under two augmented views, in that
-    metric. When that has not risen for
-    ``config.patience`` epochs the run ends. The model of the best epoch is kept, which may be the
-    one as it came (epoch 0), with the gallery's metric as its readout.
+    :class:`bgl.losses.RelatedNeighborsLoss`, from augmented images. The older copy is what is
+    measured: by the :func:`agreement` of its neighbours under two augmented views, in that metric.
+    When that has not risen for ``config.patience`` epochs the run ends. The model of the best epoch
+    is kept, which may be the one as it came (epoch 0), with the gallery's metric as its readout.
 
     The folder receives the model, ``metrics.csv`` and ``checkpoint.pt``, from which an interrupted
     run resumes as in :func:`bgl.training.train`. Several processes adapt as one.

@@ -23,9 +23,7 @@ class SeededCrops:
 
     def __getitem__(self, key: Key) -> Tensor:
         index, seed = key
-        if (
-            not 0 <= seed < 2**32
-        ):  # the generator takes 32 bits, and the same crop for 2**32 + 1 as 1
+        if not 0 <= seed < 2**32:  # the generator takes 32 bits: 2**32 + 1 would be 1
             raise ValueError(f"Expected argument `seed` to be in [0, 2**32), got {seed}")
         image = self.data.read(index, self.crop.min_side)
         with torch.random.fork_rng(devices=[]):

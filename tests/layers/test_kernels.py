@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.gpu.case import Kernels
@@ -40,30 +40,29 @@ def gpu(monkeypatch):
         yield
 
 
+def count(samples: int, call: Callable[[Tensor, Tensor], Tensor]) -> int:
+    """Kernels of what maps features and labels, 9 of each class, to a number; both ways."""
+    x, y = torch.randn(samples, C, requires_grad=True), torch.arange(samples) // 9
+    with Kernels() as kernels:
+        call(x, y).backward()
+    return kernels.count
+
+
 @pytest.mark.parametrize("samples", [405, 4096])
 @pytest.mark.parametrize("name", BLOCKS)
 def test_kernels_of_a_block_forward_and_backward(name, samples):
     make, ceiling = BLOCKS[name]
-    block, x = make(), torch.randn(samples, C, requires_grad=True)
-    y = torch.arange(samples) // 9
-    with Kernels() as kernels:
-        block(x, y=y).sum().backward()
-    assert ceiling / 2 < kernels.count <= ceiling
+    block = make()
+    assert ceiling / 2 < count(samples, lambda x, y: block(x, y=y).sum()) <= ceiling
 
 
 @pytest.mark.parametrize("samples", [405, 4095])
 @pytest.mark.parametrize("name", LOSSES)
 def test_kernels_of_a_loss_forward_and_backward(name, samples):
     make, ceiling = LOSSES[name]
-    loss, x = make(), torch.randn(samples, C, requires_grad=True)
-    y = torch.arange(samples) // 9
-    with Kernels() as kernels:
-        loss(x, y).backward()
-    assert ceiling / 2 < kernels.count <= ceiling
+    assert ceiling / 2 < count(samples, make()) <= ceiling
 
 
 def test_kernels_of_the_way_into_the_ball_forward_and_backward():
-    x = torch.randn(405, C, requires_grad=True)
-    with Kernels() as kernels:
-        ToPoincareBall()(x).sum().backward()
-    assert 20 < kernels.count <= 44
+    ball = ToPoincareBall()
+    assert 20 < count(405, lambda x, _: ball(x).sum()) <= 44
