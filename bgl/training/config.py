@@ -83,7 +83,10 @@ class TrainConfig:
         pool: How the encoder pools its last feature map: "avg", "max", "avgmax" (the mean of
             both) or "default", as it was trained.
         freeze: Parts of the encoder that are not trained, by name (for instance "patch_embed").
-        image_size: Side of the input images in pixels.
+        image_size: Side of the images in pixels when they are embedded; of training crops as well,
+            unless ``crop_size`` is given.
+        crop_size: Side of training crops in pixels. A crop shows things larger than the whole image
+            does, so a smaller side suffices.
         resize: Shorter side of test images before the centre crop; by default 8/7 of image_size.
         crop_scale: Smallest share of an image that a training crop shows.
         head_dim: Dimension of the embedding.
@@ -177,6 +180,7 @@ class TrainConfig:
     pool: str = "default"
     freeze: list[str] = field(default_factory=list)
     image_size: int = 224
+    crop_size: int | None = None
     resize: int | None = None
     crop_scale: float = 0.2
     head_dim: int = 128
@@ -247,7 +251,7 @@ class TrainConfig:
         check_int(self.workers, "workers", -1)
         check_int(self.checkpoint_activations, "checkpoint_activations", 0)
         minima = dict.fromkeys(("batches_per_epoch", "readout_dim", "max_images"), 1)
-        minima["resize"] = self.image_size
+        minima |= {"resize": self.image_size, "crop_size": 2}
         for name, minimum in minima.items():
             if getattr(self, name) is not None:
                 check_int(getattr(self, name), name, minimum)

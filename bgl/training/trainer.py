@@ -82,11 +82,11 @@ class Trainer:
         about, device = self.encoder.config, self.encoder.device
         self.shares = shares(self.config.batch_size, num_processes())  # of a batch
         in_memory = isinstance(self.data.images, Tensor)  # which a GPU outruns all the same
-        scale = (self.config.crop_scale, 1.0)
-        crop = train_transform(about.image_size, about.mean, about.std, scale).crop
+        side, scale = self.config.crop_size or about.image_size, (self.config.crop_scale, 1.0)
+        crop = train_transform(side, about.mean, about.std, scale).crop
         self.loader = ImageLoader(
             SeededCrops(self.data, crop),
-            image_size=about.image_size,
+            image_size=side,
             batch_size=len(self.shares[process_index()]),
             workers=num_workers(self.config.workers, in_memory and device.type == "cpu"),
         )

@@ -12,6 +12,7 @@ from pytorch_metric_learning.distances import CosineSimilarity
 from safetensors.torch import load_file
 from tiny_training import (
     DIM,
+    SIDE,
     WIDTH,
     StopAfter,
     assert_same_files,
@@ -441,6 +442,20 @@ def test_every_step_draws_random_numbers_of_its_own(splits, tmp_path, monkeypatc
     assert len(drawn) == len(set(drawn)) == 4
 
 
+def test_crops_have_a_size_of_their_own(splits, tmp_path, monkeypatch):
+    sides: dict[bool, set[torch.Size]] = {True: set(), False: set()}
+    encode = BatchGraphModel.encode
+
+    def watched(self: BatchGraphModel, images: Tensor) -> Tensor:
+        sides[self.training].add(images.shape[1:])
+        return encode(self, images)
+
+    monkeypatch.setattr(BatchGraphModel, "encode", watched)
+    train(tiny(crop_size=24), splits, tmp_path)
+    assert sides == {True: {torch.Size((3, 24, 24))}, False: {torch.Size((3, SIDE, SIDE))}}
+    assert load(tmp_path).config.image_size == SIDE
+
+
 def test_look_alikes_are_found_by_the_mean_unit_features_so_far(splits, tmp_path, monkeypatch):
     batches: list[tuple[Tensor, Tensor]] = []
     positions: list[Tensor] = []
@@ -626,6 +641,7 @@ def test_graph_statistics_of_a_hand_example():
         ("lr_decay", 0.0),
         ("lr_decay", math.nan),
         ("resize", 31),
+        ("crop_size", 1),
         ("batches_per_epoch", 0),
         ("max_images", 0),
         ("lr_decay_epochs", [3]),  # without the schedule "step"
@@ -670,6 +686,10 @@ def test_cuda_that_is_not_there(splits, tmp_path, monkeypatch):
         ({"augmentation": "iaa", "options": {"iaa": {"start": 2.0}}}, "`start`"),
         ({"augmentation": "iaa", "options": {"iaa": {"update_every": 0}}}, "`update_every`"),
         ({"backbone": "resnet81"}, "resnet81"),
+        (
+            {"backbone": "deit_tiny_patch16_224", "crop_size": 16},
+            "`crop_size`.*none of 16 x 16",
+        ),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )
