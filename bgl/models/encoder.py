@@ -106,6 +106,46 @@ class Encoder:
         )
         return Encoder(model, config, self.device)
 
+    def with_image_size(self, image_size: int) -> Encoder:
+        """Return an encoder that embeds whole images at another size; the weights are shared.
+
+        Models trained on crops, which show things larger, often find more at a larger size
+        (`Touvron et al., NeurIPS 2019 <https://arxiv.org/abs/1906.06423>`_). A readout belongs to
+        its size and is left out: fit one anew, by :meth:`fit_readout`.
+
+        Args:
+            image_size: Side of the square in pixels; an image's shorter side is resized to it.
+
+        Raises:
+            ValueError: If it is out of range, or the backbone is built for one size.
+
+        Example:
+            >>> from bgl.models import assemble_model, create_backbone
+            >>> backbone, info = create_backbone("test_resnet", weights="none")
+            >>> config = ModelConfig("test_resnet", 32, info.mean, info.std, head_dim=4)
+            >>> encoder = Encoder(assemble_model(backbone, info.num_features, config), config)
+            >>> encoder.with_image_size(48)
+            Encoder(image_size=48, embedding='head', distance='cosine', device='cpu')
+        """
+        config = dataclasses.replace(
+            self.config,
+            image_size=image_size,
+            resize=image_size,
+            readout_dim=None,
+            embedding="head" if self.config.embedding == "head" else "backbone",
+        )
+        model = BatchGraphModel(self.model.backbone, self.model.blocks, self.model.head)
+        encoder = Encoder(model, config, self.device)
+        try:
+            encoder.embed(torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8))
+        except Exception as error:  # each family of backbones has its own
+            raise ValueError(
+                f"Expected argument `image_size` to suit backbone {config.backbone!r}, but one "
+                f"for images of {self.config.image_size} x {self.config.image_size} pixels takes "
+                f"none of {image_size} x {image_size}"
+            ) from error
+        return encoder
+
     def fit_readout(
         self,
         images: Images,

@@ -63,6 +63,30 @@ def test_the_encoder_before_is_left_as_it_was(encoder: Encoder) -> None:
         encoder.embed(images, output="readout")
 
 
+def test_another_image_size_is_as_if_built_for_it(encoder: Encoder) -> None:
+    images = pictures()
+    config = dataclasses.replace(encoder.config, image_size=48, resize=48)
+    expected = Encoder(encoder.model, config).embed(images, output=None)
+    larger = encoder.fit_readout(images).with_image_size(48)  # a readout belongs to its size
+    found = larger.embed(images, output=None)
+    assert larger.config == dataclasses.replace(config, embedding="backbone")
+    assert found.keys() == expected.keys() == {"backbone", "head"}
+    for name, x in expected.items():
+        assert torch.equal(found[name], x)
+    assert not torch.allclose(found["head"], encoder.embed(images, output="head"), atol=1e-3)
+    assert encoder.with_image_size(48).config.embedding == "head"
+
+
+def test_a_backbone_for_one_size_has_no_other() -> None:
+    backbone, info = create_backbone("deit_tiny_patch16_224", "none", 32)
+    config = ModelConfig("deit_tiny_patch16_224", 32, info.mean, info.std, HEAD)
+    encoder = Encoder(assemble_model(backbone, info.num_features, config), config)
+    with pytest.raises(ValueError, match=r"`image_size`.*'deit_tiny.*32 x 32 .*none of 48 x 48"):
+        encoder.with_image_size(48)
+    with pytest.raises(ValueError, match=r"`image_size`"):
+        encoder.with_image_size(0)
+
+
 def test_every_embedding_has_its_distance(encoder: Encoder) -> None:
     assert isinstance(encoder.distance, HyperbolicDistance)  # of the head
     read = encoder.fit_readout(pictures())
