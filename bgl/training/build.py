@@ -125,8 +125,8 @@ def build_model(config: TrainConfig) -> tuple[BatchGraphModel, BackboneInfo]:
             f"Expected argument `readout_dim` (--readout-dim) to be at most the {info.num_features}"
             f" features of {config.backbone}, got {config.readout_dim}"
         )
-    if config.crop_size is not None:
-        _check_crop_size(config, config.crop_size)
+    if crop_side(config) != config.image_size:
+        _check_crops(config)
     freeze_parts(backbone, config.freeze)
     model = assemble_model(backbone, info.num_features, describe_model(config, info))
     if config.checkpoint_activations:
@@ -134,15 +134,23 @@ def build_model(config: TrainConfig) -> tuple[BatchGraphModel, BackboneInfo]:
     return model, info
 
 
-def _check_crop_size(config: TrainConfig, side: int) -> None:
+def crop_side(config: TrainConfig) -> int:
+    """Return the side of training crops in pixels."""
+    return max(
+        2, round(config.crop_ratio * config.image_size)
+    )  # torch cannot resize to a single pixel
+
+
+def _check_crops(config: TrainConfig) -> None:
     """Raise unless a backbone for images of ``image_size`` takes training crops as well."""
+    side = crop_side(config)
     with torch.device("meta"), torch.no_grad():
         backbone, _ = create_backbone(config.backbone, "none", config.image_size, config.pool)
         try:
             backbone.eval()(torch.empty(1, 3, side, side))
         except Exception as error:  # each family has its own
             raise ValueError(
-                f"Expected argument `crop_size` (--crop-size) to suit backbone "
+                f"Expected argument `crop_ratio` (--crop-ratio) to suit backbone "
                 f"{config.backbone!r}, but one for images of {config.image_size} x "
                 f"{config.image_size} pixels takes none of {side} x {side}: leave it out"
             ) from error

@@ -32,7 +32,7 @@ WITH_OPTIONS: tuple[Registry[Any], ...] = (BLOCKS, AUGMENTATIONS, TEACHERS)
 COUNTS = ("image_size", "head_dim", "epochs", "batch_size", "per_class", "eval_every")
 POSITIVE = ("curvature", "clip_radius", "lr", "lr_head", "lr_proxies", "lr_blocks", "grad_clip")
 SHARES = ("alpha", "warmup", "val_fraction")
-POSITIVE_SHARES = ("crop_scale", "lr_decay", "layer_decay")
+POSITIVE_SHARES = ("crop_scale", "crop_ratio", "lr_decay", "layer_decay")
 CHOICES = {
     "protocol": ("honest", "paper"),
     "optimizer": ("adamw", "adam"),
@@ -83,10 +83,9 @@ class TrainConfig:
         pool: How the encoder pools its last feature map: "avg", "max", "avgmax" (the mean of
             both) or "default", as it was trained.
         freeze: Parts of the encoder that are not trained, by name (for instance "patch_embed").
-        image_size: Side of the images in pixels when they are embedded; of training crops as well,
-            unless ``crop_size`` is given.
-        crop_size: Side of training crops in pixels. A crop shows things larger than the whole image
-            does, so a smaller side suffices.
+        image_size: Side of the images in pixels when they are embedded.
+        crop_ratio: Side of training crops relative to ``image_size``. A crop shows things larger
+            than the whole image does: smaller ones cost little accuracy and much less time.
         resize: Shorter side of test images before the centre crop; by default 8/7 of image_size.
         crop_scale: Smallest share of an image that a training crop shows.
         head_dim: Dimension of the embedding.
@@ -180,7 +179,7 @@ class TrainConfig:
     pool: str = "default"
     freeze: list[str] = field(default_factory=list)
     image_size: int = 224
-    crop_size: int | None = None
+    crop_ratio: float = 1.0
     resize: int | None = None
     crop_scale: float = 0.2
     head_dim: int = 128
@@ -251,7 +250,7 @@ class TrainConfig:
         check_int(self.workers, "workers", -1)
         check_int(self.checkpoint_activations, "checkpoint_activations", 0)
         minima = dict.fromkeys(("batches_per_epoch", "readout_dim", "max_images"), 1)
-        minima |= {"resize": self.image_size, "crop_size": 2}
+        minima["resize"] = self.image_size
         for name, minimum in minima.items():
             if getattr(self, name) is not None:
                 check_int(getattr(self, name), name, minimum)

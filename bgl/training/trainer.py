@@ -21,6 +21,7 @@ from bgl.images import train_transform
 from bgl.images.loading import ImageLoader, Key, num_workers
 from bgl.models import Encoder
 from bgl.samplers import BatchSampler
+from bgl.training.build import crop_side
 from bgl.training.checkpoint import Checkpoint, Position, Row
 from bgl.training.config import TrainConfig
 from bgl.training.distributed import broadcast_module, num_processes, process_index, shares
@@ -82,7 +83,7 @@ class Trainer:
         about, device = self.encoder.config, self.encoder.device
         self.shares = shares(self.config.batch_size, num_processes())  # of a batch
         in_memory = isinstance(self.data.images, Tensor)  # which a GPU outruns all the same
-        side, scale = self.config.crop_size or about.image_size, (self.config.crop_scale, 1.0)
+        side, scale = crop_side(self.config), (self.config.crop_scale, 1.0)
         crop = train_transform(side, about.mean, about.std, scale).crop
         self.loader = ImageLoader(
             SeededCrops(self.data, crop),

@@ -76,7 +76,7 @@ def test_without_arguments():
     assert (command.trackers, command.folder) == ([], None)
     assert [(c.method, c.seed) for c in configs] == [("none", 0), ("dybgr", 0)]
     assert configs[0].dataset == "emoji"
-    assert configs[0].image_size == 64  # from configs/emoji/base.yaml
+    assert configs[0].image_size == 80  # from configs/emoji/base.yaml
 
 
 FOLDER = ["--dataset", "folder", "--data-root", "photos"]
@@ -145,7 +145,7 @@ def test_methods_and_seeds_from_a_file(text, expected, tmp_path):
 def test_a_recipe_works_on_any_dataset():
     plain = configuration("--recipe", "plain")
     assert (plain.method, plain.ema) == ("none", 0.99)
-    assert (plain.dataset, plain.image_size) == ("emoji", 64)  # from its base.yaml
+    assert (plain.dataset, plain.image_size) == ("emoji", 80)  # from its base.yaml
     for words in ([], FOLDER):
         graph = configuration(*words, "--recipe", "graph")
         assert graph == configuration(*words, "--method", "dybgr")

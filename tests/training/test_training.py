@@ -442,7 +442,8 @@ def test_every_step_draws_random_numbers_of_its_own(splits, tmp_path, monkeypatc
     assert len(drawn) == len(set(drawn)) == 4
 
 
-def test_crops_have_a_size_of_their_own(splits, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("crop_ratio", "side"), [(1.0, 32), (0.8, 26), (0.01, 2)])
+def test_crops_are_smaller_than_images(splits, tmp_path, monkeypatch, crop_ratio, side):
     sides: dict[bool, set[torch.Size]] = {True: set(), False: set()}
     encode = BatchGraphModel.encode
 
@@ -451,8 +452,8 @@ def test_crops_have_a_size_of_their_own(splits, tmp_path, monkeypatch):
         return encode(self, images)
 
     monkeypatch.setattr(BatchGraphModel, "encode", watched)
-    train(tiny(crop_size=24), splits, tmp_path)
-    assert sides == {True: {torch.Size((3, 24, 24))}, False: {torch.Size((3, SIDE, SIDE))}}
+    train(tiny(crop_ratio=crop_ratio, epochs=1), splits, tmp_path)
+    assert sides == {True: {torch.Size((3, side, side))}, False: {torch.Size((3, SIDE, SIDE))}}
     assert load(tmp_path).config.image_size == SIDE
 
 
@@ -641,7 +642,8 @@ def test_graph_statistics_of_a_hand_example():
         ("lr_decay", 0.0),
         ("lr_decay", math.nan),
         ("resize", 31),
-        ("crop_size", 1),
+        ("crop_ratio", 0.0),
+        ("crop_ratio", 1.1),
         ("batches_per_epoch", 0),
         ("max_images", 0),
         ("lr_decay_epochs", [3]),  # without the schedule "step"
@@ -687,8 +689,8 @@ def test_cuda_that_is_not_there(splits, tmp_path, monkeypatch):
         ({"augmentation": "iaa", "options": {"iaa": {"update_every": 0}}}, "`update_every`"),
         ({"backbone": "resnet81"}, "resnet81"),
         (
-            {"backbone": "deit_tiny_patch16_224", "crop_size": 16},
-            "`crop_size`.*none of 16 x 16",
+            {"backbone": "deit_tiny_patch16_224", "crop_ratio": 0.5},
+            "`crop_ratio`.*none of 16 x 16",
         ),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
