@@ -85,7 +85,7 @@ class TrainConfig:
         freeze: Parts of the encoder that are not trained, by name (for instance "patch_embed").
         image_size: Side of the images in pixels when they are embedded.
         crop_ratio: Side of training crops relative to ``image_size``. A crop shows things larger
-            than the whole image does: smaller ones cost little accuracy and much less time.
+            than the whole image does: for the same time, smaller crops and larger images find more.
         resize: Shorter side of test images before the centre crop; by default 8/7 of image_size.
         crop_scale: Smallest share of an image that a training crop shows.
         head_dim: Dimension of the embedding.
