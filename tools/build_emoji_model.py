@@ -21,8 +21,8 @@ from bgl.pipeline.table import markdown
 
 TRAIN = (
     "train --method none --backbone test_byobnet --weights none --train-batch-norm --image-size 64 "
-    "--crop-scale 0.5 --class-neighbors 0 --epochs 50 --lr 4e-3 --lr-head 1 --weight-decay 0.05 "
-    "--ema 0.99 --seed 0"
+    "--crop-ratio 1 --crop-scale 0.5 --class-neighbors 0 --epochs 50 --lr 4e-3 --lr-head 1 "
+    "--weight-decay 0.05 --ema 0.99 --seed 0"
 )
 CARD = """# emoji
 
