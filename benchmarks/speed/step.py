@@ -29,7 +29,7 @@ from bgl.models import BatchGraphModel
 from bgl.pipeline import CONFIGS, parse
 from bgl.samplers import ClassBalancedSampler
 from bgl.training import TrainConfig, build_model
-from bgl.training.build import build_criterion, make_optimizer
+from bgl.training.build import build_criterion, crop_side, make_optimizer
 from bgl.training.loading import SeededCrops, seeded_batches
 from bgl.training.loop import freeze_batch_norm
 
@@ -59,7 +59,7 @@ class Step:
 
 _PAPER = (
     *("--method=dybgr+dybgr", "--dybgr.ffn_ratio=4", "--weights=none"),
-    *("--batch_size=405", "--per_class=9", "--image_size=224"),
+    *("--batch_size=405", "--per_class=9", "--image_size=224", "--crop_ratio=1"),
 )
 STEPS = (
     Step("default benchmark", ()),
@@ -120,9 +120,10 @@ def measure_step(step: Step, small: bool) -> StepCost:
     optimizer = make_optimizer(config, model, criterion)
     n, encoded = config.batch_size, min(step.encoded or config.batch_size, config.batch_size)
 
-    transform = train_transform(config.image_size, info.mean, info.std, (config.crop_scale, 1.0))
+    side = crop_side(config)
+    transform = train_transform(side, info.mean, info.std, (config.crop_scale, 1.0))
     crops = SeededCrops(train, transform.crop)
-    loader = ImageLoader(crops, image_size=config.image_size, batch_size=n)
+    loader = ImageLoader(crops, image_size=side, batch_size=n)
     keys = seeded_batches(ClassBalancedSampler(train.labels, n, config.per_class), 0, 0)[0]
     labels = train.labels[[index for index, _ in keys]]
 
@@ -150,7 +151,7 @@ def measure_step(step: Step, small: bool) -> StepCost:
 def count(model: BatchGraphModel, config: TrainConfig, channels: int) -> dict[str, int]:
     """Count the operations of the products and convolutions of a step, forward and backward."""
     flop = {}
-    n, size = config.batch_size, config.image_size
+    n, size = config.batch_size, crop_side(config)
     with FakeTensorMode(allow_non_fake_inputs=True):
         labels, x = torch.arange(n) // config.per_class, torch.randn(n, channels)
         inputs = {"encoder": torch.randn(n, 3, size, size), "graph": x, "head": torch.cat([x, x])}

@@ -152,7 +152,7 @@ def _check_crops(config: TrainConfig) -> None:
             raise ValueError(
                 f"Expected argument `crop_ratio` (--crop-ratio) to suit backbone "
                 f"{config.backbone!r}, but one for images of {config.image_size} x "
-                f"{config.image_size} pixels takes none of {side} x {side}: leave it out"
+                f"{config.image_size} pixels takes none of {side} x {side}: pass 1"
             ) from error
 
 
