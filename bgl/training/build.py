@@ -136,9 +136,8 @@ def build_model(config: TrainConfig) -> tuple[BatchGraphModel, BackboneInfo]:
 
 def crop_side(config: TrainConfig) -> int:
     """Return the side of training crops in pixels."""
-    return max(
-        2, round(config.crop_ratio * config.image_size)
-    )  # torch cannot resize to a single pixel
+    side = round(config.crop_ratio * config.image_size)
+    return max(side, 2)  # torch cannot resize to a single pixel
 
 
 def _check_crops(config: TrainConfig) -> None:
