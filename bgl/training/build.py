@@ -120,11 +120,16 @@ def build_model(config: TrainConfig) -> tuple[BatchGraphModel, BackboneInfo]:
     backbone, info = create_backbone(
         config.backbone, config.weights, config.image_size, config.pool
     )
-    if (config.readout_dim or 0) > info.num_features:
-        raise ValueError(
-            f"Expected argument `readout_dim` (--readout-dim) to be at most the {info.num_features}"
-            f" features of {config.backbone}, got {config.readout_dim}"
-        )
+    dims = {"readout_dim": config.readout_dim or 0}
+    if config.head_init == "readout":
+        dims["head_dim"] = config.head_dim
+    for name, dim in dims.items():
+        if dim > info.num_features:
+            raise ValueError(
+                f"Expected argument `{name}` (--{name.replace('_', '-')}) to be at most the "
+                f"{info.num_features} features of {config.backbone}, of which it is a readout, "
+                f"got {dim}"
+            )
     if crop_side(config) != config.image_size:
         _check_crops(config)
     freeze_parts(backbone, config.freeze)

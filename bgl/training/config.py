@@ -39,6 +39,7 @@ CHOICES = {
     "schedule": ("linear", "constant", "step"),
     "distance": ("cosine", "hyperbolic"),
     "pool": POOLS,
+    "head_init": ("orthogonal", "readout"),
     "select_embedding": ("backbone", "head"),
     "readout": ("none", *COVARIANCES),
     "on_nonfinite": ("stop", "skip"),
@@ -90,6 +91,8 @@ class TrainConfig:
         crop_scale: Smallest share of an image that a training crop shows.
         head_dim: Dimension of the embedding.
         head_norm: Normalise the features by a LayerNorm before the head.
+        head_init: What the head starts from: "orthogonal", a random map; or "readout", the readout
+            of the pretrained encoder for the training images (see bgl.readout).
         distance: Geometry of the head and its loss: "cosine" or "hyperbolic".
         curvature: Curvature c of the Poincaré ball (hyperbolic only).
         clip_radius: Features are clipped to this norm before the ball (hyperbolic only).
@@ -184,6 +187,7 @@ class TrainConfig:
     crop_scale: float = 0.2
     head_dim: int = 128
     head_norm: bool = False
+    head_init: str = "orthogonal"
     distance: str = "cosine"
     curvature: float = 0.1
     clip_radius: float = 2.3

@@ -45,7 +45,7 @@ from bgl.training.evaluation import Evaluator, Metrics
 from bgl.training.history import chosen_epoch
 from bgl.training.interruption import Interruption
 from bgl.training.progress import Progress, Vectors
-from bgl.training.readout import Readout, add_readout
+from bgl.training.readout import Readout, add_readout, start_head
 from bgl.training.step import Step
 from bgl.training.trainer import Trainer
 
@@ -188,6 +188,10 @@ def _train(
         while trainer.should_continue(trainer.history):
             epoch = len(trainer.history)
             if not trainer.position.row:  # else it was begun by the process that this one resumes
+                if epoch == 0 and config.head_init == "readout":
+                    start_head(model.head, embed()["backbone"], data.labels)
+                    measured.model.head.load_state_dict(model.head.state_dict())
+                    embed.cache_clear()
                 if epoch > 0:
                     teachers.begin_epoch(embed)
                 if epoch > 0 and positions is not None and classes is not None:

@@ -1,11 +1,12 @@
-"""The readout of a run: fitted to its training images, its shrinkage chosen on validation."""
+"""Readouts of a run: the one that its head starts from, and the one of the trained model."""
 
 from __future__ import annotations
 
 import warnings
 from typing import TypedDict
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from bgl.datasets import Splits
 from bgl.readout import SHRINKAGE, choose_readout, fit_readout
@@ -21,6 +22,36 @@ class Readout(TypedDict):
     covariance: str
     shrinkage: float
     chosen_by: str
+
+
+@torch.no_grad()
+def start_head(head: nn.Module, features: Tensor, y: Tensor) -> None:
+    """Start a head from the readout of what the encoder gives for the training images.
+
+    Before it is trained, its embeddings are then those of the readout, up to a common factor, as
+    with a random map. A head that knows nothing would spoil the encoder's features until it has
+    learned (`Kumar et al., ICLR 2022 <https://arxiv.org/abs/2202.10054>`_, who train a linear head
+    first).
+
+    Processes that train together call this together, with the same features.
+
+    Args:
+        head: As :func:`bgl.models.make_head` makes it.
+        features: What the encoder gives [N, C].
+        y: Labels [N].
+
+    Raises:
+        ValueError: If no readout can be fitted, see :func:`bgl.readout.fit_readout`.
+    """
+    parts = list(head.children())
+    linear = next(part for part in parts if isinstance(part, nn.Linear))
+    before = nn.Sequential(*parts[: parts.index(linear)])  # a LayerNorm, or nothing
+    x = before(features.to(linear.weight.device))
+    readout = fit_readout(x, y, dim=linear.out_features)
+    scale = readout.weight.norm(dim=1).mean()  # the rows of a random map have the norm 1
+    linear.weight.copy_(readout.weight / scale)
+    linear.bias.copy_(-(readout.weight @ readout.mean) / scale)
+    broadcast_module(head)
 
 
 def add_readout(

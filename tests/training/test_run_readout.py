@@ -5,18 +5,27 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_training import WIDTH, assert_same_files, make_splits, part, tiny
+from tiny_training import DIM, WIDTH, At, assert_same_files, make_splits, part, tiny
+from torch.nn.functional import layer_norm
 
 from bgl.datasets import Splits
 from bgl.metrics import retrieval_metrics
 from bgl.models import load
 from bgl.readout import SHRINKAGE, choose_readout, fit_readout
-from bgl.training import Evaluator, TrainConfig, build_encoder, evaluate_encoder, train
+from bgl.training import (
+    Evaluator,
+    Interrupted,
+    TrainConfig,
+    build_encoder,
+    evaluate_encoder,
+    train,
+)
 from bgl.training.readout import add_readout
 
 
@@ -91,9 +100,41 @@ def test_a_run_without_a_possible_readout_goes_on(splits: Splits) -> None:
     assert evaluator.encoder is encoder
 
 
+@pytest.mark.parametrize("ema", [0.0, 0.99])
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_head_starts_from_the_readout_of_the_encoder_as_it_came(
+    tmp_path: Path, splits: Splits, ema: float, norm: bool
+) -> None:
+    config = tiny(epochs=1, head_init="readout", head_norm=norm, ema=ema, lr=1e-12)
+    encoder, _ = build_encoder(config)  # which hardly changes
+    x = encoder.embed(splits.train, 256, "backbone")
+    if norm:
+        x = layer_norm(x, (WIDTH,))
+    readout = fit_readout(x, splits.train.labels, covariance="within", dim=DIM)
+    train(config, splits, tmp_path)
+    found = load(tmp_path).embed(splits.train, 256, "head")
+    ratio = found / readout(x)
+    torch.testing.assert_close(ratio, ratio.mean().expand_as(ratio), rtol=1e-3, atol=0)
+    weight = load(tmp_path).model.head[-1].weight.detach()
+    assert float(weight.norm(dim=1).mean()) == pytest.approx(1.0)
+
+
+def test_a_run_stopped_before_its_first_step_still_starts_its_head(
+    tmp_path: Path, splits: Splits
+) -> None:
+    config = tiny(epochs=1, head_init="readout")
+    train(config, splits, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        train(config, splits, tmp_path / "parts", At(1, lambda: signal.raise_signal(signal.SIGINT)))
+    train(config, splits, tmp_path / "parts")
+    assert_same_files(tmp_path / "whole", tmp_path / "parts")
+
+
 def test_too_many_dimensions_are_refused_before_anything_is_trained(splits: Splits) -> None:
     with pytest.raises(ValueError, match=rf"`readout_dim`.*at most the {WIDTH} features"):
         build_encoder(tiny(readout_dim=WIDTH + 1))
+    with pytest.raises(ValueError, match=rf"`head_dim`.*at most the {WIDTH} features"):
+        build_encoder(tiny(head_dim=WIDTH + 1, head_init="readout"))
     with pytest.raises(ValueError, match=r"`readout`.*'both'"):
         TrainConfig(readout="both")
     with pytest.raises(ValueError, match="`readout_dim`"):
