@@ -41,13 +41,19 @@ def start_head(head: nn.Module, features: Tensor, y: Tensor) -> None:
         y: Labels [N].
 
     Raises:
-        ValueError: If no readout can be fitted, see :func:`bgl.readout.fit_readout`.
+        ValueError: If no readout can be fitted.
     """
     parts = list(head.children())
     linear = next(part for part in parts if isinstance(part, nn.Linear))
     before = nn.Sequential(*parts[: parts.index(linear)])  # a LayerNorm, or nothing
     x = before(features.to(linear.weight.device))
-    readout = fit_readout(x, y, dim=linear.out_features)
+    try:
+        readout = fit_readout(x, y, dim=linear.out_features)
+    except ValueError as error:  # of an encoder that gives the same for all images, for instance
+        raise ValueError(
+            "Expected argument `head_init` (--head-init) to be 'orthogonal', as no readout can be "
+            f"fitted to what the encoder gives, got 'readout'. {error}"
+        ) from error
     scale = readout.weight.norm(dim=1).mean()  # the rows of a random map have the norm 1
     linear.weight.copy_(readout.weight / scale)
     linear.bias.copy_(-(readout.weight @ readout.mean) / scale)

@@ -26,7 +26,7 @@ from bgl.training import (
     evaluate_encoder,
     train,
 )
-from bgl.training.readout import add_readout
+from bgl.training.readout import add_readout, start_head
 
 
 @pytest.fixture
@@ -128,6 +128,13 @@ def test_a_run_stopped_before_its_first_step_still_starts_its_head(
         train(config, splits, tmp_path / "parts", At(1, lambda: signal.raise_signal(signal.SIGINT)))
     train(config, splits, tmp_path / "parts")
     assert_same_files(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_head_that_cannot_start_from_a_readout_is_refused(splits: Splits) -> None:
+    encoder, _ = build_encoder(tiny())
+    collapsed = torch.ones(len(splits.train), WIDTH)
+    with pytest.raises(ValueError, match=r"`head_init`.*'orthogonal'.*`x` to vary within classes"):
+        start_head(encoder.model.head, collapsed, splits.train.labels)
 
 
 def test_too_many_dimensions_are_refused_before_anything_is_trained(splits: Splits) -> None:
