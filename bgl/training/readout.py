@@ -28,10 +28,9 @@ class Readout(TypedDict):
 def start_head(head: nn.Module, features: Tensor, y: Tensor) -> None:
     """Start a head from the readout of what the encoder gives for the training images.
 
-    Before it is trained, its embeddings are then those of the readout, up to a common factor, as
-    with a random map. A head that knows nothing would spoil the encoder's features until it has
-    learned (`Kumar et al., ICLR 2022 <https://arxiv.org/abs/2202.10054>`_, who train a linear head
-    first).
+    Before it is trained, its embeddings are then those of the readout, up to a common factor. A
+    head that knows nothing would spoil the encoder's features until it has learned (`Kumar et al.,
+    ICLR 2022 <https://arxiv.org/abs/2202.10054>`_, who train a linear head first).
 
     Processes that train together call this together, with the same features.
 
@@ -54,7 +53,7 @@ def start_head(head: nn.Module, features: Tensor, y: Tensor) -> None:
             "Expected argument `head_init` (--head-init) to be 'orthogonal', as no readout can be "
             f"fitted to what the encoder gives, got 'readout'. {error}"
         ) from error
-    scale = readout.weight.norm(dim=1).mean()  # the rows of a random map have the norm 1
+    scale = readout.weight.norm(dim=1).mean()  # rows of a random map have the norm 1
     linear.weight.copy_(readout.weight / scale)
     linear.bias.copy_(-(readout.weight @ readout.mean) / scale)
     broadcast_module(head)

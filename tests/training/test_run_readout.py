@@ -112,10 +112,10 @@ def test_a_head_starts_from_the_readout_of_the_encoder_as_it_came(
         x = layer_norm(x, (WIDTH,))
     readout = fit_readout(x, splits.train.labels, covariance="within", dim=DIM)
     train(config, splits, tmp_path)
-    found = load(tmp_path).embed(splits.train, 256, "head")
-    ratio = found / readout(x)
+    trained = load(tmp_path)
+    ratio = trained.embed(splits.train, 256, "head") / readout(x)
     torch.testing.assert_close(ratio, ratio.mean().expand_as(ratio), rtol=1e-3, atol=0)
-    weight = load(tmp_path).model.head[-1].weight.detach()
+    weight = trained.model.head[-1].weight.detach()
     assert float(weight.norm(dim=1).mean()) == pytest.approx(1.0)
 
 
