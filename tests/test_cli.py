@@ -201,4 +201,4 @@ def test_fields_are_read_off_the_source_as_they_are() -> None:
     fields = {field.name: field for field in dataclasses.fields(TrainConfig)}
     assert list(train_fields()) == list(fields)
     assert all(text.endswith(".") for _, text in train_fields().values())
-    assert train_fields()["lr"] == ("0.0004", "Learning rate of the encoder.")
+    assert train_fields()["lr"] == ("0.00015", "Learning rate of the encoder.")

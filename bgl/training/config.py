@@ -199,14 +199,14 @@ class TrainConfig:
     teacher: str = "none"
     memory: int = 0
     alpha: float = 0.3
-    epochs: int = 10
+    epochs: int = 5
     batch_size: int = 128
     per_class: int = 4
     batches_per_epoch: int | None = None
     sampler: str = "class-balanced"
     class_neighbors: int = 7
     optimizer: str = "adamw"
-    lr: float = 4e-4
+    lr: float = 1.5e-4
     layer_decay: float = 1.0
     lr_head: float = 3.0
     lr_proxies: float = 1e-2
