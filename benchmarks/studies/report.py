@@ -141,7 +141,8 @@ def grid_table(results: Results) -> str:
             mark = "**" if options == results.chosen[arm] else ""
             cells[name] = f"{mark}{percent(value)}{mark}" if value else ""
             names += [name] if name not in names else []
-        lines.append([arm, *(cells.get(name, "") for name in names)])
+        if any(cells.values()):
+            lines.append([arm, *(cells.get(name, "") for name in names)])
     return markdown_table(["arm", *names], lines)
 
 
