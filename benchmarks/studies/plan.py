@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -105,9 +105,9 @@ def config_key(values: dict[str, Any]) -> str:
 
 @dataclass
 class Sweep:
-    """Other values of one option of an arm."""
+    """Other values of one option of some arms."""
 
-    arm: str
+    arms: list[str]
     option: str
     values: list[Any]
     seeds: list[int]
@@ -125,7 +125,7 @@ class Study:
         base: Options of all arms.
         grid: Values by option; each arm is trained with every combination.
         grid_seeds: Seeds the combination is chosen with, by mean validation MAP@R.
-        sweeps: By name, see :class:`Sweep`; they keep what the grid chose for their arm.
+        sweeps: By name, see :class:`Sweep`; they keep what the grid chose for each arm.
         measure: "test": the test classes, once per training. "validation": they are not looked at,
             and the figures are those of the validation classes.
     """
@@ -160,7 +160,8 @@ class Study:
             raise ValueError(f"Expected {path} to hold the fields of a study: {error}") from None
         named = [*study.baselines.items(), *study.controls.items()]
         others = [name for _, given in named for name in ([given] if type(given) is str else given)]
-        for arm in (*dict(named), *others, *(s.arm for s in sweeps.values())):
+        swept = [arm for sweep in sweeps.values() for arm in sweep.arms]
+        for arm in (*dict(named), *others, *swept):
             if arm not in study.arms:
                 raise ValueError(f"Expected `arm` to be one of {list(study.arms)}, but got {arm!r}")
         for training in study.possible():
@@ -211,21 +212,21 @@ class Study:
             for arm, options in chosen.items():
                 if options is not None:
                     yield Training(arm, options, seed)
-        for sweep in self.sweeps.values():
-            if (options := chosen[sweep.arm]) is not None:
-                yield from self.swept(sweep, options)
+        yield from self.swept(chosen)
 
-    def swept(self, sweep: Sweep, options: Options) -> list[Training]:
-        """List the runs of a sweep."""
-        values = [{**options, sweep.option: value} for value in sweep.values]
-        return [Training(sweep.arm, v, seed) for seed in sweep.seeds for v in values]
+    def swept(self, chosen: Mapping[str, Options | None]) -> Iterator[Training]:
+        """Yield the runs of the sweeps, of every arm whose options are known."""
+        for sweep in self.sweeps.values():
+            for arm in sweep.arms:
+                if (options := chosen[arm]) is not None:
+                    values = [{**options, sweep.option: value} for value in sweep.values]
+                    yield from (Training(arm, v, seed) for seed in sweep.seeds for v in values)
 
     def possible(self) -> Iterator[Training]:
         """Yield one run of every combination and swept value."""
         for arm in self.arms:
             yield from (Training(arm, options, 0) for options in self.combinations(arm))
-        for sweep in self.sweeps.values():
-            yield from self.swept(sweep, self.combinations(sweep.arm)[0])
+        yield from self.swept({arm: self.combinations(arm)[0] for arm in self.arms})
 
 
 def read_fields(path: Path) -> dict[str, Any]:

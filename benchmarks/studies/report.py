@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import itertools
 import re
 import shlex
 import statistics
@@ -165,12 +166,12 @@ def sweeps_table(results: Results) -> str:
     """Tabulate every swept value and the arm's own, on the same seeds."""
     lines = []
     for name, sweep in results.study.sweeps.items():
-        options = results.chosen[sweep.arm]
-        if options is None:
-            continue
-        own = results.arms[sweep.arm]
-        for value in sweep.values:
-            entries = results.trained(sweep.arm, {**options, sweep.option: value}, sweep.seeds)
+        for arm, value in itertools.product(sweep.arms, sweep.values):
+            options = results.chosen[arm]
+            if options is None:
+                continue
+            own = results.arms[arm]
+            entries = results.trained(arm, {**options, sweep.option: value}, sweep.seeds)
             ours, theirs = (metrics_of(some, results.embedding) for some in (entries, own))
             if ours:
                 cells = [percent([row[metric] for row in ours.values()]) for metric in METRICS]
@@ -180,7 +181,7 @@ def sweeps_table(results: Results) -> str:
                     for found in (entries.values(), [own[s] for s in entries if s in own])
                 ]
                 count = str(len(entries))
-                lines.append([name, sweep.arm, str(value), count, *chosen_by, *cells, *gains])
+                lines.append([name, arm, str(value), count, *chosen_by, *cells, *gains])
     header = ["sweep", "arm", "value", "seeds", "validation MAP@R", "of the arm"]
     return markdown_table([*header, *TITLES, *GAINS], lines, left=(0, 1))
 
@@ -220,9 +221,9 @@ def graphs_table(results: Results) -> str:
 def commands_table(results: Results) -> str:
     """List a command for every row of the arms."""
     lines = []
-    for arm, options in results.chosen.items():
-        if options is not None:
-            words = Training(arm, options, 0).command[:-2]
+    for arm, entries in results.arms.items():
+        if entries:
+            words = Training(arm, results.chosen[arm] or {}, 0).command[:-2]
             seeds = " ".join(map(str, results.study.seeds))
             lines.append([arm, f"`python {shlex.join(words)} --seed {seeds}`"])
     return markdown_table(["arm", "command"], lines, left=(0, 1))

@@ -29,7 +29,7 @@ STUDY: dict[str, Any] = {
     "arms": {"none": {"method": "none"}, "graph": {"method": "dybgr"}},
     "baselines": {"graph": "none"},
     "controls": {"graph": ["none"]},
-    "sweeps": {"k": {"arm": "graph", "option": "dybgr.k", "values": [2], "seeds": [1]}},
+    "sweeps": {"k": {"arms": ["graph"], "option": "dybgr.k", "values": [2], "seeds": [1]}},
 }
 
 
