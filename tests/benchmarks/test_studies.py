@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shlex
 import statistics
 from pathlib import Path
 from typing import Any
@@ -324,6 +325,30 @@ def test_tables_and_plots(results):
     page.write_text("![graphs](study_graphs.png)\n")
     assert study_report.main(words[:3]) == 0
     assert (results / "study_graphs.png").read_bytes()[:4] == b"\x89PNG"
+
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+
+
+@pytest.mark.skipif(not RESULTS.is_dir(), reason="needs a clone")
+def test_a_row_printed_on_a_page_is_repeated_by_its_command():
+    stored: set[str] = set()
+    for path in RESULTS.glob("*/*.json"):
+        content = json.loads(path.read_text())
+        left_out = path.parent.name == "tried"  # with options that are gone
+        if not left_out and "trainings" in content:
+            stored |= Store(path, content.get("measure", "test")).done.keys()
+    printed = 0
+    for page in RESULTS.glob("*.md"):
+        for line in re.findall(
+            r"^\| .* \| `python benchmarks/run.py (.*)` \|$", page.read_text(), re.M
+        ):
+            options, _, seeds = line.partition(" --seed ")
+            words = shlex.split(options)
+            keys = (plan.key_of(*words, "--seed", seed) for seed in seeds.split())
+            assert any(key in stored for key in keys), f"{page.name}: {options} was not trained"
+            printed += 1
+    assert printed
 
 
 @pytest.mark.parametrize("everywhere", [True, False], ids=["all read", "one without"])
