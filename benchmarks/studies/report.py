@@ -36,7 +36,7 @@ Metrics = dict[int, dict[str, float]]  # by seed
 
 
 class Results:
-    """The stored trainings of a study, by arm and seed."""
+    """The finished runs of a study, by arm and seed."""
 
     def __init__(self, study: Study, store: Store) -> None:
         self.study = study
@@ -44,9 +44,9 @@ class Results:
         self.done = done = store.done
         self.chosen = {arm: study.chosen(arm, done) for arm in study.arms}
         self.arms = {
-            arm: self.trained(arm, options, study.seeds)
+            arm: found
             for arm, options in self.chosen.items()
-            if options is not None
+            if options is not None and (found := self.trained(arm, options, study.seeds))
         }
         # the embedding that counts: the readout, where every training has one
         read = (metrics_of(e, "readout").keys() == e.keys() for e in self.arms.values())
@@ -170,7 +170,7 @@ def sweeps_table(results: Results) -> str:
             options = results.chosen[arm]
             if options is None:
                 continue
-            own = results.arms[arm]
+            own = results.arms.get(arm, {})
             entries = results.trained(arm, {**options, sweep.option: value}, sweep.seeds)
             ours, theirs = (metrics_of(some, results.embedding) for some in (entries, own))
             if ours:
@@ -221,11 +221,10 @@ def graphs_table(results: Results) -> str:
 def commands_table(results: Results) -> str:
     """List a command for every row of the arms."""
     lines = []
-    for arm, entries in results.arms.items():
-        if entries:
-            words = Training(arm, results.chosen[arm] or {}, 0).command[:-2]
-            seeds = " ".join(map(str, results.study.seeds))
-            lines.append([arm, f"`python {shlex.join(words)} --seed {seeds}`"])
+    seeds = " ".join(map(str, results.study.seeds))
+    for arm in results.arms:
+        words = Training(arm, results.chosen[arm] or {}, 0).command[:-2]
+        lines.append([arm, f"`python {shlex.join(words)} --seed {seeds}`"])
     return markdown_table(["arm", "command"], lines, left=(0, 1))
 
 
