@@ -112,6 +112,10 @@ class Sweep:
     values: list[Any]
     seeds: list[int]
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.arms, list):
+            raise TypeError(f"`arms` of a sweep is a list of names, got {self.arms!r}")
+
 
 @dataclass
 class Study:

@@ -98,6 +98,22 @@ def test_without_a_grid_every_arm_is_trained_as_it_stands(tmp_path):
     assert [(t.arm, t.seed) for t in wanted.wanted({})] == [("none", 4), ("graph", 4)]
 
 
+def test_a_sweep_takes_each_of_its_arms_with_what_the_grid_chose_for_it(tmp_path):
+    both = {"arms": ["graph", "none"], "option": "ema", "values": [0, 0.5], "seeds": [3]}
+    wanted = load(tmp_path, sweeps={"ema": both})
+    vals = {("none", 0.1): 0.3, ("none", 0.2): 0.5, ("graph", 0.1): 0.6, ("graph", 0.2): 0.4}
+    first = [t for t in wanted.wanted({}) if t.arm == "none"]
+    done = {t.key: finish(t, vals["none", t.config.lr], 0.5) for t in first}
+    swept = [t for t in wanted.wanted(done) if t.seed == 3]
+    assert [(t.arm, t.config.lr, t.config.ema) for t in swept] == [
+        ("none", 0.2, e) for e in (0, 0.5)
+    ]
+    others = [t for t in wanted.wanted(done) if t.arm == "graph"]
+    done |= {t.key: finish(t, vals["graph", t.config.lr], 0.5) for t in others}
+    swept = [t for t in wanted.wanted(done) if t.seed == 3]
+    assert [(t.arm, t.config.lr) for t in swept] == [("graph", 0.1)] * 2 + [("none", 0.2)] * 2
+
+
 @pytest.mark.parametrize("value", [True, False])
 def test_options_that_are_on_or_off(value):
     options = {"method": "none", "deterministic": value, "iaa.schedule": value}
@@ -143,10 +159,14 @@ ALONE: dict[str, Any] = {"baselines": {}, "controls": {}, "sweeps": {}}
         ({"arm": {}}, "fields of a study"),
         ({"baselines": {"graph": "nobody"}}, "`arm`"),
         ({"controls": {"graph": ["nobody"]}}, "`arm`"),
+        ({"sweeps": {"k": {**STUDY["sweeps"]["k"], "arms": "graph"}}}, "list of names"),
         ({**ALONE, "arms": {"none": {"method": "none", "lrr": 1}}}, "lrr"),
         ({**ALONE, "arms": {"none": {"method": ["none", "dybgr"]}}}, "one"),
     ],
-    ids=["unknown field", "unknown baseline", "unknown control", "unknown option", "two methods"],
+    ids=[
+        *("unknown field", "unknown baseline", "unknown control", "one arm without a list"),
+        *("unknown option", "two methods"),
+    ],
 )
 def test_errors_of_the_file(tmp_path, capsys, changes, message):
     (tmp_path / "study.yaml").write_text(yaml.safe_dump({**STUDY, **changes}, sort_keys=False))
