@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -30,6 +30,7 @@ class Entry(TypedDict):
 
     command: str
     commit: str | None
+    device: str  # the GPU's name, or "cpu"; missing from older entries, which are of CPUs
     epoch: int  # the one that was chosen
     config: dict[str, Any]
     rows: list[dict[str, Any]]  # as run.py has them, without the configuration
@@ -231,6 +232,11 @@ class Study:
         for arm in self.arms:
             yield from (Training(arm, options, 0) for options in self.combinations(arm))
         yield from self.swept({arm: self.combinations(arm)[0] for arm in self.arms})
+
+
+def wanted(studies: Iterable[Study], done: dict[str, Entry]) -> dict[str, Training]:
+    """Collect the runs that are known to be needed by any of the studies, by key."""
+    return {training.key: training for study in studies for training in study.wanted(done)}
 
 
 def read_fields(path: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks.studies.plan import Entry, Store, Study, Training, resolve
+from benchmarks.studies.plan import Entry, Store, Study, Training, resolve, wanted
 from bgl.datasets import Splits
 from bgl.pipeline import check_folder, load_splits, trained_rows
 from bgl.pipeline.outcome import Outcome
@@ -34,7 +34,12 @@ from bgl.training.history import graph_statistics
 
 
 def run(
-    study: Study, store: Store, folder: Path, jobs: int, console: Console, outcome: Outcome
+    studies: list[Study],
+    store: Store,
+    folder: Path,
+    jobs: int,
+    console: Console,
+    outcome: Outcome,
 ) -> None:
     """Train what is missing, and note what fails."""
     running: dict[str, tuple[Training, SpawnProcess, Path]] = {}
@@ -46,22 +51,22 @@ def run(
         tasks: dict[str, Any] = {}
         try:
             while True:
-                wanted = {training.key: training for training in study.wanted(store.done)}
-                open_ones = [k for k in wanted if not {k} & {*store.done, *running, *failed}]
-                finished = sum(key in store.done for key in wanted)
-                bars.update(overall, total=len(wanted), completed=finished)
+                every = wanted(studies, store.done)
+                open_ones = [k for k in every if not {k} & {*store.done, *running, *failed}]
+                finished = sum(key in store.done for key in every)
+                bars.update(overall, total=len(every), completed=finished)
                 while open_ones and len(running) < jobs:
                     key = open_ones.pop(0)
-                    place = folder / wanted[key].slug
+                    place = folder / every[key].slug
                     process = context.Process(
                         target=_guarded,
-                        args=(wanted[key].command[1:], place, study.measure),
+                        args=(every[key].command[1:], place, store.measure),
                         daemon=True,
                     )
                     process.start()
-                    running[key] = (wanted[key], process, place)
-                    epochs = wanted[key].config.epochs
-                    tasks[key] = bars.add_task(f"  {wanted[key]}", total=epochs)
+                    running[key] = (every[key], process, place)
+                    epochs = every[key].config.epochs
+                    tasks[key] = bars.add_task(f"  {every[key]}", total=epochs)
                 if not running:
                     return
                 time.sleep(0.5)
@@ -159,9 +164,11 @@ def collect(training: Training, folder: Path) -> Entry:
     history = [{n: round(float(v), 6) for n, v in line.items() if v != ""} for line in lines]
     # the configuration stands once; the rest as run.py has it
     rows = [{n: v for n, v in row.items() if n != "config"} for row in result["rows"]]
+    on_gpu = rows[0]["peak_gpu_memory_mb"] is not None
     return {
         "command": "python " + shlex.join(training.command),
         "commit": result.get("commit"),
+        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
         "epoch": rows[0]["epoch"],
         "config": result["config"],
         "rows": rows,

@@ -230,6 +230,25 @@ def test_a_study_is_trained_once_and_goes_on(small, tmp_path, monkeypatch, capsy
     assert not re.search("^open", capsys.readouterr().out, re.MULTILINE)
 
 
+def test_several_studies_are_trained_into_one_file(small, tmp_path, capsys, forks):
+    own = {"arms": {"three": {"method": "none"}}, "baselines": {}, "controls": {}, "seeds": [3]}
+    (tmp_path / "more.yaml").write_text(yaml.safe_dump({"like": str(small), **own}))
+    words = [str(small), str(tmp_path / "more.yaml"), "--output-dir", str(tmp_path)]
+    assert study.main(words) == 0
+    done = Store(tmp_path / "results.json").done.values()
+    assert sorted((e["config"]["method"], e["config"]["seed"]) for e in done) == [
+        ("dybgr", 0),
+        ("none", 0),
+        ("none", 3),
+    ]
+    assert {e["device"] for e in done} == {"cpu"}
+    (tmp_path / "other.yaml").write_text(
+        yaml.safe_dump({"like": str(small), **own, "measure": "validation"})
+    )
+    assert study.main([str(tmp_path / "other.yaml"), *words]) == 2
+    assert "the same classes" in capsys.readouterr().out
+
+
 def test_a_training_that_fails_is_named_and_the_others_go_on(small, tmp_path, capsys, forks):
     values = yaml.safe_load(small.read_text())
     values["arms"]["graph"]["data-root"] = str(tmp_path / "nowhere")
