@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -47,20 +48,25 @@ class Training:
     seed: int
 
     @property
+    def words(self) -> tuple[str, ...]:
+        """The words after ``run.py``, without the seed."""
+        words = [option_words(name, value) for name, value in self.options.items()]
+        return tuple(itertools.chain(*words))
+
+    @property
     def command(self) -> list[str]:
         """The words that repeat it alone."""
-        words = [option_words(name, value) for name, value in self.options.items()]
-        return ["benchmarks/run.py", *itertools.chain(*words), "--seed", str(self.seed)]
+        return ["benchmarks/run.py", *self.words, "--seed", str(self.seed)]
 
     @property
     def config(self) -> TrainConfig:
         """The resolved configuration."""
-        return resolve(*self.command[1:])
+        return dataclasses.replace(resolve(*self.words), seed=self.seed)
 
     @property
     def key(self) -> str:
         """The same for trainings that differ in nothing that could change their result."""
-        return key_of(*self.command[1:])
+        return key_of(self.seed, *self.words)
 
     @property
     def slug(self) -> str:
@@ -84,9 +90,9 @@ def resolve(*words: str) -> TrainConfig:
 
 
 @cache
-def key_of(*words: str) -> str:
-    """Return :func:`config_key` of the configuration that the words name."""
-    return config_key(resolve(*words).to_dict())
+def key_of(seed: int, *words: str) -> str:
+    """Return :func:`config_key` of the configuration that the words name, with a seed."""
+    return config_key(dataclasses.replace(resolve(*words), seed=seed).to_dict())
 
 
 def config_key(values: dict[str, Any]) -> str:

@@ -14,7 +14,8 @@ import statistics
 import sys
 import threading
 import time
-from multiprocessing.context import SpawnProcess
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,9 @@ def run(
     outcome: Outcome,
 ) -> None:
     """Train what is missing, and note what fails."""
-    running: dict[str, tuple[Training, SpawnProcess, Path]] = {}
+    running: dict[str, tuple[Training, BaseProcess, Path]] = {}
     failed: set[str] = set()
-    context = multiprocessing.get_context("spawn")
+    context = quick_context()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=console) as bars:
         overall = bars.add_task("trainings", total=None)
@@ -58,7 +59,7 @@ def run(
                 while open_ones and len(running) < jobs:
                     key = open_ones.pop(0)
                     place = folder / every[key].slug
-                    process = context.Process(
+                    process = context.Process(  # type: ignore[attr-defined]
                         target=_guarded,
                         args=(every[key].command[1:], place, store.measure),
                         daemon=True,
@@ -87,6 +88,15 @@ def run(
         finally:
             for _, process, _ in running.values():
                 process.terminate()
+
+
+def quick_context() -> BaseContext:
+    """Return the context of processes that need not import anything first, where there is one."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 def _guarded(command: list[str], folder: Path, measure: str) -> None:
