@@ -14,8 +14,7 @@ import statistics
 import sys
 import threading
 import time
-from multiprocessing.context import BaseContext
-from multiprocessing.process import BaseProcess
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +42,9 @@ def run(
     outcome: Outcome,
 ) -> None:
     """Train what is missing, and note what fails."""
-    running: dict[str, tuple[Training, BaseProcess, Path]] = {}
+    running: dict[str, tuple[Training, SpawnProcess, Path]] = {}
     failed: set[str] = set()
-    context = quick_context()
+    context = multiprocessing.get_context("spawn")  # CUDA does not work after a fork
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=console) as bars:
         overall = bars.add_task("trainings", total=None)
@@ -59,7 +58,7 @@ def run(
                 while open_ones and len(running) < jobs:
                     key = open_ones.pop(0)
                     place = folder / every[key].slug
-                    process = context.Process(  # type: ignore[attr-defined]
+                    process = context.Process(
                         target=_guarded,
                         args=(every[key].command[1:], place, store.measure),
                         daemon=True,
@@ -88,15 +87,6 @@ def run(
         finally:
             for _, process, _ in running.values():
                 process.terminate()
-
-
-def quick_context() -> BaseContext:
-    """Return the context of processes that need not import anything first, where there is one."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
 
 
 def _guarded(command: list[str], folder: Path, measure: str) -> None:

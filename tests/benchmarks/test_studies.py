@@ -204,7 +204,7 @@ def small(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def forks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trainings that need not import anything first."""
     if FORK is not None:
-        monkeypatch.setattr(train, "quick_context", lambda: FORK)
+        monkeypatch.setattr(train.multiprocessing, "get_context", lambda _: FORK)
 
 
 def test_a_study_is_trained_once_and_goes_on(small, tmp_path, monkeypatch, capsys, forks):
@@ -222,7 +222,9 @@ def test_a_study_is_trained_once_and_goes_on(small, tmp_path, monkeypatch, capsy
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(train, "quick_context", lambda: type("C", (), {"Process": never}))
+    monkeypatch.setattr(
+        train.multiprocessing, "get_context", lambda _: type("C", (), {"Process": never})
+    )
     assert study.main(words) == 0
     assert study.main([*words, "--list"]) == 0
     assert not re.search("^open", capsys.readouterr().out, re.MULTILINE)
