@@ -119,7 +119,9 @@ def controls_table(results: Results) -> str:
     for arm, others in results.study.controls.items():
         for other in others:
             pair = results.arms.get(arm, {}), results.arms.get(other, {})
-            line = [arm, other, str(len(pair[0].keys() & pair[1].keys()))]
+            if not (seeds := pair[0].keys() & pair[1].keys()):
+                continue
+            line = [arm, other, str(len(seeds))]
             for embedding in embeddings:
                 ours, theirs = (metrics_of(entries, embedding) for entries in pair)
                 line += [signed(paired(ours, theirs, metric)) for metric in METRICS]
@@ -165,6 +167,7 @@ def selection_table(results: Results) -> str:
 def sweeps_table(results: Results) -> str:
     """Tabulate every swept value and the arm's own, on the same seeds."""
     lines = []
+    by = 0 if results.study.measure == "validation" else 2  # what is measured is chosen by as well
     for name, sweep in results.study.sweeps.items():
         for arm, value in itertools.product(sweep.arms, sweep.values):
             options = results.chosen[arm]
@@ -181,8 +184,8 @@ def sweeps_table(results: Results) -> str:
                     for found in (entries.values(), [own[s] for s in entries if s in own])
                 ]
                 count = str(len(entries))
-                lines.append([name, arm, str(value), count, *chosen_by, *cells, *gains])
-    header = ["sweep", "arm", "value", "seeds", "validation MAP@R", "of the arm"]
+                lines.append([name, arm, str(value), count, *chosen_by[:by], *cells, *gains])
+    header = ["sweep", "arm", "value", "seeds", *["validation MAP@R", "of the arm"][:by]]
     return markdown_table([*header, *TITLES, *GAINS], lines, left=(0, 1))
 
 

@@ -366,6 +366,26 @@ def test_tables_and_plots(results):
     assert (results / "study_graphs.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_tables_show_neither_what_is_not_run_nor_a_figure_twice(tmp_path):
+    load(tmp_path, grid={}, grid_seeds=[], measure="validation")
+    store = Store(tmp_path / "results.json", "validation")
+    options = {"dataset": "emoji", "method": "dybgr"}
+    for given in (options, {**options, "dybgr.k": 2}):
+        store.add(finish(Training("graph", given, 1), 0.6, 0.5))
+    page = tmp_path / "page.md"
+    page.write_text(
+        "".join(f"<!-- study-{t} -->\n<!-- /study-{t} -->\n" for t in ("controls", "sweeps"))
+    )
+    assert (
+        study_report.main([*(str(tmp_path / n) for n in ("study.yaml", "results.json")), str(page)])
+        == 0
+    )
+    text = page.read_text()
+    assert "| graph | none |" not in text
+    assert cells(text, "sweep")[3:6] == ["seeds", "R@1", "MAP@R"]
+    assert cells(text, "k", "graph", "2")[3:] == ["1", "50.0", "25.0", "+0.0", "+0.0"]
+
+
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 
 
