@@ -8,12 +8,14 @@ import itertools
 import json
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, TypedDict
 
 import yaml
+from filelock import FileLock
 
 from bgl._checks import check_choice
 from bgl._io import write_text
@@ -276,26 +278,39 @@ class Store:
         self.measure = measure
         self.untrained: list[dict[str, Any]] = []
         self.done: dict[str, Entry] = {}
-        if path.exists():
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if (found := content.get("measure", "test")) != measure:
-                raise ValueError(
-                    f"Expected {path} to hold figures of the {measure} classes, but they are of "
-                    f"the {found} classes: name another file with --results"
-                )
-            self.untrained = content["untrained"]
-            self.done = {config_key(entry["config"]): entry for entry in content["trainings"]}
+        self.read()
+
+    def read(self) -> None:
+        """Take what the file holds, which another study may have added to."""
+        if not self.path.exists():
+            return
+        content = json.loads(self.path.read_text(encoding="utf-8"))
+        if (found := content.get("measure", "test")) != self.measure:
+            raise ValueError(
+                f"Expected {self.path} to hold figures of the {self.measure} classes, but they "
+                f"are of the {found} classes: name another file with --results"
+            )
+        self.untrained = content["untrained"]
+        self.done |= {config_key(entry["config"]): entry for entry in content["trainings"]}
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Add to the file, whatever other studies write to it meanwhile."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.path.with_name(f".{self.path.name}.lock")):
+            self.read()
+            yield
+            self.write()
 
     def add(self, entry: Entry) -> None:
         """Keep a run."""
-        self.done[config_key(entry["config"])] = entry
-        self.write()
+        with self.changing():
+            self.done[config_key(entry["config"])] = entry
 
     def write(self) -> None:
         """Write the file anew."""
         parts = (self.untrained, list(self.done.values()))
         untrained, trainings = (",\n".join(map(json.dumps, part)) for part in parts)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         text = f'"untrained": [\n{untrained}\n],\n"trainings": [\n{trainings}\n]}}\n'
         text = f'{{"measure": "{self.measure}",\n{text}'
         write_text(self.path, text)

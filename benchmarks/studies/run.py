@@ -65,8 +65,8 @@ def main(argv: list[str] | None = None) -> int:
             first = next(studies[0].possible()).config
             splits = measured_splits(first, store.measure)
             rows = [*pixel_rows(first, splits), *baseline_rows(first, splits, Progress())]
-            store.untrained = [dict(row) for row in rows]
-            store.write()
+            with store.changing():
+                store.untrained = [dict(row) for row in rows]
         train = partial(run, studies, store, folder, options.jobs, console)
         return run_all(train, console)
     except (ValueError, OSError) as error:

@@ -121,6 +121,14 @@ def test_options_that_are_on_or_off(value):
     assert (config.deterministic, config.options["iaa"]["schedule"]) == (value, value)
 
 
+def test_two_studies_that_write_one_file_lose_no_run_of_each_other(tmp_path):
+    one, other = (Store(tmp_path / "results.json") for _ in range(2))
+    for store, seed in ((one, 0), (other, 1), (one, 2)):
+        store.add(finish(Training("none", {"method": "none"}, seed), 0.5, 0.5))
+    assert one.done == Store(tmp_path / "results.json").done
+    assert sorted(entry["config"]["seed"] for entry in one.done.values()) == [0, 1, 2]
+
+
 def test_a_folder_has_a_short_name_of_its_own():
     long = {"method": "none", "data_root": "/deep" * 60}
     one, other = (Training("a/b", {**long, "lr": lr}, 0).slug for lr in (0.1, 0.2))
