@@ -167,7 +167,7 @@ def selection_table(results: Results) -> str:
 def sweeps_table(results: Results) -> str:
     """Tabulate every swept value and the arm's own, on the same seeds."""
     lines = []
-    by = 0 if results.study.measure == "validation" else 2  # what is measured is chosen by as well
+    twice = results.study.measure == "validation"  # what is measured is what is chosen by
     for name, sweep in results.study.sweeps.items():
         for arm, value in itertools.product(sweep.arms, sweep.values):
             options = results.chosen[arm]
@@ -179,14 +179,16 @@ def sweeps_table(results: Results) -> str:
             if ours:
                 cells = [percent([row[metric] for row in ours.values()]) for metric in METRICS]
                 gains = [signed(paired(ours, theirs, metric)) for metric in METRICS]
+                both = (entries.values(), [own[s] for s in entries if s in own])
                 chosen_by = [
                     percent([results.study.validation(e) for e in found])
-                    for found in (entries.values(), [own[s] for s in entries if s in own])
+                    for found in (() if twice else both)
                 ]
                 count = str(len(entries))
-                lines.append([name, arm, str(value), count, *chosen_by[:by], *cells, *gains])
-    header = ["sweep", "arm", "value", "seeds", *["validation MAP@R", "of the arm"][:by]]
-    return markdown_table([*header, *TITLES, *GAINS], lines, left=(0, 1))
+                lines.append([name, arm, str(value), count, *chosen_by, *cells, *gains])
+    chosen_by = [] if twice else ["validation MAP@R", "of the arm"]
+    header = ["sweep", "arm", "value", "seeds", *chosen_by, *TITLES, *GAINS]
+    return markdown_table(header, lines, left=(0, 1))
 
 
 def graph_figures(entries: dict[int, Entry]) -> dict[str, float]:
