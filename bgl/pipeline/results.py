@@ -49,6 +49,7 @@ class Row(_Measured, OtherEpochs, total=False):
     augmentation: str
     epoch: int
     epochs: int
+    validation: float | None  # the MAP@R that the epoch was chosen by; None without such classes
     graph_at_test_time: bool
     distance: str
     dimension: int

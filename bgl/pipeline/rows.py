@@ -178,6 +178,7 @@ def _train_alone(
         for listener in tracked:
             listener.finish()
     recorder.finish()
+    chosen = trained.history[trained.chosen_epoch - 1]
     rows: list[Row] = [
         {
             "method": config.method,
@@ -189,6 +190,7 @@ def _train_alone(
             "augmentation": config.augmentation,
             "epoch": trained.chosen_epoch,
             "epochs": config.epochs,
+            "validation": chosen.get(f"val_{config.select_embedding}_map@r"),
             "graph_at_test_time": False,
             "distance": config.distance if embedding == "head" else "cosine",
             "dimension": trained.dimensions[embedding],

@@ -265,6 +265,9 @@ def show(run: Run, console: Console) -> None:
     console.print(legend, highlight=False, markup=False, soft_wrap=True)
     if all(row["method"] != "pixels" for row in rows):
         console.print("without the raw pixels of so many images: --pixels measures them")
+    if best := best_on_validation(rows):
+        line = f"highest MAP@R on the validation classes: {folder / best}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     line = f"{summary(run)}; results: {folder / RESULTS_FILE}"
     console.print(line, highlight=False, markup=False, soft_wrap=True)
     try:
@@ -272,6 +275,22 @@ def show(run: Run, console: Console) -> None:
     except (ValueError, OSError) as error:
         line = f"note: there is no page to look at: {error}"
     console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def best_on_validation(rows: list[Row]) -> str | None:
+    """Name the model with the highest MAP@R on the validation classes, if there are several.
+
+    Example:
+        >>> tested = {"embedding": "head", "metrics": {}}
+        >>> best_on_validation([
+        ...     {"method": "none", "seed": 0, "validation": 0.3, **tested},
+        ...     {"method": "dybgr", "seed": 0, "validation": 0.4, **tested},
+        ... ])
+        'dybgr-seed0'
+    """
+    found = {f"{row['method']}-seed{row['seed']}": row.get("validation") for row in rows}
+    known = {name: value for name, value in found.items() if value is not None}
+    return max(known, key=known.__getitem__) if len(known) > 1 else None
 
 
 def summary(run: Run) -> str:

@@ -75,6 +75,9 @@ def test_run_writes_results(finished: Path) -> None:
         assert (fitted is not None) == (row["embedding"] == "readout")
         assert fitted is None or fitted["chosen_by"] == "validation MAP@R"
     assert trained["epoch"] == trained["epochs"] == 1
+    with (finished / "dybgr-seed0" / "metrics.csv").open(newline="") as file:
+        (epoch,) = csv.DictReader(file)
+    assert trained["validation"] == float(epoch["val_backbone_map@r"])
     assert trained["graph_at_test_time"] is False
     assert trained["config"]["dybgr"]["k"] == 3
     assert trained["skipped_steps"] == 0
@@ -419,6 +422,9 @@ def test_a_later_command_adds_its_rows(images, finished, tmp_path, capsys):
     before = results(folder)["rows"]
     assert again(images, folder, "--method", "none", "--seed", "1") == 0
     rows = results(folder)["rows"]
+    best = max(rows[3:], key=lambda row: row["validation"])  # the first of equals
+    line = f"highest MAP@R on the validation classes: {folder / best['method']}-seed{best['seed']}"
+    assert line in capsys.readouterr().out
     assert rows[: len(before)] == before
     assert [(row["method"], row["seed"]) for row in rows[len(before) :]] == [("none", 1)] * 3
     assert again(images, folder, "--method", "none", "--image-size", "48") == 2
