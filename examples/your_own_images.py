@@ -58,8 +58,8 @@ def main() -> None:
     splits = load_dataset("folder", root)
     print(splits)
 
-    # 2. train: every option of TrainConfig is also an option of `bgl train`. On photographs no
-    # graph is shown to help, so the default has none; method="dybgr" adds one, for small drawings.
+    # 2. train: every option of TrainConfig is also an option of `bgl train`. A graph helps
+    # on some images: train with method="none" and "dybgr", and keep what is better on validation.
     config = TrainConfig(
         dataset="folder",
         data_root=str(root),

@@ -57,8 +57,7 @@ def train(
             PyTorch as well (see :meth:`bgl.datasets.ImageDataset.from_items`), whose classes are
             split by :func:`bgl.datasets.split_by_class`.
         method: Blocks joined by "+", or "none"; several are trained in turn and compared.
-            Default: that of the ``recipe``, else "none", which is best for photographs; on the
-            emoji "none" and "dybgr".
+            Default: that of the ``recipe``, else "none"; on the emoji "none" and "dybgr".
         output_dir: The run folder; None: a new one in ``runs/``.
         quiet: Print nothing.
         options: Everything else that :class:`bgl.training.TrainConfig` holds, options of blocks
