@@ -15,8 +15,8 @@ from bgl.datasets import ImageDataset, Splits, dataset_names, split_by_class
 from bgl.models import Encoder
 from bgl.pipeline.data import at_most, load_splits
 from bgl.pipeline.options import option_words, parse
-from bgl.pipeline.results import Row
-from bgl.pipeline.run import claimed, training_name
+from bgl.pipeline.results import Row, model_name
+from bgl.pipeline.run import claimed
 from bgl.pipeline.table import markdown
 from bgl.pipeline.terminal import TerminalProgress
 
@@ -97,5 +97,6 @@ def train(
     with claimed(command, splits) as run, progress.bars:
         if failed := run.measure(progress, progress.say):
             raise next(iter(failed.values()))
-        encoder = models.load(run.folder / training_name(command.configs[-1]), device="auto")
+        last = command.configs[-1]
+        encoder = models.load(run.folder / model_name(last.method, last.seed), device="auto")
     return Trained(encoder, run.rows, run.folder)

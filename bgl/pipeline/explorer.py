@@ -18,7 +18,7 @@ from bgl.pipeline.comparison import comparison
 from bgl.pipeline.data import load_splits
 from bgl.pipeline.files import Training, is_training, read_results, read_training
 from bgl.pipeline.overview import overview
-from bgl.pipeline.results import CONFIG_FILE, Results
+from bgl.pipeline.results import CONFIG_FILE, Results, model_name
 from bgl.visualization._frames import graph_payload, unpack_frames
 from bgl.visualization.curves import STYLES
 from bgl.visualization.explorer import write_page
@@ -80,7 +80,7 @@ def run_payload(folder: Path, splits: Splits | None = None) -> dict[str, Any]:
     ]
     if not trainings:
         notes.append(f"This folder holds no training (a folder with {CONFIG_FILE}).")
-    order = list(dict.fromkeys(f"{row['method']}-seed{row['seed']}" for row in results["rows"]))
+    order = list(dict.fromkeys(model_name(row["method"], row["seed"]) for row in results["rows"]))
     trainings.sort(
         key=lambda t: (order.index(t.name) if t.name in order else len(order), t.has_graph)
     )

@@ -121,6 +121,16 @@ class Results(About):
     rows: list[Row]
 
 
+def model_name(method: str, seed: int | None) -> str:
+    """Name a model as its folder inside the run folder; what is not trained has no seed.
+
+    Example:
+        >>> model_name("dybgr", 0), model_name("pixels", None)
+        ('dybgr-seed0', 'pixels')
+    """
+    return method if seed is None else f"{method}-seed{seed}"
+
+
 def compared(embeddings: Container[str]) -> str:
     """Name the embedding that is refined and that the page shows: the encoder's output, by its
     readout if it has one. It means something before training as well, and is compared by cosine.

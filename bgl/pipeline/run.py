@@ -51,13 +51,14 @@ from bgl.pipeline.results import (
     About,
     Row,
     check_about,
+    model_name,
     with_new,
 )
 from bgl.pipeline.rows import baseline_rows, check_folder, describe, pixel_rows, trained_rows
 from bgl.pipeline.table import print_table
 from bgl.pipeline.terminal import TerminalProgress
 from bgl.pipeline.tracking import check_trackers
-from bgl.training import Interrupted, Progress, ProgressList, TrainConfig, make_accelerator
+from bgl.training import Interrupted, Progress, ProgressList, make_accelerator
 from bgl.training.build import check_parts
 from bgl.training.distributed import on_first_process
 from bgl.training.loop import check_classes
@@ -108,7 +109,7 @@ class Run:
         if main_process:
             pretrained.finish()
         for config in command.configs:
-            place = folder / training_name(config)
+            place = folder / model_name(config.method, config.seed)
             finished = on_first_process((place / RESULT_FILE).exists)
             what = "finished before, taken as it is"
             if not finished:
@@ -145,7 +146,7 @@ def row_lines(rows: list[Row]) -> list[str]:
     """Say what was measured, a line for each model."""
     measured: dict[str, list[str]] = {}
     for row in rows:
-        name = row["method"] if row["seed"] is None else f"{row['method']}-seed{row['seed']}"
+        name = model_name(row["method"], row["seed"])
         recall, precision = row["metrics"]["recall@1"], row["metrics"]["map@r"]
         parts = measured.setdefault(name, [])
         what = f"{row['embedding']}{', refined' if row.get('transductive') else ''}"
@@ -188,7 +189,7 @@ def claimed(command: Command, splits: Splits) -> Iterator[Run]:
             check_about(earlier, about, folder)
             rows = earlier["rows"]
         for config in command.configs:
-            check_folder(config, folder / training_name(config), splits)
+            check_folder(config, folder / model_name(config.method, config.seed), splits)
         write_command(command, folder)
         return folder, rows
 
@@ -234,11 +235,6 @@ def complain(error: Exception, start: str = "") -> None:
     if isinstance(error, BrokenImageError):
         line += "; mend it, or train anew without it: `skip_broken` (--skip-broken) leaves it out"
     Console(stderr=True).print(f"[bold red]error:[/] {line}", highlight=False, soft_wrap=True)
-
-
-def training_name(config: TrainConfig) -> str:
-    """Return the name of a model's folder inside the run folder."""
-    return f"{config.method}-seed{config.seed}"
 
 
 LEGEND = """\
@@ -288,7 +284,7 @@ def best_on_validation(rows: list[Row]) -> str | None:
         ... ])
         'dybgr-seed0'
     """
-    found = {f"{row['method']}-seed{row['seed']}": row.get("validation") for row in rows}
+    found = {model_name(row["method"], row["seed"]): row.get("validation") for row in rows}
     known = {name: value for name, value in found.items() if value is not None}
     return max(known, key=known.__getitem__) if len(known) > 1 else None
 
