@@ -167,7 +167,9 @@ def selection_table(results: Results) -> str:
 def sweeps_table(results: Results) -> str:
     """Tabulate every swept value and the arm's own, on the same seeds."""
     lines = []
-    twice = results.study.measure == "validation"  # what is measured is what is chosen by
+    # where the validation classes are measured, R@1 and MAP@R say it already
+    tested = results.study.measure == "test"
+    chosen_by = ["validation MAP@R", "of the arm"] if tested else []
     for name, sweep in results.study.sweeps.items():
         for arm, value in itertools.product(sweep.arms, sweep.values):
             options = results.chosen[arm]
@@ -179,14 +181,11 @@ def sweeps_table(results: Results) -> str:
             if ours:
                 cells = [percent([row[metric] for row in ours.values()]) for metric in METRICS]
                 gains = [signed(paired(ours, theirs, metric)) for metric in METRICS]
-                both = (entries.values(), [own[s] for s in entries if s in own])
-                chosen_by = [
-                    percent([results.study.validation(e) for e in found])
-                    for found in (() if twice else both)
-                ]
-                count = str(len(entries))
-                lines.append([name, arm, str(value), count, *chosen_by, *cells, *gains])
-    chosen_by = [] if twice else ["validation MAP@R", "of the arm"]
+                if tested:
+                    both = (entries.values(), [own[s] for s in entries if s in own])
+                    chosen = [percent([results.study.validation(e) for e in some]) for some in both]
+                    cells = [*chosen, *cells]
+                lines.append([name, arm, str(value), str(len(entries)), *cells, *gains])
     header = ["sweep", "arm", "value", "seeds", *chosen_by, *TITLES, *GAINS]
     return markdown_table(header, lines, left=(0, 1))
 

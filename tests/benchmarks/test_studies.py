@@ -384,10 +384,8 @@ def test_tables_show_neither_what_is_not_run_nor_a_figure_twice(tmp_path):
     page.write_text(
         "".join(f"<!-- study-{t} -->\n<!-- /study-{t} -->\n" for t in ("controls", "sweeps"))
     )
-    assert (
-        study_report.main([*(str(tmp_path / n) for n in ("study.yaml", "results.json")), str(page)])
-        == 0
-    )
+    words = [str(tmp_path / name) for name in ("study.yaml", "results.json", "page.md")]
+    assert study_report.main(words) == 0
     text = page.read_text()
     assert "| graph | none |" not in text
     assert cells(text, "sweep")[3:6] == ["seeds", "R@1", "MAP@R"]
