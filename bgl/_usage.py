@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TextIO
 #: Options of a whole run; those of its models are the fields of TrainConfig.
 RUN_OPTIONS = {
     "config": "YAML file with any options; several: in turn.",
-    "recipe": "Settings by name: plain (no graph, the default) or graph (for small drawings); or "
+    "recipe": "Settings by name: plain (no graph, the default) or graph (one DyBGR block); or "
     "a system as published: dybgr, "
     "bgformer-128, bgformer-384, hyp-vit, hyp-dino, contrastive-googlenet, ms-googlenet, "
     "triplet-googlenet, iaa-contrastive-googlenet, iaa-ms-googlenet, iaa-ms-resnet50 or "
