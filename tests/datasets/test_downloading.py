@@ -193,6 +193,20 @@ def test_unpack(make: Callable[[Path], Path], tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["archive", "data"]
 
 
+def test_unpack_where_python_has_no_filters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def extractall(
+        tar: tarfile.TarFile, path: Path, members: None = None, *, numeric_owner: bool = False
+    ) -> None:  # the signature before 3.10.12 and 3.11.4
+        for entry in tar:
+            tar.extract(entry, path)
+
+    monkeypatch.setattr(tarfile.TarFile, "extractall", extractall)
+    unpack(make_tar(tmp_path / "archive"), tmp_path / "data")
+    assert (tmp_path / "data/images/a.txt").read_text() == "hello"
+
+
 def assert_refused(make: Callable[[Path], Path], root: Path) -> None:
     folder = root / "in" / "here"
     folder.mkdir(parents=True)
