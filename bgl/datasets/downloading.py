@@ -195,10 +195,10 @@ def _extract(archive: Path, folder: Path) -> None:
             content.extractall(folder)
         return
     with tarfile.open(archive) as tar:
-        # Python before 3.10.12 and 3.11.4 has no filters; the check refuses what leads out anyway
-        tar.extraction_filter = getattr(tarfile, "data_filter", None)
         for member in tar:
             _check_entry(member.name, member.isreg() or member.isdir())
+        # set like this, not passed: Python before 3.10.12 and 3.11.4 knows no filters
+        tar.extraction_filter = getattr(tarfile, "data_filter", None)
         tar.extractall(folder)
 
 
